@@ -1,0 +1,97 @@
+"""Smooth random fields on a lattice, and diffeomorphisms made from them.
+
+Random numbers are always drawn on the CPU from the caller's generator and moved to the device afterwards, so
+that the same seed gives the same field (up to rounding) on every device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def spline_weights(size: int, knots: int) -> Tensor:
+    """Weights [size, knots + 3] of cubic B-splines with `knots` equal intervals at `size` cell centers."""
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) * knots / size
+    distance = (position[:, None] - torch.arange(-1, knots + 2, dtype=torch.float64)[None]).abs()
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = (2 - distance).clamp(min=0) ** 3 / 6
+    return torch.where(distance < 1, near, far).float()
+
+
+def linear_weights(size: int, samples: int) -> Tensor:
+    """Weights [size, samples] that stretch cell centers linearly over `size` (align_corners=False)."""
+    position = ((torch.arange(size, dtype=torch.float64) + 0.5) * samples / size - 0.5).clamp(0, samples - 1)
+    distance = (position[:, None] - torch.arange(samples, dtype=torch.float64)[None]).abs()
+    return (1 - distance).clamp(min=0).float()
+
+
+def apply_along_axes(field: Tensor, weights: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Apply one matrix [new, old] to each of the last three axes of `field` [..., d, h, w] (separably)."""
+    along_d, along_h, along_w = (matrix.to(field) for matrix in weights)
+    field = field @ along_w.T
+    field = along_h @ field
+    shape = field.shape
+    field = along_d @ field.reshape(*shape[:-3], shape[-3], shape[-2] * shape[-1])
+    return field.reshape(*shape[:-3], along_d.shape[0], *shape[-2:])
+
+
+def resize(field: Tensor, lattice: tuple[int, int, int]) -> Tensor:
+    """Stretch `field` [..., d, h, w] linearly to `lattice` over the same field of view."""
+    return apply_along_axes(
+        field, tuple(linear_weights(size, old) for size, old in zip(lattice, field.shape[-3:], strict=True))
+    )
+
+
+def smooth_noise(
+    lattice: tuple[int, int, int],
+    wavelength: float,
+    generator: torch.Generator,
+    channels: int = 1,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Zero-mean Gaussian noise of about unit variance that is twice continuously differentiable.
+
+    Independent normal coefficients of cubic B-splines whose knots lie `wavelength` voxels apart.
+    Returns a float32 tensor [channels, D, H, W].
+    """
+    knots = [max(1, math.ceil(size / wavelength)) for size in lattice]
+    coefficients = torch.randn(channels, *(count + 3 for count in knots), generator=generator)
+    weights = tuple(spline_weights(size, count) for size, count in zip(lattice, knots, strict=True))
+    # The mean square of the B-spline sum is the mean of the squared weights along each axis.
+    spread = math.prod(math.sqrt(matrix.square().sum(1).mean().item()) for matrix in weights)
+    return apply_along_axes(coefficients.to(device), weights) / spread
+
+
+def identity_points(lattice: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
+    """Index coordinates (d, h, w) of every voxel: float32 [3, D, H, W]."""
+    axes = [torch.arange(size, dtype=torch.float32, device=device) for size in lattice]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def sample(field: Tensor, points: Tensor) -> Tensor:
+    """Trilinear samples of `field` [C, d, h, w] at index coordinates `points` [3, D, H, W]: [C, D, H, W].
+
+    Outside the lattice the outermost values continue.
+    """
+    sizes = torch.tensor(field.shape[-3:], dtype=points.dtype, device=points.device)
+    normalized = points.movedim(0, -1) * (2 / (sizes - 1)) - 1
+    return functional.grid_sample(
+        field[None], normalized.flip(-1)[None], mode="bilinear", padding_mode="border", align_corners=True
+    )[0]
+
+
+def integrate(velocity: Tensor, squarings: int = 6) -> Tensor:
+    """Displacement of the flow of a stationary velocity field after unit time, by scaling and squaring.
+
+    `velocity` [3, D, H, W] in voxels per unit time, component order (d, h, w); the displacement has the same
+    shape and unit. Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
+    """
+    identity = identity_points(tuple(velocity.shape[1:]), velocity.device)
+    displacement = velocity / 2**squarings
+    for _ in range(squarings):
+        displacement = displacement + sample(displacement, identity + displacement)
+    return displacement
