@@ -1,0 +1,224 @@
+"""How good a registration is: overlap of labels, distance of landmarks, folding, and statistics over cases.
+
+Nothing here knows of files or commands. Deformations map fixed points to moving points in RAS mm, labels are
+arrays [k, j, i] on the lattice of the fixed labels, and every distance is in mm.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage, stats
+
+from GradProjIOLib.volume import InputError
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class StructureOverlap:
+    """Dice (0 to 1) and HD95 (mm) of one structure.
+
+    Both are NaN where the fixed or the moving labels lack the structure. One that the deformation has lost
+    (it is in both, but not in the warped labels) has Dice 0 and an infinite HD95.
+    """
+
+    structure: int
+    dice: float
+    hd95: float
+
+
+def label_overlap(
+    fixed: np.ndarray,
+    warped: np.ndarray,
+    spacing: Sequence[float],
+    structures: Sequence[int] | None = None,
+    moving: np.ndarray | None = None,
+) -> list[StructureOverlap]:
+    """Dice and HD95 of every structure in the `fixed` and the `warped` labels [k, j, i].
+
+    `spacing` (3) is in mm along i, j, k. `structures` are label values; without them all but 0 that occur.
+    `moving` are the labels before warping, of any shape: they tell structures that were never there from
+    structures that were lost. Raises InputError where the shapes differ or no structure is left.
+    """
+    if fixed.shape != warped.shape:
+        raise InputError(f"The fixed labels have the shape {fixed.shape}, the warped ones {warped.shape}; "
+                         "resample one onto the other first.")
+    in_fixed = _voxel_counts(fixed)
+    in_warped = _voxel_counts(warped)
+    in_both = _voxel_counts(fixed[fixed == warped])
+    in_moving = in_warped if moving is None else _voxel_counts(moving)
+    if structures is None:
+        structures = sorted((in_fixed.keys() | in_moving.keys()) - {0})
+    if not structures:
+        raise InputError("The labels hold no structure: all their values are 0.")
+    boxes = _bounding_boxes(fixed, warped)
+    overlaps = []
+    for structure in structures:
+        if structure not in in_fixed or structure not in in_moving:
+            overlaps.append(StructureOverlap(structure, np.nan, np.nan))
+            continue
+        total = in_fixed[structure] + in_warped.get(structure, 0)
+        box = boxes.get(structure, ...)
+        distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
+        overlaps.append(StructureOverlap(structure, 2 * in_both.get(structure, 0) / total, distance))
+    return overlaps
+
+
+def hd95(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> float:
+    """95th percentile of the Hausdorff distance between two masks [k, j, i], in mm.
+
+    `spacing` (3) is in mm along i, j, k.
+
+    Each direction's percentile is over the surface, every surface element weighted by its area; the larger of
+    the two counts. Nikolov et al., Deep learning to achieve clinically applicable segmentation of head and
+    neck anatomy for radiotherapy (arXiv 1809.04430), by their library `surface-distance`, which LUMIR uses,
+    too. Infinite where one mask is empty, NaN where both are.
+    """
+    if not (first.any() and second.any()):
+        return np.inf if first.any() or second.any() else np.nan
+    with warnings.catch_warnings():
+        # The library reaches scipy.ndimage through namespaces that SciPy has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import surface_distance
+
+        distances = surface_distance.compute_surface_distances(
+            first.astype(bool), second.astype(bool), [float(step) for step in reversed(spacing)]
+        )
+        return float(surface_distance.compute_robust_hausdorff(distances, 95))
+
+
+def mean_overlap(overlaps: Sequence[StructureOverlap]) -> tuple[float, float]:
+    """Mean Dice and mean HD95 (mm) over the structures that are in both images; NaN where there is none."""
+    measured = [overlap for overlap in overlaps if not np.isnan(overlap.dice)]
+    if not measured:
+        return np.nan, np.nan
+    return (float(np.mean([overlap.dice for overlap in measured])),
+            float(np.mean([overlap.hd95 for overlap in measured])))
+
+
+def landmark_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Distance of each pair of corresponding points [n, 3], in their unit: [n].
+
+    The target registration error is that of mapped fixed points from moving points, in RAS mm.
+    """
+    if np.shape(first) != np.shape(second):
+        raise InputError(f"There are {len(first)} fixed and {len(second)} moving landmarks; "
+                         "give the same number, in the same order or with the same names.")
+    return np.linalg.norm(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), axis=-1)
+
+
+def label_centers(labels: np.ndarray, structures: Sequence[int]) -> np.ndarray:
+    """Center of gravity [n, 3] of each structure, as an index along its axes; NaN where it is absent."""
+    labels = np.asarray(labels)
+    present = np.isin(structures, labels)
+    centers = np.full((len(structures), labels.ndim), np.nan)
+    if present.any():
+        centers[present] = ndimage.center_of_mass(np.ones(labels.shape, np.uint8), labels,
+                                                  np.asarray(structures)[present])
+    return centers
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (n − 1 in the denominator) of `count` finite or infinite values."""
+
+    count: int
+    mean: float
+    standard_deviation: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.standard_deviation:.2g}"
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean and standard deviation of `values`; NaN ones (not measured) are left out and not counted."""
+    measured = np.asarray(values, dtype=np.float64)
+    measured = measured[~np.isnan(measured)]
+    if not len(measured):
+        return Summary(0, np.nan, np.nan)
+    finite = bool(np.isfinite(measured).all())
+    spread = float(measured.std(ddof=1)) if finite and len(measured) > 1 else np.nan
+    return Summary(len(measured), float(measured.mean()), spread)
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """`other` against `reference` on the same cases: mean of the differences (other − reference).
+
+    `low` and `high` bound its 95 % confidence interval (Student's t), `p_value` is that of the two-sided
+    Wilcoxon signed-rank test. They are NaN where there are too few cases (fewer than two).
+    """
+
+    count: int
+    mean_difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def compare_paired(reference: Sequence[float], other: Sequence[float]) -> PairedComparison:
+    """Compare two lists of values of the same cases in the same order; cases not finite in both are left out.
+
+    Wilcoxon, Individual comparisons by ranking methods, 1945, as in `scipy.stats.wilcoxon` (exact for few
+    cases without ties). Where all differences are zero, p is 1.
+    """
+    pairs = np.array([reference, other], dtype=np.float64)
+    reference, other = pairs[:, np.isfinite(pairs).all(axis=0)]
+    difference = other - reference
+    if len(difference) < 2:
+        mean = float(difference.mean()) if len(difference) else np.nan
+        return PairedComparison(len(difference), mean, np.nan, np.nan, np.nan)
+    mean = float(difference.mean())
+    if not difference.any():
+        return PairedComparison(len(difference), 0.0, 0.0, 0.0, 1.0)
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(difference) - 1) * stats.sem(difference))
+    p_value = float(stats.wilcoxon(difference).pvalue)
+    return PairedComparison(len(difference), mean, mean - margin, mean + margin, p_value)
+
+
+def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
+    """For every name in `fixed` the position of its partner in `moving`.
+
+    By name where both lists hold the same names, each once; by order where they share none or repeat some.
+    Raises InputError where the numbers differ or only some names are shared.
+    """
+    if len(fixed) != len(moving):
+        raise InputError(f"There are {len(fixed)} fixed and {len(moving)} moving landmarks; "
+                         "give the same number, in the same order or with the same names.")
+    unique = len(set(fixed)) == len(fixed) and len(set(moving)) == len(moving)
+    alone = set(fixed) - set(moving)
+    if unique and alone and len(alone) < len(fixed):
+        raise InputError(f"The fixed landmark {min(alone)} has no moving one of its name, but others have; "
+                         "rename it, or rename all moving landmarks to match them by their order.")
+    if unique and not alone:
+        return [moving.index(name) for name in fixed]
+    return list(range(len(fixed)))
+
+
+def _voxel_counts(labels: np.ndarray) -> dict[int, int]:
+    values, counts = np.unique(labels, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _bounding_boxes(fixed: np.ndarray, warped: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """The smallest box around each positive label of either array; distances need nothing outside of it."""
+    if min(fixed.min(), warped.min()) < 0:
+        return {}
+    in_fixed, in_warped = ndimage.find_objects(fixed), ndimage.find_objects(warped)
+    length = max(len(in_fixed), len(in_warped))
+    in_fixed += [None] * (length - len(in_fixed))
+    in_warped += [None] * (length - len(in_warped))
+    return {value: _union(first, second)
+            for value, (first, second) in enumerate(zip(in_fixed, in_warped, strict=True), start=1)
+            if first or second}
+
+
+def _union(first: tuple[slice, ...] | None, second: tuple[slice, ...] | None) -> tuple[slice, ...]:
+    if first is None or second is None:
+        return first or second
+    return tuple(slice(min(one.start, other.start), max(one.stop, other.stop))
+                 for one, other in zip(first, second, strict=True))
