@@ -282,7 +282,7 @@ def test_folds_are_found_deepest_first_at_their_place_in_the_world(scene):
     assert sum(fold.voxels for fold in folds) == (determinant <= 0).sum()
 
 
-def test_the_folding_segmentation_adds_voxels_the_map_cannot_show(scene):
+def test_the_folding_segmentation_says_which_voxels_fold(scene):
     fixed, node, determinant = folded_map(scene)
     mask = determinant <= 0
     mask[18, 2, 2] = True
