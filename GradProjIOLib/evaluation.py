@@ -1,7 +1,7 @@
 """How good a registration is: overlap of labels, distance of landmarks, folding, and statistics over cases.
 
-Nothing here knows of files or commands. Deformations map fixed points to moving points in RAS mm, labels are
-arrays [k, j, i] on the lattice of the fixed labels, and every distance is in mm.
+Nothing here knows of files, commands or Slicer. Deformations map fixed points to moving points in RAS mm,
+arrays of labels are [k, j, i], and every distance is in mm.
 """
 
 from __future__ import annotations
@@ -13,9 +13,98 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, stats
 
-from GradProjIOLib.volume import InputError
+from GradProjIOLib import jacobian
+from GradProjIOLib.deformation import Deformation
+from GradProjIOLib.volume import InputError, Volume
 
 CONFIDENCE = 0.95
+IDENTITY = Deformation(np.zeros((2, 2, 2, 3)), np.eye(4))
+
+
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """Overlap of every structure, the means over them, and the mean Dice without the deformation."""
+
+    structures: list[StructureOverlap]
+    dice: float
+    hd95: float
+    dice_before: float
+
+
+def evaluate_labels(
+    deformation: Deformation, fixed: Volume, moving: Volume, structures: Sequence[int] | None = None
+) -> LabelEvaluation:
+    """Overlap of the `fixed` labels and the `moving` ones, drawn onto their lattice by nearest neighbor.
+
+    Raises InputError where there is no structure. See `label_overlap`.
+    """
+    warped = deformation.warp(moving, fixed, "nearest").array
+    overlaps = label_overlap(fixed.array, warped, fixed.spacing, structures, moving.array)
+    undeformed = IDENTITY.warp(moving, fixed, "nearest").array
+    structures = [overlap.structure for overlap in overlaps if not np.isnan(overlap.dice)]
+    before = dice_of(fixed.array, undeformed, structures)
+    return LabelEvaluation(overlaps, *mean_overlap(overlaps), float(np.mean(before)) if before else np.nan)
+
+
+@dataclass(frozen=True)
+class LandmarkError:
+    """Distance (mm) of one fixed landmark from its moving partner, without and with the deformation."""
+
+    name: str
+    before: float
+    after: float
+
+
+def evaluate_landmarks(
+    deformation: Deformation,
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    fixed_names: Sequence[str] | None = None,
+    moving_names: Sequence[str] | None = None,
+) -> list[LandmarkError]:
+    """Target registration error of every landmark; `fixed` and `moving` are points [n, 3] in RAS mm.
+
+    Partners are found by `match_landmarks` where both lists have names, by order otherwise.
+    Raises InputError where they do not match.
+    """
+    names = list(fixed_names or map(str, range(1, len(fixed) + 1)))
+    if fixed_names and moving_names:
+        moving = np.asarray(moving)[match_landmarks(list(fixed_names), list(moving_names))]
+    before = landmark_distances(fixed, moving)
+    after = landmark_distances(deformation.map_points(fixed), moving)
+    return [LandmarkError(*error) for error in zip(names, before.tolist(), after.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class FoldingEvaluation:
+    """Non-diffeomorphic volume (% of the voxels looked at), number of voxels whose Jacobian determinant is
+    not positive, and the standard deviation of the logarithm of the determinant where it is positive."""
+
+    ndv_percent: float
+    folded_voxels: int
+    std_log_jacobian: float
+
+
+def evaluate_folding(
+    deformation: Deformation, reference: Volume, mask: Volume | None = None
+) -> tuple[FoldingEvaluation, FoldingEvaluation | None]:
+    """Folding on the lattice of `reference`, as a whole and where `mask` (on any lattice) is not 0.
+
+    Raises InputError for a mask that has no voxel there.
+    """
+    determinant = jacobian.determinant_map(deformation, reference.shape, reference.affine)
+
+    def inside(region: np.ndarray | None) -> FoldingEvaluation:
+        folding = jacobian.folding(deformation, reference.shape, reference.affine, region)
+        spread = jacobian.summary(determinant, region)["std_log"]
+        return FoldingEvaluation(folding.ndv_percent, folding.folded_voxels, spread)
+
+    if mask is None:
+        return inside(None), None
+    region = IDENTITY.warp(mask, reference, "nearest").array != 0
+    if not region.any():
+        raise InputError(f"{mask.name} marks no voxel of the fixed image; choose another mask.")
+    return inside(None), inside(region)
 
 
 @dataclass(frozen=True)
@@ -47,24 +136,21 @@ def label_overlap(
     if fixed.shape != warped.shape:
         raise InputError(f"The fixed labels have the shape {fixed.shape}, the warped ones {warped.shape}; "
                          "resample one onto the other first.")
-    in_fixed = _voxel_counts(fixed)
-    in_warped = _voxel_counts(warped)
-    in_both = _voxel_counts(fixed[fixed == warped])
-    in_moving = in_warped if moving is None else _voxel_counts(moving)
+    in_fixed = _voxel_counts(fixed).keys()
+    in_moving = _voxel_counts(warped if moving is None else moving).keys()
     if structures is None:
-        structures = sorted((in_fixed.keys() | in_moving.keys()) - {0})
+        structures = sorted((in_fixed | in_moving) - {0})
     if not structures:
         raise InputError("The labels hold no structure: all their values are 0.")
     boxes = _bounding_boxes(fixed, warped)
     overlaps = []
-    for structure in structures:
-        if structure not in in_fixed or structure not in in_moving:
+    for structure, dice in zip(structures, dice_of(fixed, warped, structures), strict=True):
+        if structure in in_fixed and structure in in_moving:
+            box = boxes.get(structure, ...)
+            distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
+            overlaps.append(StructureOverlap(structure, dice, distance))
+        else:
             overlaps.append(StructureOverlap(structure, np.nan, np.nan))
-            continue
-        total = in_fixed[structure] + in_warped.get(structure, 0)
-        box = boxes.get(structure, ...)
-        distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
-        overlaps.append(StructureOverlap(structure, 2 * in_both.get(structure, 0) / total, distance))
     return overlaps
 
 
@@ -89,6 +175,15 @@ def hd95(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> flo
             first.astype(bool), second.astype(bool), [float(step) for step in reversed(spacing)]
         )
         return float(surface_distance.compute_robust_hausdorff(distances, 95))
+
+
+def dice_of(first: np.ndarray, second: np.ndarray, structures: Sequence[int]) -> list[float]:
+    """Dice (0 to 1) of every structure in two label arrays of the same shape; NaN where it is in neither."""
+    in_first, in_second = _voxel_counts(first), _voxel_counts(second)
+    in_both = _voxel_counts(first[first == second])
+    totals = [in_first.get(structure, 0) + in_second.get(structure, 0) for structure in structures]
+    return [2 * in_both.get(structure, 0) / total if total else np.nan
+            for structure, total in zip(structures, totals, strict=True)]
 
 
 def mean_overlap(overlaps: Sequence[StructureOverlap]) -> tuple[float, float]:

@@ -22,18 +22,20 @@ class Folding:
     """How much a deformation folds: the measures of Liu et al. 2024 (IJCV), which the LUMIR challenge uses.
 
     `ndv_voxels` is the non-diffeomorphic volume in voxels and `ndv_percent` the same as a share of the
-    lattice; `mask` [k, j, i] marks the `folded_voxels` voxels whose determinant is not positive.
+    `voxels` that were looked at; `mask` [k, j, i] marks the `folded_voxels` voxels among them whose
+    determinant is not positive.
     """
 
     ndv_percent: float
     ndv_voxels: float
     folded_voxels: int
     mask: np.ndarray
+    voxels: int
 
     @property
     def folded_percent(self) -> float:
-        """Folded voxels as a share of the lattice."""
-        return 100 * self.folded_voxels / self.mask.size
+        """Folded voxels as a share of the voxels that were looked at."""
+        return 100 * self.folded_voxels / self.voxels
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,15 @@ def determinant_map(deformation: Deformation, shape: tuple[int, int, int], affin
     return jacobian_determinant(voxel_displacement(deformation, shape, affine)).numpy()
 
 
-def folding(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> Folding:
+def folding(
+    deformation: Deformation,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+    region: np.ndarray | None = None,
+) -> Folding:
     """Non-diffeomorphic volume and folded voxels of a deformation on a lattice, as LUMIR computes them.
+
+    With `region` (bool [k, j, i], not empty) only its voxels are looked at.
 
     The displacement goes on unchanged outside the lattice, so at the lattice's border the central differences
     are half the one-sided ones of `determinant_map`. A linear map that follows the deformation has no part in
@@ -67,8 +76,25 @@ def folding(deformation: Deformation, shape: tuple[int, int, int], affine: np.nd
     volume = 0.0
     for slab, block in _blocks(displacement, _repeat):
         mask[slab] = (_central_determinant(block) <= 0).numpy()
-        volume += _folded_volume(block)
-    return Folding(100 * volume / mask.size, volume, int(mask.sum()), mask)
+        folded = _folded_volume(block).numpy()
+        volume += float((folded if region is None else folded[region[slab]]).sum(dtype=np.float64))
+    voxels = mask.size
+    if region is not None:
+        mask &= region
+        voxels = int(region.sum())
+    return Folding(100 * volume / voxels, volume, int(mask.sum()), mask, voxels)
+
+
+def non_diffeomorphic_volume(displacement: torch.Tensor) -> torch.Tensor:
+    """Volume in voxels that i → i + d(i) turns inside out around every voxel: [K, J, I].
+
+    `displacement` d is [3, K, J, I] in voxels, components along k, j, i; it goes on unchanged outside. The
+    sum is the non-diffeomorphic volume of Liu et al. 2024.
+    """
+    volume = torch.empty(displacement.shape[1:], dtype=displacement.dtype)
+    for slab, block in _blocks(displacement, _repeat):
+        volume[slab] = _folded_volume(block)
+    return volume
 
 
 def summary(determinant: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
@@ -142,8 +168,8 @@ def _central_determinant(block: torch.Tensor) -> torch.Tensor:
     return _dot(columns[0], _cross(columns[1], columns[2]))
 
 
-def _folded_volume(block: torch.Tensor) -> float:
-    """Volume in voxels that the map turns inside out around the inner points of `block`.
+def _folded_volume(block: torch.Tensor) -> torch.Tensor:
+    """Volume in voxels that the map turns inside out around each of the inner points of `block`.
 
     Liu et al. 2024: around each point the map is taken as linear on tetrahedra. Eight have the point and one
     neighbor along each axis as corners, and two the point and three of its diagonal neighbors; in these ten
@@ -156,21 +182,17 @@ def _folded_volume(block: torch.Tensor) -> float:
             column = (_shifted(block, axis, sign) - _inner(block)).mul_(sign)
             column[axis] += 1
             columns.append(column)
-    folded = 0.0
+    folded = torch.zeros_like(_inner(block)[0])
     for along_j in (forward[1], backward[1]):
         for along_i in (forward[2], backward[2]):
             normal = _cross(along_j, along_i)
             for along_k in (forward[0], backward[0]):
-                folded += _negative_part(_dot(along_k, normal))
+                folded -= _dot(along_k, normal).clamp_(max=0)
     for sign in (1, -1):
         kj, ki, ji = (_diagonal(block, axes, sign) for axes in ((0, 1), (0, 2), (1, 2)))
         # The order of the columns makes the determinant of the identity positive.
-        folded += _negative_part(-sign * _dot(kj, _cross(ki, ji)))
+        folded += (sign * _dot(kj, _cross(ki, ji))).clamp_(min=0)
     return folded / 12
-
-
-def _negative_part(determinant: torch.Tensor) -> float:
-    return float(-determinant.clamp_(max=0).sum(dtype=torch.float64))
 
 
 def _diagonal(block: torch.Tensor, axes: tuple[int, int], sign: int) -> torch.Tensor:

@@ -8,7 +8,8 @@ import torch
 from scipy import ndimage, stats
 
 from GradProjIOLib import evaluation
-from GradProjIOLib.volume import InputError, read_labels
+from GradProjIOLib.deformation import Deformation
+from GradProjIOLib.volume import InputError, Volume, read_labels
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SPACING = (0.7, 1.3, 2.5)
@@ -186,3 +187,78 @@ def test_paired_comparison_of_few_or_equal_cases():
     assert (single.count, single.mean_difference) == (1, 2)
     assert np.isnan(single.p_value)
     assert evaluation.compare_paired([], []).count == 0
+
+
+OBLIQUE = np.array([[1.1, 0.2, 0, -20], [-0.2, 1.1, 0, 5], [0, 0, 2.0, -15], [0, 0, 0, 1]])
+
+
+def wave(shape: tuple[int, int, int] = (20, 24, 28), strength: float = 4.0) -> Deformation:
+    """A smooth random deformation of `strength` mm on an oblique lattice."""
+    noise = np.random.default_rng(0).normal(size=(3, *shape))
+    smooth = np.stack([ndimage.gaussian_filter(channel, 3) for channel in noise], axis=-1)
+    return Deformation(strength * smooth / smooth.std(), OBLIQUE)
+
+
+def test_landmark_errors_match_simpleitk(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    deformation = wave()
+    deformation.write(tmp_path / "transform.h5")
+    transform = sitk.ReadTransform(str(tmp_path / "transform.h5"))
+    generator = np.random.default_rng(1)
+    index = generator.uniform(1, [26, 22, 18], size=(40, 3))
+    fixed = index @ OBLIQUE[:3, :3].T + OBLIQUE[:3, 3]
+    moving = fixed + generator.normal(0, 5, fixed.shape)
+    to_lps = np.array([-1.0, -1.0, 1.0])
+    mapped = np.array([transform.TransformPoint(point) for point in (fixed * to_lps).tolist()]) * to_lps
+    found = evaluation.evaluate_landmarks(deformation, fixed, moving)
+    assert [error.name for error in found[:2]] == ["1", "2"]
+    expected = np.linalg.norm(mapped - moving, axis=1)
+    np.testing.assert_allclose([error.after for error in found], expected, atol=1e-4)
+    np.testing.assert_allclose([error.before for error in found], np.linalg.norm(fixed - moving, axis=1))
+
+
+def test_landmarks_are_matched_by_name():
+    fixed = np.array([[0.0, 0, 0], [5, 0, 0]])
+    found = evaluation.evaluate_landmarks(evaluation.IDENTITY, fixed, fixed[::-1], ["a", "b"], ["b", "a"])
+    assert [(error.name, error.before, error.after) for error in found] == [("a", 0, 0), ("b", 0, 0)]
+
+
+def test_labels_on_different_lattices():
+    """Labels that moved by whole millimetres, on a lattice of their own, come back exactly."""
+    fixed = Volume(blobs(10), np.diag([1.0, 1, 1, 1]), "fixed labels")
+    flipped = np.array([[1.0, 0, 0, 3], [0, -1, 0, 30 - 2], [0, 0, 1, 4], [0, 0, 0, 1]])
+    moving = Volume(np.flip(fixed.array, axis=1), flipped)
+    shift = Deformation(np.broadcast_to([3.0, -2.0, 4.0], (2, 2, 2, 3)), np.eye(4))
+    found = evaluation.evaluate_labels(shift, fixed, moving)
+    assert (found.dice, found.hd95) == (1, 0)
+    assert 0 < found.dice_before < 0.7
+    assert len(found.structures) == 4
+
+
+def test_folding_inside_a_mask():
+    """The fold of FACTS' second field lies inside a box; there it counts in full, elsewhere not at all."""
+    x, y, z = np.meshgrid(np.arange(24), np.arange(28), np.arange(32), indexing="ij")
+    along_x = -1.5 * (x - 11.5) * np.exp(-((x - 11.5) ** 2 + (y - 13.5) ** 2 + (z - 15.5) ** 2) / 32)
+    displacement = np.stack([along_x, 0 * along_x, 0 * along_x], axis=-1).transpose(2, 1, 0, 3)
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    deformation = Deformation(displacement, affine)
+    reference = Volume(np.zeros(displacement.shape[:3]), affine)
+    box = np.zeros((32 // 2, 28 // 2, 24 // 2), np.uint8)
+    box[4:12, 3:11, 3:9] = 1
+    coarse = np.diag([2.0, 2.0, 2.0, 1.0])
+    coarse[:3, 3] = 0.5
+    whole, inside = evaluation.evaluate_folding(deformation, reference, Volume(box, coarse))
+    _, outside = evaluation.evaluate_folding(deformation, reference, Volume(1 - box, coarse))
+    voxels = 24 * 28 * 32
+    assert whole.ndv_percent * voxels / 100 == pytest.approx(18.774128, rel=1e-5)
+    assert inside.ndv_percent * 8 * box.sum() / 100 == pytest.approx(18.774128, rel=1e-5)
+    assert (whole.folded_voxels, inside.folded_voxels) == (96, 96)
+    assert (outside.ndv_percent, outside.folded_voxels) == (0, 0)
+    assert inside.std_log_jacobian > whole.std_log_jacobian > outside.std_log_jacobian > 0
+
+
+def test_mask_outside_of_the_image():
+    far = np.array([[1.0, 0, 0, 900], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    mask = Volume(np.ones((4, 4, 4), np.uint8), far, "some mask")
+    with pytest.raises(InputError, match="some mask marks no voxel"):
+        evaluation.evaluate_folding(wave(), Volume(np.zeros((20, 24, 28)), OBLIQUE), mask)
