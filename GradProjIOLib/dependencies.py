@@ -122,8 +122,8 @@ class SlicerInstaller:
             import PyTorchUtils
         except ImportError as error:
             raise RuntimeError(
-                "The PyTorch extension is missing; install it with the Extensions Manager, restart Slicer and "
-                "press Register again."
+                "The PyTorch extension is missing; install it with the Extensions Manager, restart Slicer "
+                "and press Register again."
             ) from error
         logic = PyTorchUtils.PyTorchUtilsLogic()
         if logic.installTorch(askConfirmation=False, torchVersionRequirement=TORCH_VERSION) is None:

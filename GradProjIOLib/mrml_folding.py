@@ -171,9 +171,8 @@ def find_folds(
     is not positive. The two differ at the border of the image, where the map takes one-sided differences.
     """
     determinant = volume_from_node(jacobian, "Jacobian map")
-    if folding is None:
-        folded = determinant.array <= 0
-    else:
+    folded = determinant.array <= 0
+    if folding is not None:
         folded = _segment_on(folding, jacobian, determinant.shape)
     if not folded.any():
         return []
@@ -222,7 +221,7 @@ def _segment_on(
 
 
 def _connected_regions(folded: np.ndarray) -> np.ndarray:
-    """Number of its connected group (voxels that touch, also at a corner) for every folded voxel [k, j, i]."""
+    """Number of its group (voxels that touch, also at a corner) for every folded voxel [k, j, i]; else 0."""
     from scipy import ndimage
 
     return ndimage.label(folded, structure=np.ones((3, 3, 3)))[0]

@@ -4,6 +4,7 @@ scene. Needs slicer and vtk, no Qt; the widget, a script and the tests all drive
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import slicer
 from GradProjIOLib import exchange, mrml, mrml_folding
 from GradProjIOLib.client import WorkerClient
 from GradProjIOLib.mrml_plots import LossPlot
+from GradProjIOLib.translation import tr as _
 from GradProjIOLib.volume import InputError, Volume, lattice_affine
 
 POLL_SECONDS = 0.02
@@ -113,7 +115,8 @@ class SceneRegistration:
     """Registers one pair of nodes of `scene` at a time. Call `poll` from a timer while `active`.
 
     After each change `message` says in one sentence what happened (empty while all is well), and `failed`
-    whether it went wrong. `results` holds the nodes of the last finished run by their role.
+    whether it went wrong. Where the weights of the model have to be downloaded first, `question` asks for it.
+    `results` holds the nodes of the last finished run by their role.
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
@@ -123,6 +126,7 @@ class SceneRegistration:
         self.message = ""
         self.failed = False
         self.progress = Progress(0)
+        self.question = ""
         self.devices: list[dict[str, Any]] = []
         self.results: dict[str, slicer.vtkMRMLNode] = {}
         self._run: _Run | None = None
@@ -145,20 +149,23 @@ class SceneRegistration:
         inputs: Inputs,
         settings: Mapping[str, Any] | None = None,
         outputs: Mapping[str, slicer.vtkMRMLNode | None] | None = None,
+        allow_download: bool = False,
     ) -> None:
         """Copy the inputs and hand them to the worker; returns as soon as they are copied.
 
         `settings` are those of `registration.Settings`. `outputs` names what is wanted, each with the node
-        to fill or None for a new one; without it everything is made, new. Raises InputError.
+        to fill or None for a new one; without it everything is made, new. `allow_download` says that the
+        user has agreed to download the model's weights. Raises InputError.
         """
         if self.active:
             raise InputError("A registration is running already; wait for it or cancel it.")
         inputs.check()
         self.discard()
+        self.question, self.results = "", {}
         settings = dict(settings or {})
         folder = exchange.new_folder()
         try:
-            request = self._request(inputs, settings, folder)
+            request = self._request(inputs, settings, folder) | {"allow_download": allow_download}
             wanted = dict.fromkeys((TRANSFORM, INVERSE, WARPED, JACOBIAN)) if outputs is None else outputs
             if outputs is None and inputs.moving_labels is not None:
                 wanted[WARPED_LABELS] = None
@@ -180,6 +187,28 @@ class SceneRegistration:
         self.progress = Progress(int(settings.get("steps", 50)))
         self._become(State.STARTING)
 
+    def try_start(self, *arguments: Any, **keywords: Any) -> None:
+        """`start`, with `message` instead of an InputError."""
+        try:
+            self.start(*arguments, **keywords)
+        except InputError as error:
+            self._become(State.IDLE, str(error), failed=True)
+
+    def run(
+        self,
+        inputs: Inputs,
+        settings: Mapping[str, Any],
+        outputs: Mapping[str, slicer.vtkMRMLNode | None] | None = None,
+        allow_download: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> dict[str, slicer.vtkMRMLNode]:
+        """`start` and `wait`; return the nodes of the result. Raises RuntimeError where there is none."""
+        self.start(inputs, settings, outputs, allow_download)
+        self.wait(meanwhile)
+        if self.question or not self.results:
+            raise RuntimeError(self.question or self.message)
+        return self.results
+
     def poll(self) -> bool:
         """Take in what the worker has said, without waiting. True where something changed."""
         events = self.client.poll()
@@ -188,6 +217,8 @@ class SceneRegistration:
             kind = event["event"]
             if kind == "ready":
                 self.devices = event.get("devices", [])
+            elif kind == "download":
+                self._note_download(event)
             if self._run is None or event.get("id") != self._run.number:
                 continue
             if kind == "step":
@@ -218,12 +249,46 @@ class SceneRegistration:
         elif self.active:
             self.stop_now()
 
-    def stop_now(self, message: str = "Registration canceled.") -> None:
+    def stop_now(self, message: str = "") -> None:
         """End the run at once, with the worker, and keep nothing of it."""
         if self.active:
             self.client.kill()
         self._drop_run()
-        self._become(State.IDLE, message)
+        self._become(State.IDLE, message or _("Registration canceled."))
+
+    def abandon(self, message: str) -> None:
+        """The scene goes: end a run at once, and forget the nodes of the last one."""
+        if self.active or self.state is State.OFFERED:
+            self.stop_now(message)
+        self.results, self.progress = {}, Progress(0)
+
+    def warm_up(self) -> None:
+        """Start the worker before it is needed; where that fails, `start` says so."""
+        with contextlib.suppress(OSError):
+            self.client.start()
+
+    def status(self) -> str:
+        """One sentence for the panel: what is going on, or what happened."""
+        progress = self.progress
+        if self.state is State.STARTING:
+            return self.message or _("Loading the model …")
+        if not self.active or not progress.steps:
+            return self.message
+        last = progress.steps[-1]
+        sentence = _(
+            "Similarity loss {similarity:.4f}, regularity loss {regularity:.3g}; "
+            "the gradients conflicted in {conflicts} of {done} steps."
+        ).format(
+            similarity=last["similarity"],
+            regularity=last["regularity"],
+            conflicts=progress.conflicts,
+            done=len(progress.steps),
+        )
+        if self.state is State.CANCELING:
+            return _("Canceling after this step …")
+        if progress.remaining_seconds is not None:
+            sentence += " " + _("About {time} left.").format(time=duration(progress.remaining_seconds))
+        return sentence
 
     def keep(self) -> None:
         """Put the offered result so far into the scene."""
@@ -279,7 +344,9 @@ class SceneRegistration:
         try:
             return self.client.submit(request)
         except OSError as error:
-            raise InputError(f"The registration process could not be started ({error}).") from error
+            raise InputError(
+                f"The registration process could not be started ({error}); reinstall the extension."
+            ) from error
 
     def _handle(self, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "started" and self.state is State.STARTING:
@@ -289,18 +356,29 @@ class SceneRegistration:
             self._place(event)
         elif kind == "cancelled" and event.get("result"):
             self._offer = dict(event)
-            self._become(State.OFFERED, "Canceled. The result so far can be kept.")
+            self._become(State.OFFERED, _("Canceled. The result so far can be kept."))
         elif kind == "cancelled":
             self._drop_run()
-            self._become(State.IDLE, "Registration canceled before there was a result.")
+            self._become(State.IDLE, _("Registration canceled before there was a result."))
+        elif kind == "failed" and event.get("kind") == "weights":
+            self._drop_run()
+            self.question = event["message"]
+            self._become(State.IDLE, _("The weights of the model are not on this computer yet."))
         elif kind == "failed":
             self._fail(event["message"])
         elif kind == "died":
             reason = event["message"] or f"exit status {event['code']}"
             self._fail(
-                f"The registration process ended unexpectedly ({reason}); press Register to try again, "
-                "with fewer voxels or on the CPU if memory was short."
+                _(
+                    "The registration process ended unexpectedly ({reason}); press Register to try again, on "
+                    "the processor if the memory of the graphics card was short."
+                ).format(reason=reason)
             )
+
+    def _note_download(self, event: Mapping[str, Any]) -> None:
+        received, total = event["received"] / 1e6, (event.get("total") or 0) / 1e6
+        sentence = _("Downloading the model: {received:.0f} of {total:.0f} MB.")
+        self.message = sentence.format(received=received, total=total)
 
     def _take_steps(self, steps: list[dict[str, Any]]) -> None:
         if not steps:
@@ -427,6 +505,14 @@ class _Placement:
 def linked(node: slicer.vtkMRMLNode, role: str) -> slicer.vtkMRMLNode | None:
     """The node of the same result as `node` that has `role`, where it is still there."""
     return node.GetNodeReference(mrml.ATTRIBUTE_PREFIX + role)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words that fit the eye: 40 s, 3 min, 2 h 5 min."""
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _names(inputs: Inputs) -> dict[str, str]:

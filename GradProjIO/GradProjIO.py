@@ -1,0 +1,465 @@
+# ruff: noqa: N802, N803, N806, N815 - names as in Slicer
+import sys
+from pathlib import Path
+from typing import Annotated, Union
+
+import qt
+import slicer
+import vtk
+from slicer import (
+    vtkMRMLGridTransformNode,
+    vtkMRMLLabelMapVolumeNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+    vtkMRMLTransformNode,
+)
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+if not (Path(__file__).parent / "GradProjIOLib").is_dir():
+    # In the source tree the package lies beside the module's folder.
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+POLL_MILLISECONDS = 100
+SAMPLE_URL = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
+SAMPLES = {
+    "MRBrainTumor1": "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95",
+    "MRBrainTumor2": "1a64f3f422eb3d1c9b093d1a18da354b13bcf307907c66317e2463ee530b7a97",
+}
+
+
+class GradProjIO(ScriptedLoadableModule):
+    """Description of the module. Nothing heavy is imported with it."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = "GradProjIO"
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
+        self.parent.dependencies = []
+        self.parent.contributors = ["GradProjIO contributors"]
+        self.parent.helpText = _(
+            "Deforms one 3-D image onto another: a registration network gives a first deformation, which is "
+            "then refined for this pair, and shows where the deformation folds. "
+            'See the <a href="https://github.com/GradProjIO/SlicerGradProjIO">documentation</a>.'
+        )
+        self.parent.acknowledgementText = _(
+            "Method: Zhang, Zhao, Tao: Improving Instance Optimization in Deformable Image Registration with "
+            "Gradient Projection (Learn2Reg 2024). Network: uniGradICON (Tian et al., MICCAI 2024)."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData():
+    """Offer the images of the tutorial in the Sample Data module."""
+    import SampleData
+
+    logic = SampleData.SampleDataLogic
+    if hasattr(logic, "registerCustomSampleDataCategory"):
+        logic.registerCustomSampleDataCategory("GradProjIO", title="GradProjIO")
+    for name, checksum in SAMPLES.items():
+        logic.registerCustomSampleDataSource(
+            category="GradProjIO",
+            sampleName=name,
+            thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "GradProjIO.png"),
+            uris=SAMPLE_URL + checksum,
+            fileNames=f"{name}.nrrd",
+            checksums=f"SHA256:{checksum}",
+            nodeNames=name,
+        )
+
+
+def choiceLabels():
+    """What the combo boxes show for the values of the parameters."""
+    return {
+        "fixedModalityComboBox": (_("MRI"), _("CT")),
+        "movingModalityComboBox": (_("MRI"), _("CT")),
+        "alignComboBox": (_("no"), _("centers"), _("rigid"), _("affine")),
+        "modelComboBox": ("uniGradICON", "multiGradICON", _("compact")),
+        "methodComboBox": (_("gradient projection"), _("weighted sum")),
+        "similarityComboBox": ("LNCC", _("LNCC, squared"), "MIND-SSC"),
+        "projectionComboBox": (_("at random"), _("both"), _("similarity"), _("smoothness")),
+        "stopComboBox": (_("never"), _("when nothing improves")),
+    }
+
+
+@parameterNodeWrapper
+class GradProjIOParameterNode:
+    """The choices of the panel, kept in the scene."""
+
+    fixedVolume: vtkMRMLScalarVolumeNode
+    movingVolume: vtkMRMLScalarVolumeNode
+    fixedModality: Annotated[str, Choice(["mri", "ct"])] = "mri"
+    movingModality: Annotated[str, Choice(["mri", "ct"])] = "mri"
+    align: Annotated[str, Choice(["none", "centers", "rigid", "affine"])] = "none"
+    initialTransform: vtkMRMLTransformNode
+    fixedMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode]  # noqa: UP007
+    movingMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode]  # noqa: UP007
+    movingSegmentation: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode]  # noqa: UP007
+    model: Annotated[str, Choice(["unigradicon", "multigradicon", "compact"])] = "unigradicon"
+    steps: Annotated[int, WithinRange(0, 300)] = 50
+    method: Annotated[str, Choice(["projected", "vanilla"])] = "projected"
+    similarity: Annotated[str, Choice(["lncc", "lncc2", "mind"])] = "lncc"
+    regularityWeight: Annotated[float, WithinRange(0, 10)] = 1.5
+    learningRate: Annotated[float, WithinRange(0, 1000)] = 0
+    projection: Annotated[str, Choice(["random", "both", "similarity", "regularity"])] = "random"
+    stop: Annotated[str, Choice(["never", "plateau"])] = "never"
+    seed: Annotated[int, WithinRange(0, 999999)] = 0
+    device: str = "auto"
+    makeTransform: bool = True
+    makeInverse: bool = True
+    makeWarped: bool = True
+    makeWarpedLabels: bool = True
+    makeJacobian: bool = True
+    outputTransform: vtkMRMLGridTransformNode
+    outputInverse: vtkMRMLGridTransformNode
+    outputWarped: vtkMRMLScalarVolumeNode
+    outputWarpedLabels: vtkMRMLSegmentationNode
+    outputJacobian: vtkMRMLScalarVolumeNode
+    result: vtkMRMLScalarVolumeNode
+
+
+class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: shows what the logic's session is doing and hands it what the user wants."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = self._parameterNode = self._guiTag = None
+
+    def setup(self):
+        """Called when the module is opened for the first time."""
+        ScriptedLoadableModuleWidget.setup(self)
+        from GradProjIOLib.folding_view import FoldingView
+
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/GradProjIO.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", "GradProjIO.role", "jacobian")
+        self.logic = GradProjIOLogic()
+        self.session = self.logic.session
+        self.folding = FoldingView()
+        self._timer = qt.QTimer()
+        self._timer.setInterval(POLL_MILLISECONDS)
+        self._connect()
+        self.initializeParameterNode()
+
+    def _connect(self):
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self._timer.timeout.connect(self.onTimer)
+        ui = self.ui
+        ui.registerButton.clicked.connect(self.onRegister)
+        ui.plotButton.clicked.connect(self.onPlot)
+        ui.keepButton.clicked.connect(self.onKeep)
+        ui.discardButton.clicked.connect(self.onDiscard)
+        ui.deviceComboBox.currentIndexChanged.connect(self.onDevice)
+        ui.overlayCheckBox.toggled.connect(self.onOverlay)
+        ui.opacitySliderWidget.valueChanged.connect(self.onOverlay)
+        ui.gridCheckBox.toggled.connect(self.onGrid)
+        ui.beforeButton.clicked.connect(lambda *_: self.onCompare(after=False))
+        ui.afterButton.clicked.connect(lambda *_: self.onCompare(after=True))
+        ui.worstButton.clicked.connect(lambda *_: self.onFold(self.folding.go_to, 0))
+        ui.previousButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, -1))
+        ui.nextButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, 1))
+
+    def cleanup(self):
+        """Called when Slicer ends or the module is reloaded."""
+        self._timer.stop()
+        self.setParameterNode(None)
+        self.removeObservers()
+        self.session.close()
+
+    def enter(self):
+        """Called each time the module is opened."""
+        self.initializeParameterNode()
+        if not self.logic.missingPackages():
+            self.session.warm_up()
+            self._timer.start()
+
+    def exit(self):
+        """Called each time another module is opened. A run goes on."""
+        self._disconnectGui()
+
+    def onSceneStartClose(self, caller, event):
+        """The nodes of a run are about to go: so does the run."""
+        self.session.abandon(_("The scene was closed, which canceled the registration."))
+        self.setParameterNode(None)
+        self.showResult(None)
+
+    def onSceneEndClose(self, caller, event):
+        """Start over with the new scene, where the panel is shown."""
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self):
+        """Make sure that the parameter node exists; choose the first two volumes for a start."""
+        self.setParameterNode(self.logic.getParameterNode())
+        parameters, volumes = self._parameterNode, self.logic.imageNodes()
+        if not parameters.fixedVolume and not parameters.movingVolume and len(volumes) > 1:
+            parameters.fixedVolume, parameters.movingVolume = volumes[:2]
+
+    def setParameterNode(self, parameterNode):
+        """Connect the panel to `parameterNode`, or to none."""
+        self._disconnectGui()
+        self._parameterNode = parameterNode
+        if parameterNode:
+            self._guiTag = parameterNode.connectGui(self.ui)
+            for name, labels in choiceLabels().items():
+                for index, label in enumerate(labels):
+                    getattr(self.ui, name).setItemText(index, label)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
+        self.update()
+
+    def _disconnectGui(self):
+        if self._parameterNode and self._guiTag is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
+            self._guiTag = None
+
+    def update(self, caller=None, event=None):
+        """Show the state of the session, and why the button is disabled where it is."""
+        from GradProjIOLib.scene_registration import State
+
+        ui, session, parameters = self.ui, self.session, self._parameterNode
+        problem = self.logic.problem(parameters) if parameters else _("The scene is closed.")
+        canceling = session.state is State.CANCELING
+        text = _("Stop now") if canceling else _("Cancel") if session.active else _("Register")
+        ui.registerButton.setText(text)
+        ui.registerButton.setEnabled(session.active or not problem)
+        ui.registerButton.setToolTip(
+            _("End after the current step; the result so far is offered.")
+            if session.active
+            else problem or _("Register the moving image to the fixed image.")
+        )
+        ui.statusLabel.setText(session.status() or problem)
+        ui.progressBar.setVisible(session.active)
+        ui.progressBar.setMaximum(max(session.progress.total, 0))
+        ui.progressBar.setValue(len(session.progress.steps))
+        for button in (ui.keepButton, ui.discardButton):
+            button.setVisible(session.state is State.OFFERED)
+        ui.plotButton.setEnabled(session.active or session.chart is not None)
+        self._updateOptions(parameters)
+
+    def _updateOptions(self, parameters):
+        ui = self.ui
+        if not parameters:
+            return
+        ui.alignComboBox.setEnabled(parameters.initialTransform is None)
+        ui.methodComboBox.setEnabled(parameters.steps > 0)
+        ui.warpedLabelsCheckBox.setEnabled(parameters.movingSegmentation is not None)
+        if ui.deviceComboBox.count != len(self.session.devices) + 1:
+            chosen = parameters.device
+            ui.deviceComboBox.clear()
+            ui.deviceComboBox.addItem(_("automatic"), "auto")
+            for device in self.session.devices:
+                ui.deviceComboBox.addItem(device["label"], device["name"])
+            ui.deviceComboBox.setCurrentIndex(max(ui.deviceComboBox.findData(chosen), 0))
+        if parameters.result is not self.folding.jacobian:
+            self.showResult(parameters.result)
+
+    def onTimer(self):
+        """Take in what the worker has said."""
+        if not self.session.poll():
+            return
+        self._showNewResult()
+        self.update()
+        if self.session.question and slicer.util.confirmOkCancelDisplay(self.session.question, "GradProjIO"):
+            self._start(allowDownload=True)
+
+    def _showNewResult(self):
+        jacobian = self.session.results.get("jacobian")
+        if self._parameterNode and jacobian and not self.session.active:
+            self._parameterNode.result = jacobian
+            self.session.results = {}
+
+    def onRegister(self, *_args):
+        """Register; while a registration runs, cancel it."""
+        if self.session.active:
+            self.session.cancel()
+            self.update()
+        elif self._agreeToPackages():
+            self._start()
+
+    def _start(self, allowDownload=False):
+        self.logic.start(self._parameterNode, allowDownload)
+        self._timer.start()
+        self.update()
+
+    def _agreeToPackages(self):
+        packages = self.logic.missingPackages()
+        if not packages:
+            return True
+        from GradProjIOLib import dependencies
+
+        if not slicer.util.confirmOkCancelDisplay(dependencies.question(packages), "GradProjIO"):
+            return False
+        with slicer.util.tryWithErrorDisplay(_("The packages could not be installed."), waitCursor=True):
+            dependencies.install(packages)
+        return not self.logic.missingPackages()
+
+    def onKeep(self, *_args):
+        """Keep the result of a canceled run."""
+        self.session.keep()
+        self._showNewResult()
+        self.update()
+
+    def onDiscard(self, *_args):
+        """Forget the result of a canceled run."""
+        self.session.discard()
+        self.update()
+
+    def onPlot(self, *_args):
+        """Show the losses in Slicer's plot view."""
+        chart = self.session.show_plot()
+        if chart is not None:
+            slicer.modules.plots.logic().ShowChartInLayout(chart)
+
+    def onDevice(self, *_args):
+        """Remember the device by name: the list differs from computer to computer."""
+        name = self.ui.deviceComboBox.currentData
+        if self._parameterNode and name:
+            self._parameterNode.device = name
+
+    def showResult(self, jacobian):
+        """Turn the folding part of the panel to another result."""
+        ui, folding = self.ui, self.folding
+        folding.show(jacobian)
+        ui.foldingSummaryLabel.setText(folding.summary)
+        ui.tableView.setMRMLTableNode(folding.table)
+        ui.overlayCheckBox.setEnabled(jacobian is not None)
+        ui.gridCheckBox.setEnabled(folding.has("transform"))
+        ui.beforeButton.setEnabled(folding.has("moving"))
+        ui.afterButton.setEnabled(folding.has("warped"))
+        self._updateFold()
+
+    def _updateFold(self):
+        ui, folding = self.ui, self.folding
+        ui.worstButton.setEnabled(bool(folding.folds))
+        ui.previousButton.setEnabled(folding.can_go_back)
+        ui.nextButton.setEnabled(folding.can_go_on)
+        ui.foldLabel.setText(folding.position)
+
+    def onOverlay(self, *_args):
+        """Lay the Jacobian map over the fixed image."""
+        if self.folding.jacobian is not None:
+            self.folding.overlay(self.ui.overlayCheckBox.isChecked(), self.ui.opacitySliderWidget.value)
+
+    def onGrid(self, *_args):
+        """Draw the deformation as grid lines."""
+        if self.folding.jacobian is not None:
+            self.folding.grid(self.ui.gridCheckBox.isChecked())
+
+    def onCompare(self, after):
+        """Lay the moving image over the fixed one, before or after registration."""
+        self.folding.compare(after)
+
+    def onFold(self, go, number):
+        """Go to a fold."""
+        go(number)
+        self._updateFold()
+
+
+class GradProjIOLogic(ScriptedLoadableModuleLogic):
+    """Registration of nodes, with or without the panel."""
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        from GradProjIOLib.scene_registration import SceneRegistration
+
+        self.session = SceneRegistration(slicer.mrmlScene)
+
+    def getParameterNode(self):
+        """The parameter node of this module in the scene."""
+        return GradProjIOParameterNode(super().getParameterNode())
+
+    @staticmethod
+    def missingPackages():
+        """The Python packages that are not installed yet; nothing is imported to find out."""
+        from GradProjIOLib import dependencies
+
+        return dependencies.missing()
+
+    @staticmethod
+    def imageNodes():
+        """The volumes of the scene that can be registered."""
+        nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        return [node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
+
+    @staticmethod
+    def problem(parameters):
+        """Why these parameters cannot be registered; empty where they can."""
+        from GradProjIOLib import panel_choices
+
+        return panel_choices.problem(parameters)
+
+    def start(self, parameters, allowDownload=False):
+        """Start the registration the parameter node describes; the session then tells how it goes."""
+        from GradProjIOLib import panel_choices as choices
+
+        arguments = choices.inputs(parameters), choices.settings(parameters), choices.outputs(parameters)
+        self.session.try_start(*arguments, allow_download=allowDownload)
+
+    def register(
+        self,
+        fixedNode,
+        movingNode,
+        *,
+        initialTransform=None,
+        fixedMask=None,
+        movingMask=None,
+        movingSegmentation=None,
+        outputs=None,
+        allowDownload=False,
+        **settings,
+    ):
+        """Register `movingNode` to `fixedNode` and return the result's nodes by name.
+
+        The names are transform, inverse, warped, warped_labels, jacobian, folding, table. `outputs` maps
+        those of the first five that are wanted to the node to fill, or to None for a new one. `settings` are
+        those of GradProjIOLib.registration.Settings: steps=50, model="unigradicon", method="projected" …
+        Returns when the registration is done; the application goes on meanwhile. Raises RuntimeError with a
+        sentence that says what to change.
+        """
+        from GradProjIOLib.scene_registration import Inputs
+
+        inputs = Inputs(fixedNode, movingNode, initialTransform, fixedMask, movingMask, movingSegmentation)
+        return self.session.run(inputs, settings, outputs, allowDownload, slicer.app.processEvents)
+
+
+class GradProjIOTest(ScriptedLoadableModuleTest):
+    """A small registration inside Slicer, without network access."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+
+    def runTest(self):
+        """Run all tests."""
+        self.setUp()
+        self.test_registration()
+
+    def test_registration(self):
+        """Two synthetic images; the result must bring them closer and tell how it was made."""
+        from GradProjIOLib import self_test
+
+        missing = GradProjIOLogic.missingPackages()
+        if missing:
+            self.skipTest(f"not installed: {', '.join(package.module for package in missing)}")
+        self.delayDisplay("Registering two small synthetic images")
+        fixed, moving = self_test.add_images(slicer.mrmlScene)
+        logic = GradProjIOLogic()
+        try:
+            nodes = logic.register(fixed, moving, model="compact", steps=5, device="cpu")
+        finally:
+            logic.session.close()
+        assert not (complaints := self_test.complaints(fixed, moving, nodes)), complaints
+        self.delayDisplay("Test passed")
