@@ -134,8 +134,10 @@ def label_overlap(
     structures that were lost. Raises InputError where the shapes differ or no structure is left.
     """
     if fixed.shape != warped.shape:
-        raise InputError(f"The fixed labels have the shape {fixed.shape}, the warped ones {warped.shape}; "
-                         "resample one onto the other first.")
+        raise InputError(
+            f"The fixed labels have the shape {fixed.shape}, the warped ones {warped.shape}; "
+            "resample one onto the other first."
+        )
     in_fixed = _voxel_counts(fixed).keys()
     in_moving = _voxel_counts(warped if moving is None else moving).keys()
     if structures is None:
@@ -182,8 +184,10 @@ def dice_of(first: np.ndarray, second: np.ndarray, structures: Sequence[int]) ->
     in_first, in_second = _voxel_counts(first), _voxel_counts(second)
     in_both = _voxel_counts(first[first == second])
     totals = [in_first.get(structure, 0) + in_second.get(structure, 0) for structure in structures]
-    return [2 * in_both.get(structure, 0) / total if total else np.nan
-            for structure, total in zip(structures, totals, strict=True)]
+    return [
+        2 * in_both.get(structure, 0) / total if total else np.nan
+        for structure, total in zip(structures, totals, strict=True)
+    ]
 
 
 def mean_overlap(overlaps: Sequence[StructureOverlap]) -> tuple[float, float]:
@@ -191,8 +195,10 @@ def mean_overlap(overlaps: Sequence[StructureOverlap]) -> tuple[float, float]:
     measured = [overlap for overlap in overlaps if not np.isnan(overlap.dice)]
     if not measured:
         return np.nan, np.nan
-    return (float(np.mean([overlap.dice for overlap in measured])),
-            float(np.mean([overlap.hd95 for overlap in measured])))
+    return (
+        float(np.mean([overlap.dice for overlap in measured])),
+        float(np.mean([overlap.hd95 for overlap in measured])),
+    )
 
 
 def landmark_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -201,8 +207,10 @@ def landmark_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     The target registration error is that of mapped fixed points from moving points, in RAS mm.
     """
     if np.shape(first) != np.shape(second):
-        raise InputError(f"There are {len(first)} fixed and {len(second)} moving landmarks; "
-                         "give the same number, in the same order or with the same names.")
+        raise InputError(
+            f"There are {len(first)} fixed and {len(second)} moving landmarks; "
+            "give the same number, in the same order or with the same names."
+        )
     return np.linalg.norm(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), axis=-1)
 
 
@@ -212,8 +220,9 @@ def label_centers(labels: np.ndarray, structures: Sequence[int]) -> np.ndarray:
     present = np.isin(structures, labels)
     centers = np.full((len(structures), labels.ndim), np.nan)
     if present.any():
-        centers[present] = ndimage.center_of_mass(np.ones(labels.shape, np.uint8), labels,
-                                                  np.asarray(structures)[present])
+        centers[present] = ndimage.center_of_mass(
+            np.ones(labels.shape, np.uint8), labels, np.asarray(structures)[present]
+        )
     return centers
 
 
@@ -282,13 +291,17 @@ def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
     Raises InputError where the numbers differ or only some names are shared.
     """
     if len(fixed) != len(moving):
-        raise InputError(f"There are {len(fixed)} fixed and {len(moving)} moving landmarks; "
-                         "give the same number, in the same order or with the same names.")
+        raise InputError(
+            f"There are {len(fixed)} fixed and {len(moving)} moving landmarks; "
+            "give the same number, in the same order or with the same names."
+        )
     unique = len(set(fixed)) == len(fixed) and len(set(moving)) == len(moving)
     alone = set(fixed) - set(moving)
     if unique and alone and len(alone) < len(fixed):
-        raise InputError(f"The fixed landmark {min(alone)} has no moving one of its name, but others have; "
-                         "rename it, or rename all moving landmarks to match them by their order.")
+        raise InputError(
+            f"The fixed landmark {min(alone)} has no moving one of its name, but others have; "
+            "rename it, or rename all moving landmarks to match them by their order."
+        )
     if unique and not alone:
         return [moving.index(name) for name in fixed]
     return list(range(len(fixed)))
@@ -307,13 +320,17 @@ def _bounding_boxes(fixed: np.ndarray, warped: np.ndarray) -> dict[int, tuple[sl
     length = max(len(in_fixed), len(in_warped))
     in_fixed += [None] * (length - len(in_fixed))
     in_warped += [None] * (length - len(in_warped))
-    return {value: _union(first, second)
-            for value, (first, second) in enumerate(zip(in_fixed, in_warped, strict=True), start=1)
-            if first or second}
+    return {
+        value: _union(first, second)
+        for value, (first, second) in enumerate(zip(in_fixed, in_warped, strict=True), start=1)
+        if first or second
+    }
 
 
 def _union(first: tuple[slice, ...] | None, second: tuple[slice, ...] | None) -> tuple[slice, ...]:
     if first is None or second is None:
         return first or second
-    return tuple(slice(min(one.start, other.start), max(one.stop, other.stop))
-                 for one, other in zip(first, second, strict=True))
+    return tuple(
+        slice(min(one.start, other.start), max(one.stop, other.stop))
+        for one, other in zip(first, second, strict=True)
+    )

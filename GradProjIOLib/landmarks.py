@@ -79,8 +79,11 @@ def _read_markups(path: Path) -> tuple[list[str], list[list[float]], str]:
     markups = json.loads(path.read_text(encoding="utf-8"))["markups"]
     if len(markups) != 1:
         raise InputError(f"{path} holds {len(markups)} point lists; save one of them to its own file.")
-    placed = [point for point in markups[0].get("controlPoints", [])
-              if point.get("positionStatus", "defined") == "defined" and point.get("position")]
+    placed = [
+        point
+        for point in markups[0].get("controlPoints", [])
+        if point.get("positionStatus", "defined") == "defined" and point.get("position")
+    ]
     names = [str(point.get("label", "")) for point in placed]
     # Either "mm" or a coded entry such as ["UCUM", "mm", "millimeter"].
     units = markups[0].get("coordinateUnits") or "mm"
@@ -124,12 +127,15 @@ def _read_table(path: Path) -> tuple[list[str], list[list[float]]]:
         rows = rows[1:]
         axes = "xyz" if "x" in header else "ijk"
         if not set(axes) <= set(header):
-            raise InputError(f"{path} has the columns {', '.join(header)}; "
-                             "name three of them x, y, z or i, j, k.")
+            raise InputError(
+                f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k."
+            )
         columns = [header.index(axis) for axis in axes]
         name_column = next((header.index(name) for name in ("name", "label") if name in header), len(header))
-    names = [row[name_column].strip() if len(row) > name_column else str(number)
-             for number, row in enumerate(rows, start=1)]
+    names = [
+        row[name_column].strip() if len(row) > name_column else str(number)
+        for number, row in enumerate(rows, start=1)
+    ]
     return names, [[float(row[column]) for column in columns] for row in rows]
 
 

@@ -95,8 +95,10 @@ def test_absent_and_lost_structures():
     warped[warped == 2] = 0
     moving[moving == 3] = 0
     fixed[fixed == 4] = 0
-    by_structure = {overlap.structure: overlap
-                    for overlap in evaluation.label_overlap(fixed, warped, SPACING, [1, 2, 3, 4, 9], moving)}
+    by_structure = {
+        overlap.structure: overlap
+        for overlap in evaluation.label_overlap(fixed, warped, SPACING, [1, 2, 3, 4, 9], moving)
+    }
     assert by_structure[2].dice == 0
     assert by_structure[2].hd95 == np.inf
     for absent in (3, 4, 9):

@@ -1,0 +1,272 @@
+"""`gradprojio evaluate`: measure one result, or a table of them, against labels, landmarks and masks."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from GradProjIOLib import evaluation, tables
+from GradProjIOLib.deformation import Deformation
+from GradProjIOLib.landmarks import FRAMES, Landmarks, read_landmarks
+from GradProjIOLib.volume import InputError, Volume, read_labels, read_volume
+
+PATHS = ("result", "fixed_labels", "moving_labels", "fixed_points", "moving_points", "mask")
+IN_MASK = "_in_mask"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A result (a folder of `gradprojio register`, or a transform file) and what to measure it with.
+
+    `points_frame` ("LPS", "RAS" or "voxels") is for landmarks in .csv files. `group` is the method or
+    setting: groups are compared with each other case by case.
+    """
+
+    result: Path
+    case: str = ""
+    group: str = ""
+    fixed_labels: Path | None = None
+    moving_labels: Path | None = None
+    fixed_points: Path | None = None
+    moving_points: Path | None = None
+    points_frame: str | None = None
+    mask: Path | None = None
+
+
+def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
+    """The row of `case` (see `tables`). Raises InputError where something cannot be read or does not fit."""
+    labels = [
+        read_labels(path) if path else None for path in _both(case.fixed_labels, case.moving_labels, "labels")
+    ]
+    deformation, reference = read_result(case.result, labels[0])
+    row: tables.Row = {"case": case.case or case.result.name, "group": case.group, "result": str(case.result)}
+    if labels[0] is not None:
+        row |= label_row(evaluation.evaluate_labels(deformation, *labels, structures))
+    points = _both(case.fixed_points, case.moving_points, "points")
+    if points[0] is not None:
+        fixed, moving = _read_points(case, points, reference, labels[1])
+        row |= landmark_row(
+            evaluation.evaluate_landmarks(deformation, fixed.points, moving.points, fixed.names, moving.names)
+        )
+    mask = read_labels(case.mask) if case.mask else None
+    return row | folding_row(*evaluation.evaluate_folding(deformation, reference, mask))
+
+
+def label_row(found: evaluation.LabelEvaluation) -> tables.Row:
+    """The columns of a row that come from labels."""
+    structures = [
+        {"structure": overlap.structure, "dice": overlap.dice, "hd95_mm": overlap.hd95}
+        for overlap in found.structures
+    ]
+    return {
+        "dice": found.dice,
+        "dice_before": found.dice_before,
+        "hd95_mm": found.hd95,
+        "structures": structures,
+    }
+
+
+def landmark_row(found: Sequence[evaluation.LandmarkError]) -> tables.Row:
+    """The columns of a row that come from landmarks."""
+    landmarks = [{"name": error.name, "before_mm": error.before, "after_mm": error.after} for error in found]
+    return {
+        "tre_mm": float(np.mean([error.after for error in found])),
+        "tre_before_mm": float(np.mean([error.before for error in found])),
+        "landmarks": landmarks,
+    }
+
+
+def folding_row(
+    whole: evaluation.FoldingEvaluation, inside: evaluation.FoldingEvaluation | None = None
+) -> tables.Row:
+    """The columns of a row that come from the deformation alone, as a whole and inside a mask."""
+    row = dict(vars(whole))
+    if inside is not None:
+        row |= {key + IN_MASK: value for key, value in vars(inside).items()}
+    return row
+
+
+def read_result(path: Path, fixed_labels: Volume | None = None) -> tuple[Deformation, Volume]:
+    """The deformation of a result and an image on the fixed image's lattice.
+
+    `path` is a folder that `gradprojio register` wrote, or any transform or displacement file; of the latter
+    the fixed labels give the lattice, without them its own. Raises InputError.
+    """
+    if path.is_dir():
+        if not (path / "transform.h5").exists():
+            raise InputError(f"{path} holds no transform.h5; choose a result of `gradprojio register`.")
+        return Deformation.read(path / "transform.h5"), read_volume(path / "warped.nii.gz")
+    if fixed_labels is not None:
+        return Deformation.read(path, fixed_labels.shape, fixed_labels.affine), fixed_labels
+    deformation = Deformation.read(path)
+    return deformation, Volume(deformation.displacement[..., 0], deformation.affine, str(path))
+
+
+def read_cases(path: Path) -> list[Case]:
+    """The cases of a table with a header: the fields of `Case` as columns, `result` required.
+
+    Paths are relative to the table's folder. Raises InputError for unknown columns and repeated cases.
+    """
+    rows = read_table(path, {field.name for field in fields(Case)}, ("result",))
+    cases = {}
+    for row in rows:
+        values = {key: path.parent / value if key in PATHS else value for key, value in row.items() if value}
+        case = Case(**{"case": Path(row["result"]).name, **values})
+        if (case.case, case.group) in cases:
+            raise InputError(
+                f"{path} has the case {case.case} twice in the same group; "
+                "name the cases, or the groups, differently."
+            )
+        cases[case.case, case.group] = case
+    return list(cases.values())
+
+
+def read_table(path: Path, columns: set[str], required: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file whose header has the `required` and maybe other `columns`. Raises InputError."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = header
+            rows = [row for row in reader if any(row.values())]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a table ({error}).") from error
+    missing = [name for name in required if name not in header]
+    unknown = [name for name in header if name not in columns]
+    if missing or unknown:
+        problem = f"lacks the column {missing[0]}" if missing else f"has the unknown column {unknown[0]!r}"
+        raise InputError(f"{path} {problem}; its columns may be {', '.join(sorted(columns))}.")
+    if not rows:
+        raise InputError(f"{path} has no row below its header.")
+    for number, row in enumerate(rows, start=2):
+        if None in row or any(not row[name] for name in required):
+            raise InputError(
+                f"{path}, line {number}: fill {', '.join(required)}, and no more columns than the header has."
+            )
+    return rows
+
+
+def measure_all(
+    cases: Sequence[Case], structures: Sequence[int] | None = None, say: Callable[[str], None] = print
+) -> tuple[list[tables.Row], list[dict[str, str]]]:
+    """The rows of all cases that can be measured, and the failed ones; one does not stop the rest."""
+    rows, failed = [], []
+    for case in cases:
+        try:
+            rows.append(measure(case, structures))
+        except InputError as error:
+            failed.append({"case": case.case, "group": case.group, "message": str(error)})
+            say(f"{case.case}: {error}")
+    return rows, failed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gradprojio evaluate`."""
+    parser.description = "Measure a registration: Dice, HD95, TRE, folding. See Docs/metrics.md."
+    parser.add_argument(
+        "result",
+        type=Path,
+        metavar="RESULT",
+        help="folder that `gradprojio register` wrote, a transform file, or a .csv of them with "
+        "the columns result, case, group, fixed_labels, moving_labels, fixed_points, "
+        "moving_points, points_frame, mask",
+    )
+    for side in ("fixed", "moving"):
+        parser.add_argument(f"--{side}-labels", type=Path, metavar="FILE", help=f"{side} label map")
+        parser.add_argument(
+            f"--{side}-points", type=Path, metavar="FILE", help=f"{side} landmarks: .mrk.json, .fcsv or .csv"
+        )
+    parser.add_argument(
+        "--mask", type=Path, metavar="FILE", help="also measure folding where this image is not 0"
+    )
+    parser.add_argument("--points-frame", choices=FRAMES, help="coordinates of landmarks in .csv files")
+    parser.add_argument(
+        "--structures", type=_numbers, metavar="1,2,…", help="label values to measure (default: all but 0)"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="GROUP",
+        help="group of a table that the others are compared with (default: its first)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every case and structure")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run `gradprojio evaluate`: 0 when every case was measured, 2 otherwise."""
+    if arguments.result.suffix.lower() == ".csv":
+        cases = read_cases(arguments.result)
+    else:
+        options = {name: getattr(arguments, name) for name in (*PATHS, "points_frame")}
+        options["result"] = arguments.result
+        cases = [Case(case=arguments.result.name, **options)]
+    rows, failed = measure_all(cases, arguments.structures, lambda line: print(line, file=sys.stderr))
+    groups = tables.groups_of(rows)
+    comparisons = tables.compare_groups(rows, _against(arguments.reference, groups))
+    if len(rows) == 1 and "structures" in rows[0]:
+        print(_structure_table(rows[0]))
+    if rows:
+        print(tables.case_table(rows))
+    if comparisons:
+        print("\n" + tables.comparison_table(comparisons))
+    if arguments.json:
+        tables.write_json(tables.report(rows, failed, comparisons), arguments.json)
+    if arguments.csv:
+        tables.write_csv(rows, arguments.csv)
+    return 2 if failed else 0
+
+
+def _structure_table(row: tables.Row) -> str:
+    lines = [
+        [str(found["structure"]), format(found["dice"], ".4f"), format(found["hd95_mm"], ".3f")]
+        for found in row["structures"]
+    ]
+    return tables.text_table(["structure", "Dice", "HD95 [mm]"], lines).replace("nan", "–") + "\n"
+
+
+def _against(reference: str | None, groups: Sequence[str]) -> list[tuple[str, str]] | None:
+    if reference is None:
+        return None
+    if reference not in groups:
+        raise InputError(f"There is no group {reference}; choose one of {', '.join(groups)}.")
+    return [(reference, group) for group in groups if group != reference]
+
+
+def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path | None, Path | None]:
+    if (fixed is None) != (moving is None):
+        missing = "fixed" if fixed is None else "moving"
+        raise InputError(f"Of the {what} only one side is given; give the {missing} {what}, too.")
+    return fixed, moving
+
+
+def _read_points(
+    case: Case, paths: tuple[Path, Path], reference: Volume, moving_labels: Volume | None
+) -> tuple[Landmarks, Landmarks]:
+    """Both landmark files; voxel indices are those of the fixed image and of the moving labels or image."""
+    moving_affine = None if moving_labels is None else moving_labels.affine
+    if case.points_frame == "voxels" and moving_affine is None:
+        moving_affine = _moving_affine(case.result)
+    return (
+        read_landmarks(paths[0], case.points_frame, reference.affine),
+        read_landmarks(paths[1], case.points_frame, moving_affine),
+    )
+
+
+def _moving_affine(result: Path) -> np.ndarray | None:
+    """The affine of the moving image that the report of a result names, if it is still there."""
+    try:
+        report = json.loads((result / "report.json").read_text(encoding="utf-8"))
+        return read_volume(report["inputs"]["moving"]["path"]).affine
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
