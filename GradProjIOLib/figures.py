@@ -256,7 +256,7 @@ def _layout(frame: _Frame, title: str, footer: float) -> tuple[Figure, list[list
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    title = textwrap.fill(title, 145)
+    title = textwrap.fill(title, 145, break_on_hyphens=False)
     left, right, gap, top = 0.75, 0.2, 0.1, 0.95 + 0.23 * title.count("\n")
     widest = max(frame.extent(view.horizontal) for view in VIEWS)
     tallest = max(frame.extent(view.vertical) for view in VIEWS)
@@ -400,7 +400,7 @@ def _draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
     for axes, (key, color, marker) in zip(plots, losses, strict=False):
         values = np.array([_value(step, key) for step in steps], dtype=float)
         hit = np.isin(projected, (key, "both"))
-        axes.plot(index, values, color=color, linewidth=1.6)
+        axes.plot(index, values, ".-", color=color, linewidth=1.6, markersize=3)
         axes.plot(
             index[hit], values[hit], marker, color=color, markersize=4.5, markeredgecolor="black",
             markeredgewidth=0.5, linestyle="none", label=f"this gradient was projected ({hit.sum()})",
@@ -414,7 +414,7 @@ def _draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
         axes.set_xlabel("step", fontsize=10)
         axes.tick_params(labelsize=9)
         axes.grid(alpha=0.3)
-        axes.margins(x=0.02)
+        axes.set_xlim(index[0] - 0.5, index[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -425,6 +425,6 @@ def _draw_conflicts(axes: Axes, index: np.ndarray, cosines: np.ndarray) -> None:
     axes.plot(index, cosines, color="0.35", linewidth=1.2)
     axes.plot(index[conflict], cosines[conflict], "v", color="tab:red", markersize=4.5, linestyle="none")
     largest = max(0.05, 1.15 * float(np.nanmax(np.abs(cosines))))
-    axes.set_ylim(-min(largest, 1), min(largest, 1))
+    axes.set_ylim(-min(largest, 1.05), min(largest, 1.05))
     title = f"Cosine between the gradients: conflict in {conflict.sum()} of {len(index)} steps"
     axes.set_title(title, fontsize=11)

@@ -65,6 +65,8 @@ FOLD_WAVELENGTH = 23.0
 FOLD_LATTICE_SPACING = 4.0
 FOLD_LATTICE_SIZE = 48
 
+BRAIN_LOW = (-75.0, -110.0, -62.0)
+BRAIN_HIGH = (75.0, 75.0, 82.0)
 HULL_CENTER = (0.0, -17.0, 8.0)
 HULL_RADII = (67.0, 86.0, 68.0)
 
@@ -100,55 +102,65 @@ def random_folds(generator: torch.Generator) -> Tensor:
     return folds / slope
 
 
+@dataclass(frozen=True)
 class _Canvas:
     """Image and labels under construction: every stroke covers what lies below it, with soft edges."""
 
-    def __init__(self, points: Tensor, intensities: Tensor, edge: float) -> None:
-        self.points = points
-        self.coarse = points[:, ::4, ::4, ::4]
-        self.intensities = intensities
-        self.edge = edge
+    points: Tensor
+    """x, y, z in mm: [3, D, H, W]."""
+    intensities: Tensor
+    edge: float
+    image: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def empty(points: Tensor, intensities: Tensor, edge: float) -> _Canvas:
         shape = points.shape[1:]
-        self.image = torch.full(shape, float(intensities[0]), device=points.device)
-        self.labels = torch.zeros(shape, dtype=torch.uint8, device=points.device)
+        image = torch.full(shape, float(intensities[0]), device=points.device)
+        labels = torch.zeros(shape, dtype=torch.uint8, device=points.device)
+        return _Canvas(points, intensities, edge, image, labels)
 
-    def cover(self, distance: Tensor) -> Tensor:
-        """Part of each voxel inside the shape: a ramp one voxel wide around distance 0."""
-        return (0.5 - distance / self.edge).clamp_(0, 1)
+    def crop(self, low: tuple[float, ...], high: tuple[float, ...]) -> _Canvas:
+        """The part of the canvas that holds all points between the corners `low` and `high` (mm).
 
-    def window(self, low: tuple[float, ...], high: tuple[float, ...]) -> tuple[slice, ...] | None:
-        """Index slices that hold all points between the corners `low` and `high` (mm)."""
+        Where it is has been looked up in every fourth voxel, which is enough for smooth deformations.
+        """
         margin = 3 * self.edge
-        inside = torch.ones_like(self.coarse[0], dtype=torch.bool)
+        inside = torch.ones_like(self.image[::4, ::4, ::4], dtype=torch.bool)
         for axis in range(3):
-            inside &= (self.coarse[axis] > low[axis] - margin) & (self.coarse[axis] < high[axis] + margin)
-        slices = []
-        for axis in range(3):
-            others = [other for other in range(3) if other != axis]
-            hits = inside.any(dim=others[1]).any(dim=others[0]).nonzero()
-            if not len(hits):
-                return None
-            slices.append(slice(max(0, int(hits[0]) * 4 - 4), int(hits[-1]) * 4 + 5))
-        return tuple(slices)
+            coordinate = self.points[axis, ::4, ::4, ::4]
+            inside &= (coordinate > low[axis] - margin) & (coordinate < high[axis] + margin)
+        part = []
+        for first, second in ((1, 1), (0, 1), (0, 0)):
+            hits = inside.any(dim=first).any(dim=second).nonzero()
+            part.append(slice(max(0, int(hits[0]) * 4 - 4), int(hits[-1]) * 4 + 5) if len(hits) else slice(0))
+        window = tuple(part)
+        points = self.points[(slice(None), *window)].contiguous()
+        return _Canvas(points, self.intensities, self.edge, self.image[window], self.labels[window])
 
-    def stroke(self, label: int, distance: Tensor, window: tuple[slice, ...] = (...,)) -> None:
-        """Paint the shape with this signed distance (mm) in the structure's label and intensity."""
-        cover = self.cover(distance)
-        image = self.image[window]
-        image += cover * (self.intensities[label] - image)
-        self.labels[window].masked_fill_(cover > 0.5, label)
+    def stroke(self, label: int, distance: Tensor) -> None:
+        """Paint the shape with this signed distance (mm) in the structure's label and intensity.
 
-    def shape(
-        self,
-        label: int,
-        low: tuple[float, ...],
-        high: tuple[float, ...],
-        distance: Callable[[Tensor, Tensor, Tensor], Tensor],
-    ) -> None:
-        """Paint a compact shape that lies between the corners `low` and `high`."""
-        window = self.window(low, high)
-        if window is not None:
-            self.stroke(label, distance(*(self.points[axis][window] for axis in range(3))), window)
+        A voxel is covered by the part of it inside the shape: a ramp as wide as the edge around distance 0.
+        """
+        cover = (0.5 - distance / self.edge).clamp_(0, 1)
+        self.labels.masked_fill_(cover > 0.5, label)
+        self.image.add_(cover.mul_(self.intensities[label] - self.image))
+
+    def ellipsoid(self, label: int, center: tuple[float, ...], radii: tuple[float, ...]) -> None:
+        """Paint an axis-aligned ellipsoid."""
+        low, high = ([c + sign * r for c, r in zip(center, radii, strict=True)] for sign in (-1, 1))
+        part = self.crop(low, high)
+        part.stroke(label, _ellipsoid(*part.points, center, radii))
+
+    def tube(self, label: int, path: list[tuple[float, float, float, float]]) -> None:
+        """Paint a bent tube through (x, y, z, radius) knots."""
+        low, high = (
+            [bound(knot[axis] + sign * knot[3] for knot in path) for axis in range(3)]
+            for bound, sign in ((min, -1), (max, 1))
+        )
+        part = self.crop(low, high)
+        part.stroke(label, _tube(*part.points, path))
 
 
 def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, center: tuple, radii: tuple) -> Tensor:
@@ -197,7 +209,7 @@ def _cerebellum(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     )
 
 
-_STEM = [
+STEM = [
     (0.0, -19.0, -6.0, 13.0),
     (0.0, -24.0, -18.0, 12.0),
     (0.0, -24.0, -31.0, 14.5),
@@ -205,6 +217,10 @@ _STEM = [
     (0.0, -41.0, -78.0, 6.0),
     (0.0, -44.0, -130.0, 5.5),
 ]
+
+
+def _stem(x: Tensor, y: Tensor, z: Tensor, anatomy: Anatomy) -> Tensor:
+    return _tube(x, y, z, STEM) - anatomy.growth.get(12, 0.0)
 
 
 def _fissures(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -221,6 +237,8 @@ def _fissures(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 def _sample_folds(x: Tensor, y: Tensor, z: Tensor, folds: Tensor) -> Tensor:
     """Distance (mm) to the zero level of the random field around the origin of the head's frame."""
+    if not x.numel():
+        return x
     extent = FOLD_LATTICE_SPACING * (FOLD_LATTICE_SIZE - 1) / 2
     grid = torch.stack([x, y, z], dim=-1) / extent
     return functional.grid_sample(
@@ -243,73 +261,52 @@ def _sulci(x: Tensor, y: Tensor, z: Tensor, depth: Tensor, anatomy: Anatomy) -> 
 def _paint_outside(canvas: _Canvas, cavity: Tensor, anatomy: Anatomy) -> None:
     """Scalp, face, neck and skull around the cavity of the brain (signed distance, mm)."""
     x, y, z = canvas.points
-    side = x.abs()
     face = _ellipsoid(x, y, z, (0.0, 40.0, -62.0), (56.0, 48.0, 66.0))
     neck = _tube(x, y, z, [(0.0, -30.0, -70.0, 52.0), (0.0, -38.0, -140.0, 54.0)])
-    head = _merge(_merge(cavity - 13, face, 26.0), neck, 30.0)
-    head = _merge(head, _tube(x, y, z, [(0.0, 80.0, -30.0, 5.0), (0.0, 97.0, -52.0, 8.0)]), 10.0)
+    nose = _tube(x, y, z, [(0.0, 80.0, -30.0, 5.0), (0.0, 97.0, -52.0, 8.0)])
+    head = _merge(_merge(_merge(cavity - 13, face, 26.0), neck, 30.0), nose, 10.0)
+    muscle = torch.maximum(head + 6, (z + 12 + 0.25 * y) * 0.9)
+    septa = 0.4 * _sample_folds(x, y, z, anatomy.folds) + 0.3
     canvas.stroke(25, head)
-    below = torch.maximum(head + 6, (z + 12 + 0.25 * y) * 0.9)
-    canvas.stroke(26, below)
-    canvas.stroke(25, torch.maximum(below, 0.4 * _sample_folds(x, y, z, anatomy.folds) + 0.3))
+    canvas.stroke(26, muscle)
+    canvas.stroke(25, torch.maximum(muscle, septa))
     canvas.stroke(23, cavity - 8.5)
     canvas.stroke(24, torch.maximum((cavity - 5.2).abs() - 1.4, -18 - z))
-    for sign in (-1, 1):
-        canvas.shape(
-            25, (sign * 31 - 18, 38, -46), (sign * 31 + 18, 84, -10),
-            lambda a, b, c, s=sign: _ellipsoid(a, b, c, (31.0 * s, 58.0, -27.0), (17.0, 24.0, 16.0)),
-        )  # fmt: skip
-        canvas.shape(
-            27, (sign * 32 - 13, 56, -40), (sign * 32 + 13, 82, -14),
-            lambda a, b, c, s=sign: _ellipsoid(a, b, c, (32.0 * s, 69.0, -27.0), (12.0, 12.0, 12.0)),
-        )  # fmt: skip
-        canvas.shape(
-            0, (sign * 28 - 15, 40, -70), (sign * 28 + 15, 76, -40),
-            lambda a, b, c, s=sign: _ellipsoid(a, b, c, (28.0 * s, 58.0, -56.0), (11.0, 15.0, 12.0)),
-        )  # fmt: skip
-    canvas.shape(
-        0, (-8, 24, -75), (8, 84, -28),
-        lambda a, b, c: _ellipsoid(a, b, c, (0.0, 54.0, -52.0), (6.0, 28.0, 18.0)),
-    )  # fmt: skip
-    canvas.shape(
-        0, (-14, 0, -130), (14, 30, -55),
-        lambda a, b, c: _tube(a, b, c, [
-            (0.0, 22.0, -66.0, 6.0), (0.0, 6.0, -90.0, 6.0), (0.0, 6.0, -140.0, 7.0)]),
-    )  # fmt: skip
-    jaw = _ellipsoid(x, y, z, (0.0, 34.0, -92.0), (44.0, 44.0, 30.0)).abs() - 4
-    canvas.stroke(23, torch.maximum(torch.maximum(jaw, 6 - side), 22 - y))
-    spine = _tube(x, y, z, [(0.0, -24.0, -76.0, 10.0), (0.0, -26.0, -140.0, 11.0)])
-    canvas.stroke(24, spine)
-    canvas.stroke(23, spine.abs() - 1.5)
-    canvas.stroke(22, _tube(x, y, z, [(0.0, -40.0, -66.0, 11.0), (0.0, -45.0, -140.0, 9.0)]))
+    for side in (-1, 1):
+        canvas.ellipsoid(25, (31.0 * side, 58.0, -27.0), (17.0, 24.0, 16.0))
+        canvas.ellipsoid(27, (32.0 * side, 69.0, -27.0), (12.0, 12.0, 12.0))
+        canvas.ellipsoid(0, (28.0 * side, 58.0, -56.0), (11.0, 15.0, 12.0))
+    canvas.ellipsoid(0, (0.0, 54.0, -52.0), (6.0, 28.0, 18.0))
+    canvas.tube(0, [(0.0, 22.0, -66.0, 6.0), (0.0, 6.0, -90.0, 6.0), (0.0, 6.0, -140.0, 7.0)])
+    jaw = canvas.crop((-50, 20, -128), (50, 84, -56))
+    x, y, z = jaw.points
+    arch = _ellipsoid(x, y, z, (0.0, 34.0, -92.0), (44.0, 44.0, 30.0)).abs() - 4
+    jaw.stroke(23, torch.maximum(torch.maximum(arch, 6 - x.abs()), 22 - y))
+    canvas.tube(23, [(0.0, -24.0, -76.0, 11.5), (0.0, -26.0, -140.0, 12.5)])
+    canvas.tube(24, [(0.0, -24.0, -76.0, 9.0), (0.0, -26.0, -140.0, 10.0)])
+    canvas.tube(22, [(0.0, -40.0, -66.0, 11.0), (0.0, -45.0, -140.0, 9.0)])
 
 
-def _paint_cerebrum(canvas: _Canvas, hull: Tensor, anatomy: Anatomy) -> None:
+def _paint_cerebrum(canvas: _Canvas, anatomy: Anatomy) -> None:
     """White matter, cortical ribbon and the fluid in the sulci."""
-    x, y, z = canvas.points
-    window = canvas.window((-75, -110, -50), (75, 75, 82))
-    if window is None:
-        return
-    x, y, z, hull = x[window], y[window], z[window], hull[window]
-    fissure = _fissures(x, y, z)
-    depth = torch.minimum(-hull, fissure)
-    sulcus = _sulci(x, y, z, depth, anatomy)
+    part = canvas.crop((-75, -110, -50), (75, 75, 82))
+    x, y, z = part.points
+    hull, fissure = _cerebrum(x, y, z), _fissures(x, y, z)
+    sulcus = _sulci(x, y, z, torch.minimum(-hull, fissure), anatomy)
     pial = torch.minimum(torch.minimum(sulcus, fissure) - anatomy.sulcus_width / 2, -hull)
-    canvas.stroke(2, hull, window)
-    canvas.stroke(1, torch.maximum(pial - anatomy.cortex_thickness, hull), window)
-    canvas.stroke(22, torch.maximum(pial, hull), window)
+    part.stroke(2, hull)
+    part.stroke(1, torch.maximum(pial - anatomy.cortex_thickness, hull))
+    part.stroke(22, torch.maximum(pial, hull))
 
 
 def _paint_cerebellum(canvas: _Canvas, anatomy: Anatomy) -> None:
-    window = canvas.window((-56, -96, -64), (56, -28, -10))
-    if window is None:
-        return
-    x, y, z = (canvas.points[axis][window] for axis in range(3))
+    part = canvas.crop((-56, -96, -64), (56, -28, -10))
+    x, y, z = part.points
     hull = _cerebellum(x, y, z) - anatomy.growth.get(11, 0.0)
-    canvas.stroke(22, hull - 2.5, window)
-    canvas.stroke(11, hull, window)
     leaves = torch.sin(16 * torch.atan2(z + 34, y + 36) + 0.05 * x)
-    canvas.stroke(13, hull + 8.0 + 3.5 * leaves, window)
+    part.stroke(22, hull - 2.5)
+    part.stroke(11, hull)
+    part.stroke(13, hull + 8.0 + 3.5 * leaves)
 
 
 def _nuclei(side: int, bulge: float) -> list[tuple[int, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
@@ -346,25 +343,17 @@ def _nuclei(side: int, bulge: float) -> list[tuple[int, Callable[[Tensor, Tensor
 
 
 def _paint_deep(canvas: _Canvas, anatomy: Anatomy) -> None:
-    """Ventricles, deep nuclei and brain stem."""
+    """Ventricles and deep nuclei."""
     for side, bulge in zip((-1, 1), anatomy.ventricle_growth, strict=True):
         inner, outer = sorted((-4.0 * side, 48.0 * side))
-        half = canvas.window((inner, -76, -34), (outer, 44, 34))
-        if half is None:
-            continue
+        half = canvas.crop((inner, -76, -34), (outer, 44, 34))
         for label, distance in _nuclei(side, bulge):
             shift = anatomy.shifts.get(label, (0.0, 0.0, 0.0))
-            moved = [canvas.points[axis][half] - shift[axis] for axis in range(3)]
-            canvas.stroke(label, distance(*moved) - anatomy.growth.get(label, 0.0), half)
-    middle = 0.35 * sum(anatomy.ventricle_growth) / 2
-    canvas.shape(
-        20, (-9, -28, -12), (9, 10, 16),
-        lambda x, y, z: _ellipsoid(x, y, z, (0.0, -10.0, 1.0), (1.8, 14.0, 10.0)) - middle,
-    )  # fmt: skip
-    canvas.shape(
-        21, (-12, -56, -50), (12, -32, -20),
-        lambda x, y, z: _ellipsoid(x, y, z, (0.0, -41.0, -34.0), (6.0, 5.0, 9.0)) - middle,
-    )  # fmt: skip
+            moved = (p - offset for p, offset in zip(half.points, shift, strict=True))
+            half.stroke(label, distance(*moved) - anatomy.growth.get(label, 0.0))
+    bulge = 0.17 * sum(anatomy.ventricle_growth)
+    canvas.ellipsoid(20, (0.0, -10.0, 1.0), (1.8 + bulge, 14.0 + bulge, 10.0 + bulge))
+    canvas.ellipsoid(21, (0.0, -41.0, -34.0), (6.0 + bulge, 5.0 + bulge, 9.0 + bulge))
 
 
 def paint(
@@ -377,18 +366,20 @@ def paint(
     everything outside the brain and the fluid in it is 0, like after brain extraction.
     Returns the image (float32) and the labels (uint8), both [D, H, W], on the points' device.
     """
-    canvas = _Canvas(points, intensities, edge)
-    x, y, z = points
-    hull = _cerebrum(x, y, z)
-    stem = _tube(x, y, z, _STEM) - anatomy.growth.get(12, 0.0)
+    canvas = _Canvas.empty(points, intensities, edge)
+    brain = canvas
     if with_skull:
-        cavity = _merge(_merge(hull, _cerebellum(x, y, z), 12.0), stem, 8.0) - 3.0
+        x, y, z = points
+        stem = _stem(x, y, z, anatomy)
+        cavity = _merge(_merge(_cerebrum(x, y, z), _cerebellum(x, y, z), 12.0), stem, 8.0) - 3.0
         _paint_outside(canvas, cavity, anatomy)
         canvas.stroke(22, cavity)
     else:
-        stem = torch.maximum(stem, -62 - z)
-    _paint_cerebellum(canvas, anatomy)
-    _paint_cerebrum(canvas, hull, anatomy)
-    canvas.stroke(12, stem)
-    _paint_deep(canvas, anatomy)
+        brain = canvas.crop(BRAIN_LOW, BRAIN_HIGH)
+        x, y, z = brain.points
+        stem = torch.maximum(_stem(x, y, z, anatomy), BRAIN_LOW[2] - z)
+    _paint_cerebellum(brain, anatomy)
+    _paint_cerebrum(brain, anatomy)
+    brain.stroke(12, stem)
+    _paint_deep(brain, anatomy)
     return canvas.image, canvas.labels
