@@ -90,6 +90,10 @@ def choiceLabels():
     }
 
 
+# Slicer's wrapper wants None named here, though it is what every node is without it.
+Labels = Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]  # noqa: UP007
+
+
 @parameterNodeWrapper
 class GradProjIOParameterNode:
     """The choices of the panel, kept in the scene."""
@@ -100,9 +104,9 @@ class GradProjIOParameterNode:
     movingModality: Annotated[str, Choice(["mri", "ct"])] = "mri"
     align: Annotated[str, Choice(["none", "centers", "rigid", "affine"])] = "none"
     initialTransform: vtkMRMLTransformNode
-    fixedMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode]  # noqa: UP007
-    movingMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode]  # noqa: UP007
-    movingSegmentation: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode]  # noqa: UP007
+    fixedMask: Labels
+    movingMask: Labels
+    movingSegmentation: Labels
     model: Annotated[str, Choice(["unigradicon", "multigradicon", "compact"])] = "unigradicon"
     steps: Annotated[int, WithinRange(0, 300)] = 50
     method: Annotated[str, Choice(["projected", "vanilla"])] = "projected"

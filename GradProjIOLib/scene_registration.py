@@ -215,8 +215,8 @@ class SceneRegistration:
         steps = []
         for event in events:
             kind = event["event"]
-            if kind == "ready":
-                self.devices = event.get("devices", [])
+            if kind == "devices":
+                self.devices = event["devices"]
             elif kind == "download":
                 self._note_download(event)
             if self._run is None or event.get("id") != self._run.number:
@@ -367,7 +367,9 @@ class SceneRegistration:
         elif kind == "failed":
             self._fail(event["message"])
         elif kind == "died":
-            reason = event["message"] or f"exit status {event['code']}"
+            # A process that was killed had no last words; what it printed before tells nothing.
+            crashed = event["code"] > 0 and event["message"]
+            reason = event["message"] if crashed else f"exit status {event['code']}"
             self._fail(
                 _(
                     "The registration process ended unexpectedly ({reason}); press Register to try again, on "

@@ -1,0 +1,515 @@
+"""A Slicer application for tests: PySide6 and slicer-core, with stand-ins for what slicer-core lacks.
+
+Real are MRML, its logic, `slicer.util` and Qt's widgets. Stand-ins are PythonQt's `qt` and `ctk`,
+`slicer.app`, the qMRML widgets, and Slicer's Python files for scripted modules. Where the environment
+variable SLICER_PYTHON names the folder Base/Python/slicer of Slicer's sources, those files are used instead,
+so that the module can be tried against them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+import typing
+from pathlib import Path
+
+import slicer
+import slicer.util
+import vtk
+from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
+
+MODULE_FILE = Path(__file__).parents[1] / "GradProjIO" / "GradProjIO.py"
+# Qt calls these from C++ by name, so they must stay methods.
+VIRTUAL = {"sizeHint", "minimumSizeHint", "inputMethodHints"}
+
+
+def with_properties(qt_class: type) -> type:
+    """A subclass whose Qt properties are attributes, as in PythonQt."""
+    meta = qt_class.staticMetaObject
+    names = {meta.property(index).name() for index in range(meta.propertyCount())} - VIRTUAL
+    # Properties that a class below declares are attributes already.
+    names -= {name for name, member in vars(qt_class).items() if isinstance(member, QtCore.Property)}
+    members = {name: _qt_property(name) for name in names} | {"name": _qt_property("objectName")}
+    return type(qt_class.__name__, (qt_class,), members)
+
+
+def _qt_property(name: str) -> property:
+    return property(
+        lambda self: QtCore.QObject.property(self, name),
+        lambda self, value: QtCore.QObject.setProperty(self, name, value),
+    )
+
+
+def _make_qt() -> types.ModuleType:
+    qt = types.ModuleType("qt")
+    qt.__getattr__ = _from_pyside
+    for name in WIDGETS:
+        setattr(qt, name, with_properties(getattr(QtWidgets, name)))
+    qt.QUiLoader = UiLoader
+    return qt
+
+
+def _from_pyside(name: str) -> type:
+    for source in (QtCore, QtGui, QtWidgets):
+        if hasattr(source, name):
+            return getattr(source, name)
+    raise AttributeError(name)
+
+
+WIDGETS = (
+    "QWidget",
+    "QLabel",
+    "QPushButton",
+    "QCheckBox",
+    "QComboBox",
+    "QSpinBox",
+    "QDoubleSpinBox",
+    "QSlider",
+    "QProgressBar",
+    "QLineEdit",
+    "QToolButton",
+    "QRadioButton",
+)
+
+
+class CollapsibleButton(QtWidgets.QGroupBox):
+    """A titled box that can be closed."""
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self._collapsed = False
+
+    text = QtCore.Property(str, lambda self: self.title(), lambda self, text: self.setTitle(text))
+
+    def _collapse(self, collapsed):
+        self._collapsed = collapsed
+        for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
+            child.setVisible(not collapsed)
+        self.setFlat(collapsed)
+
+    def showEvent(self, event):  # noqa: N802
+        self._collapse(self._collapsed)
+        super().showEvent(event)
+
+    collapsed = QtCore.Property(bool, lambda self: self._collapsed, _collapse)
+
+
+def _box_property(kind, name):
+    """A property of a SliderWidget that is one of its number box."""
+    return QtCore.Property(
+        kind,
+        lambda self: self._box.property(name),
+        lambda self, value: (self._box.setProperty(name, value), self._follow(self._box.value()))[0],
+    )
+
+
+class SliderWidget(QtWidgets.QWidget):
+    """A slider with a number beside it."""
+
+    valueChanged = QtCore.Signal(float)  # noqa: N815
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        layout = QtWidgets.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self._slider = QtWidgets.QSlider(QtCore.Qt.Horizontal)
+        self._slider.setRange(0, 1000)
+        self._box = QtWidgets.QDoubleSpinBox()
+        layout.addWidget(self._slider)
+        layout.addWidget(self._box)
+        self._box.valueChanged.connect(self._follow)
+        self._box.valueChanged.connect(self.valueChanged)
+        self._slider.sliderMoved.connect(self._lead)
+
+    def _follow(self, value):
+        span = self._box.maximum() - self._box.minimum()
+        self._slider.setValue(round(1000 * (value - self._box.minimum()) / span) if span else 0)
+
+    def _lead(self, position):
+        span = self._box.maximum() - self._box.minimum()
+        self._box.setValue(self._box.minimum() + span * position / 1000)
+
+    value = _box_property(float, "value")
+    minimum = _box_property(float, "minimum")
+    maximum = _box_property(float, "maximum")
+    singleStep = _box_property(float, "singleStep")  # noqa: N815
+    decimals = _box_property(int, "decimals")
+
+
+class NodeComboBox(QtWidgets.QComboBox):
+    """The nodes of some classes in the scene, perhaps with one entry for none."""
+
+    currentNodeChanged = QtCore.Signal(object)  # noqa: N815
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self._scene, self._tags, self._filters, self._types = None, [], {}, []
+        self.currentIndexChanged.connect(lambda index: self.currentNodeChanged.emit(self.currentNode()))
+
+    nodeTypes = QtCore.Property("QStringList", lambda self: self._types, lambda self, t: self._set_types(t))  # noqa: N815
+
+    def _set_types(self, node_types):
+        self._types = list(node_types)
+        self._refresh()
+
+    def setMRMLScene(self, scene):  # noqa: N802
+        for tag in self._tags:
+            self._scene.RemoveObserver(tag)
+        self._scene, self._tags = scene, []
+        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent):
+            self._tags.append(scene.AddObserver(event, lambda caller, event: self._refresh()))
+        self._refresh()
+
+    def addAttribute(self, node_type, name, value=None):  # noqa: N802
+        self._filters[node_type] = (name, value)
+        self._refresh()
+
+    def _shown(self, node):
+        attribute, value = self._filters.get(node.GetClassName(), (None, None))
+        return (
+            self._fits(node)
+            and not node.GetHideFromEditors()
+            and (attribute is None or node.GetAttribute(attribute) == value)
+        )
+
+    def _fits(self, node):
+        if self.property("showChildNodeTypes"):
+            return any(node.IsA(kind) for kind in self._types)
+        return node.GetClassName() in self._types
+
+    def _refresh(self):
+        if self._scene is None:
+            return
+        before = self.currentNode()
+        self.blockSignals(True)
+        self.clear()
+        self.addItem(self.property("noneDisplay") or "None", None)
+        nodes = [self._scene.GetNthNode(index) for index in range(self._scene.GetNumberOfNodes())]
+        for node in filter(self._shown, nodes):
+            self.addItem(node.GetName(), node.GetID())
+        self.blockSignals(False)
+        index = self.findData(before.GetID()) if before is not None and before.GetScene() else 0
+        self.setCurrentIndex(max(index, 0))
+        if before is not None and index < 0:
+            self.currentNodeChanged.emit(None)
+
+    def currentNode(self):  # noqa: N802
+        identifier = QtWidgets.QComboBox.currentData(self)
+        return self._scene.GetNodeByID(identifier) if identifier and self._scene else None
+
+    def setCurrentNode(self, node):  # noqa: N802
+        self._refresh()
+        self.setCurrentIndex(max(self.findData(node.GetID()), 0) if node is not None else 0)
+
+
+class TableView(QtWidgets.QTableWidget):
+    """The columns of a table node."""
+
+    def setMRMLScene(self, scene):  # noqa: N802
+        pass
+
+    def setMRMLTableNode(self, node):  # noqa: N802
+        self.clear()
+        columns = node.GetNumberOfColumns() if node is not None else 0
+        self.setColumnCount(columns)
+        self.setRowCount(node.GetNumberOfRows() if node is not None else 0)
+        for column in range(columns):
+            self.setHorizontalHeaderItem(column, QtWidgets.QTableWidgetItem(node.GetColumnName(column)))
+            for row in range(node.GetNumberOfRows()):
+                self.setItem(row, column, QtWidgets.QTableWidgetItem(node.GetCellText(row, column)))
+        self.resizeColumnsToContents()
+        self.verticalHeader().hide()
+
+
+class MrmlWidget(QtWidgets.QWidget):
+    """Hands the scene to every widget in it."""
+
+    def setMRMLScene(self, scene):  # noqa: N802
+        for child in self.findChildren(QtWidgets.QWidget):
+            if hasattr(child, "setMRMLScene"):
+                child.setMRMLScene(scene)
+
+
+STAND_INS = {
+    "ctkCollapsibleButton": with_properties(CollapsibleButton),
+    "ctkSliderWidget": with_properties(SliderWidget),
+    "qMRMLNodeComboBox": with_properties(NodeComboBox),
+    "qMRMLTableView": with_properties(TableView),
+    "qMRMLWidget": with_properties(MrmlWidget),
+}
+
+
+class UiLoader(QtUiTools.QUiLoader):
+    """Builds the widgets of a .ui file from the classes above."""
+
+    def createWidget(self, class_name, parent=None, name=""):  # noqa: N802
+        kind = STAND_INS.get(class_name) or (
+            getattr(sys.modules["qt"], class_name) if class_name in WIDGETS else None
+        )
+        if kind is None:
+            return super().createWidget(class_name, parent, name)
+        widget = kind(parent)
+        widget.setObjectName(name)
+        return widget
+
+
+class Application:
+    """What the module asks of `slicer.app`."""
+
+    def __init__(self):
+        self.questions, self.errors, self.answer, self.shown_charts = [], [], True, []
+
+    def connect(self, signal, slot):
+        pass
+
+    disconnect = connect
+
+    def processEvents(self):  # noqa: N802
+        QtWidgets.QApplication.processEvents()
+
+    def moduleManager(self):  # noqa: N802
+        return self
+
+    def translate(self, context, text):
+        return text
+
+    def testingEnabled(self):  # noqa: N802
+        return True
+
+    def ask(self, text, *args, **kwargs):
+        self.questions.append(text)
+        return self.answer
+
+    def complain(self, text, *args, **kwargs):
+        self.errors.append(text)
+
+
+def start(scene: slicer.vtkMRMLScene) -> Application:
+    """Start the application with `scene` as Slicer's scene; later calls in a process change the scene."""
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
+    # The .ui file connects signals of C++ classes that the stand-ins do not have.
+    QtCore.QLoggingCategory.setFilterRules("qt.core.qobject.connect=false")
+    application = Application()
+    slicer.app, slicer.mrmlScene = application, scene
+    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    slicer.util.confirmOkCancelDisplay = application.ask
+    slicer.util.errorDisplay = application.complain
+    slicer.util.settingsValue = lambda key, default, converter=None: default
+    plots = types.SimpleNamespace(ShowChartInLayout=application.shown_charts.append)
+    slicer.modules = types.SimpleNamespace(
+        gradprojio=types.SimpleNamespace(path=str(MODULE_FILE)),
+        plots=types.SimpleNamespace(logic=lambda: plots),
+    )
+    if "qt" not in sys.modules:
+        _install_modules()
+    return application
+
+
+def _install_modules() -> None:
+    sys.modules["qt"] = _make_qt()
+    ctk = types.ModuleType("ctk")
+    # Slicer's connectors name widget classes the panel does not use; any class will do for them.
+    ctk.__getattr__ = lambda name: STAND_INS.get(name, type(name, (QtWidgets.QWidget,), {}))
+    sys.modules["ctk"] = ctk
+    for name, widget in STAND_INS.items():
+        setattr(slicer, name, widget)
+    sources = os.environ.get("SLICER_PYTHON")
+    if sources:
+        slicer.__path__.append(sources)
+        slicer.__getattr__ = lambda name: (
+            type(name, (QtWidgets.QWidget,), {}) if name.startswith(("qMRML", "qSlicer")) else _missing(name)
+        )
+        return
+    for name in ("i18n", "ScriptedLoadableModule", "parameterNodeWrapper"):
+        module = types.ModuleType(f"slicer.{name}")
+        sys.modules[module.__name__] = module
+        setattr(slicer, name, module)
+    slicer.i18n.tr, slicer.i18n.translate = (lambda text: text), (lambda context, text: text)
+    for kind in (ModuleBase, WidgetBase, LogicBase, TestBase):
+        setattr(slicer.ScriptedLoadableModule, f"ScriptedLoadableModule{kind.suffix}", kind)
+    slicer.parameterNodeWrapper.parameterNodeWrapper = wrap_parameter_node
+    slicer.parameterNodeWrapper.Choice = Choice
+    slicer.parameterNodeWrapper.WithinRange = WithinRange
+
+
+def _missing(name):
+    raise AttributeError(name)
+
+
+def load_module() -> types.ModuleType:
+    """Import the module's file as Slicer does: by its path, with its folder on the module search path."""
+    if str(MODULE_FILE.parent) not in sys.path:
+        sys.path.append(str(MODULE_FILE.parent))
+    specification = importlib.util.spec_from_file_location("GradProjIO", MODULE_FILE)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["GradProjIO"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+class ModuleBase:
+    suffix = ""
+
+    def __init__(self, parent):
+        self.parent = parent
+
+
+class WidgetBase:
+    suffix = "Widget"
+
+    def __init__(self, parent=None):
+        self.parent = parent
+        self.layout = parent.layout()
+
+    def setup(self):
+        pass
+
+    def resourcePath(self, name):  # noqa: N802
+        return str(MODULE_FILE.parent / "Resources" / name)
+
+
+class LogicBase:
+    suffix = "Logic"
+
+    def getParameterNode(self):  # noqa: N802
+        node = slicer.mrmlScene.GetSingletonNode("GradProjIO", "vtkMRMLScriptedModuleNode")
+        if node is None:
+            node = slicer.vtkMRMLScriptedModuleNode()
+            node.SetSingletonTag("GradProjIO")
+            node = slicer.mrmlScene.AddNode(node)
+        return node
+
+
+class TestBase:
+    suffix = "Test"
+
+    def delayDisplay(self, text):  # noqa: N802
+        pass
+
+    def skipTest(self, reason):  # noqa: N802
+        raise AssertionError(reason)
+
+
+class Choice:
+    def __init__(self, choices):
+        self.choices = choices
+
+
+class WithinRange:
+    def __init__(self, minimum, maximum):
+        self.minimum, self.maximum = minimum, maximum
+
+
+def wrap_parameter_node(described):
+    """A class whose attributes are kept in a vtkMRMLScriptedModuleNode, nodes as references."""
+    hints = typing.get_type_hints(described, include_extras=True)
+    for name, hint in hints.items():
+        setattr(described, name, _parameter(name, hint, getattr(described, name, None)))
+    described.__init__ = _begin
+    described.connectGui, described.disconnectGui = _connect_gui, _disconnect_gui
+    described.AddObserver = lambda self, *arguments: self.parameterNode.AddObserver(*arguments)
+    described.RemoveObserver = lambda self, tag: self.parameterNode.RemoveObserver(tag)
+    described.hints = hints
+    return described
+
+
+def _begin(self, node):
+    self.parameterNode, self._gui = node, None
+
+
+def _plain_type(hint):
+    return typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+
+
+def _parameter(name, hint, default):
+    kind = _plain_type(hint)
+    if kind not in (str, int, float, bool):
+        return property(
+            lambda self: self.parameterNode.GetNodeReference(name),
+            lambda self, node: self.parameterNode.SetNodeReferenceID(name, node.GetID() if node else None),
+        )
+
+    def read(self):
+        text = self.parameterNode.GetParameter(name)
+        if not text:
+            return default
+        return text == "True" if kind is bool else kind(text)
+
+    return property(read, lambda self, value: self.parameterNode.SetParameter(name, str(kind(value))))
+
+
+def _connect_gui(self, ui):
+    widgets = {w.property("SlicerParameterName"): w for w in vars(ui).values()}
+    widgets.pop(None, None)
+    self._gui = [_Connection(self, name, widget) for name, widget in widgets.items()]
+    self._guiTag = self.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: _show(self))
+    return 0
+
+
+def _show(self):
+    for connection in self._gui or ():
+        connection.show()
+
+
+def _disconnect_gui(self, tag):
+    for connection in self._gui or ():
+        connection.end()
+    self._gui = None
+    self.parameterNode.RemoveObserver(self._guiTag)
+
+
+class _Connection:
+    """One parameter and its widget."""
+
+    def __init__(self, parameters, name, widget):
+        self.parameters, self.name, self.widget, self.busy = parameters, name, widget, False
+        hint = parameters.hints[name]
+        notes = getattr(hint, "__metadata__", ())
+        self.choices = next((note.choices for note in notes if isinstance(note, Choice)), None)
+        if isinstance(widget, NodeComboBox):
+            kinds = typing.get_args(hint) or (hint,)
+            widget.nodeTypes = [kind.__name__ for kind in kinds if kind is not type(None)]
+            self.signal = widget.currentNodeChanged
+        elif isinstance(widget, QtWidgets.QComboBox):
+            widget.clear()
+            widget.addItems(self.choices)
+            self.signal = widget.currentIndexChanged
+        elif isinstance(widget, QtWidgets.QCheckBox):
+            self.signal = widget.toggled
+        else:
+            self.signal = widget.valueChanged
+        self.show()
+        self.signal.connect(self.store)
+
+    def show(self):
+        if self.busy:
+            return
+        self.busy = True
+        value = getattr(self.parameters, self.name)
+        if isinstance(self.widget, NodeComboBox):
+            self.widget.setCurrentNode(value)
+        elif self.choices:
+            self.widget.setCurrentIndex(self.choices.index(value))
+        elif isinstance(value, bool):
+            self.widget.setChecked(value)
+        else:
+            self.widget.setProperty("value", value)
+        self.busy = False
+
+    def store(self, *_arguments):
+        if self.busy:
+            return
+        if isinstance(self.widget, NodeComboBox):
+            value = self.widget.currentNode()
+        elif self.choices:
+            value = self.choices[self.widget.property("currentIndex")]
+        else:
+            name = "checked" if isinstance(self.widget, QtWidgets.QCheckBox) else "value"
+            value = self.widget.property(name)
+        setattr(self.parameters, self.name, value)
+
+    def end(self):
+        self.signal.disconnect(self.store)
