@@ -428,3 +428,43 @@ def _draw_conflicts(axes: Axes, index: np.ndarray, cosines: np.ndarray) -> None:
     axes.set_ylim(-min(largest, 1.05), min(largest, 1.05))
     title = f"Cosine between the gradients: conflict in {conflict.sum()} of {len(index)} steps"
     axes.set_title(title, fontsize=11)
+
+
+def pairs_sheet(
+    path: str | os.PathLike, pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+) -> None:
+    """Draw pairs for training, one per row, into the file `path`, whole or not at all.
+
+    Slices are in radiological convention, as in `draw_overview`. Each pair is (fixed, moving, fixed labels,
+    moving labels), arrays [k, j, i] with axes running up, to the front and to the right and intensities in
+    [0, 1]. Raises WriteError where `path` cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.25 + 1.45 * len(pairs)), dpi=75, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(pairs), 8, squeeze=False)
+    for row, (fixed, moving, fixed_labels, moving_labels) in zip(panels, pairs, strict=True):
+        middle = [size // 2 for size in fixed.shape]
+        planes = []
+        for image, labels in ((fixed, fixed_labels), (moving, moving_labels)):
+            planes += [image[middle[0], :, ::-1], image[:, middle[1], ::-1]]
+            planes += [image[:, ::-1, round(0.45 * image.shape[2])]]
+            planes += [_label_colors(labels[:, middle[1], ::-1])]
+        for axes, plane in zip(row, planes, strict=True):
+            axes.imshow(plane, origin="lower", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+            axes.set_axis_off()
+    for start, name in ((0, "Fixed"), (4, "Moving")):
+        for offset, view in enumerate(("axial", "coronal", "sagittal", "labels")):
+            panels[0][start + offset].set_title(f"{name}: {view}", fontsize=9)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _label_colors(labels: np.ndarray) -> np.ndarray:
+    """RGB [..., 3]: black for 0, neighboring labels far apart on the color circle."""
+    hue = np.arange(256) * 0.618034 * 2 * np.pi
+    table = 0.5 + 0.45 * np.cos(hue[:, None] + np.array([0, 2.1, 4.2]))
+    table[0] = 0
+    return table[labels]

@@ -60,7 +60,6 @@ T1_INTENSITIES = {
 }  # fmt: skip
 """Mean intensity of every structure in a T1-weighted image, on a scale to about 200."""
 
-# Two cortical folds lie about half this far apart (mm on the surface).
 FOLD_WAVELENGTH = 23.0
 FOLD_LATTICE_SPACING = 4.0
 FOLD_LATTICE_SIZE = 48
@@ -88,15 +87,18 @@ class Anatomy:
     """By how many mm single structures are inflated, by label."""
 
 
-def random_folds(generator: torch.Generator) -> Tensor:
-    """A random field [n, n, n] with one dominant wavelength and unit slope (1 per mm) at its zero level."""
+def random_folds(generator: torch.Generator, wavelength: float = FOLD_WAVELENGTH) -> Tensor:
+    """A random field [n, n, n] with one dominant wavelength (mm) and a slope of about 1 per mm.
+
+    Two sulci lie about half the wavelength apart.
+    """
     size = FOLD_LATTICE_SIZE
     noise = torch.randn(size, size, size, generator=generator)
     frequency = torch.fft.fftfreq(size, d=FOLD_LATTICE_SPACING)
     radius = (
         frequency[:, None, None] ** 2 + frequency[None, :, None] ** 2 + frequency[None, None, :] ** 2
     ).sqrt()
-    ring = torch.exp(-(((radius * FOLD_WAVELENGTH - 1) / 0.22) ** 2))
+    ring = torch.exp(-(((radius * wavelength - 1) / 0.22) ** 2))
     folds = torch.fft.ifftn(torch.fft.fftn(noise) * ring).real
     slope = torch.stack(torch.gradient(folds, spacing=FOLD_LATTICE_SPACING)).square().sum(0).mean().sqrt()
     return folds / slope

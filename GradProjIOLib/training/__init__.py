@@ -1,0 +1,1 @@
+"""Training of the registration networks, and the data for it."""
