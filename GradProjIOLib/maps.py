@@ -1,0 +1,51 @@
+"""Points and displacement fields on the network's lattice.
+
+Everything here uses one frame, that of ``torch.nn.functional.grid_sample`` with ``align_corners=True``: a
+point is (x, y, z) along the axes (W, H, D) of a lattice [D, H, W], and −1 and +1 are the centres of the
+first and the last sample of each axis. Lattices of different resolution share it. Points are tensors
+[N, D, H, W, 3]; displacement fields are [N, 3, D, H, W], as a network makes them and ``grid_sample`` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def identity(lattice: Sequence[int], device: torch.device | str = "cpu", stride: int = 1) -> Tensor:
+    """Points [1, D, H, W, 3] of every ``stride``-th sample of a lattice (D, H, W)."""
+    axes = [torch.linspace(-1, 1, size, device=device)[::stride] for size in lattice]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y, z], dim=-1)[None]
+
+
+def voxels_per_unit(lattice: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Samples per unit of the frame along (x, y, z): [3]."""
+    return torch.tensor([(size - 1) / 2 for size in reversed(lattice)], device=device)
+
+
+def sample(image: Tensor, points: Tensor, padding: str = "border") -> Tensor:
+    """Trilinear values [N, C, …] of an image [N, C, D, H, W] at points [N, …, 3]."""
+    return F.grid_sample(image, points, mode="bilinear", padding_mode=padding, align_corners=True)
+
+
+def displace(fields: Sequence[Tensor], points: Tensor) -> Tensor:
+    """φ(points) for φ = φ₁ ∘ φ₂ ∘ … with φᵢ(x) = x + fieldᵢ(x): the last field moves the points first."""
+    for field in reversed(fields):
+        points = points + sample(field, points).movedim(1, -1)
+    return points
+
+
+def displaced_identity(fields: Sequence[Tensor], points: Tensor) -> Tensor:
+    """φ at the samples of a lattice: ``displace`` where ``points`` is that lattice's identity.
+
+    The first field is read at lattice points, so it is resized (or taken as it is) rather than sampled.
+    """
+    *outer, first = fields
+    lattice = points.shape[1:4]
+    if first.shape[2:] != lattice:
+        first = F.interpolate(first, size=tuple(lattice), mode="trilinear", align_corners=True)
+    return displace(outer, points + first.movedim(1, -1))

@@ -1,0 +1,163 @@
+"""The registration network of uniGradICON: a cascade of U-Nets, coarse to fine.
+
+Each U-Net of the cascade sees the moving image, warped by what the ones before it found, beside the fixed
+image, and adds a displacement field (Greer et al., "ICON", ICCV 2021; Tian et al., "GradICON", CVPR 2023;
+Tian et al., "uniGradICON", MICCAI 2024). With the widths of :data:`UNIGRADICON` the cascade computes what
+``unigradicon.make_network`` computes; other widths and resolutions make smaller networks of the same kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from GradProjIOLib import maps
+
+
+class UNet(nn.Module):
+    """A U-Net with residual resampling; the last convolution starts at zero.
+
+    encoder: channels of the input and after each halving of the resolution. decoder: channels after each
+    doubling, finest first; where it is shorter than the encoder has levels, the output stays at
+    the coarser resolution (one level less, half the resolution).
+    """
+
+    def __init__(self, encoder: Sequence[int], decoder: Sequence[int]):
+        super().__init__()
+        levels = len(encoder) - 1
+        skipped = levels - len(decoder)
+        self.down = nn.ModuleList(
+            nn.Conv3d(inputs, outputs, kernel_size=3, stride=2, padding=1)
+            for inputs, outputs in zip(encoder[:-1], encoder[1:], strict=True)
+        )
+        below = [*(a + b for a, b in zip(decoder[1:], encoder[skipped + 1 : -1], strict=True)), encoder[-1]]
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(inputs, outputs, kernel_size=4, stride=2, padding=1)
+            for inputs, outputs in zip(below, decoder, strict=True)
+        )
+        self.norm = nn.ModuleList(nn.BatchNorm3d(channels) for channels in decoder)
+        self.head = nn.Conv3d(decoder[0] + encoder[skipped], 3, kernel_size=3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [N, C, D, H, W] → [N, 3, D', H', W']."""
+        x, activated, skips, finest = images, F.leaky_relu(images), [], images
+        for level, down in enumerate(self.down, start=1):
+            skips.append(activated)
+            x = _add_to_last(down(_laid_out(activated, down)), _halve_resolution(x))
+            activated = F.leaky_relu(x)
+            if level == len(self.down) - len(self.up):
+                finest = x
+        for level in reversed(range(len(self.up))):
+            skip = skips.pop()
+            x = _crop(self._double(level, x, activated), skip.shape[2:])
+            if level > 0:
+                activated = torch.cat([F.leaky_relu(x), skip], dim=1)
+        return self._head(x, finest)
+
+    def _double(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
+        """``norm(up(activated) + upsampled(x))``: [N, C, …] at twice the resolution.
+
+        In evaluation the normalisation is a factor and an offset per channel. Applied to the weights and to
+        the small input of the upsampling, it saves passes over the large output.
+        """
+        up, norm = self.up[level], self.norm[level]
+        residual = x[:, : up.out_channels]
+        activated = _laid_out(activated, up)
+        if self.training or up.weight.numel() > activated.numel():
+            return norm(up(activated) + _double_resolution(residual))
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        offset = norm.bias + scale * (up.bias - norm.running_mean)
+        scale = scale.view(1, -1, 1, 1, 1)
+        y = F.conv_transpose3d(activated, up.weight * scale, offset, stride=2, padding=1)
+        return y + _double_resolution(residual * scale)
+
+    def _head(self, x: Tensor, skip: Tensor) -> Tensor:
+        """The last convolution of both beside each other, without making that large tensor."""
+        channels = x.shape[1]
+        weight, bias = self.head.weight, self.head.bias
+        return F.conv3d(x, weight[:, :channels], bias, padding=1) + F.conv3d(skip, weight[:, channels:], padding=1)
+
+
+def _laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
+    """x in the memory layout in which the convolution is fastest.
+
+    That is channels last, except where the weights outweigh the image: there reordering them would cost more.
+    """
+    deep = convolution.weight.numel() > x.numel()
+    return x.contiguous(memory_format=torch.contiguous_format if deep else torch.channels_last_3d)
+
+
+def _add_to_last(y: Tensor, x: Tensor) -> Tensor:
+    """y + x where x has fewer channels: it is added to the last of y; of more, the first count."""
+    missing = y.shape[1] - x.shape[1]
+    if missing <= 0:
+        return y + x[:, : y.shape[1]]
+    return torch.cat([y[:, :missing], y[:, missing:] + x], dim=1)
+
+
+def _crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    return x if x.shape[2:] == size else x[:, :, : size[0], : size[1], : size[2]]
+
+
+def _double_resolution(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+
+
+def _halve_resolution(x: Tensor) -> Tensor:
+    """Means of 2x2x2 samples; an axis of one sample keeps it."""
+    return F.avg_pool3d(x, [min(2, size) for size in x.shape[2:]], stride=2, ceil_mode=True)
+
+
+class Cascade(nn.Module):
+    """U-Nets applied one after the other, the first at the coarsest resolution.
+
+    widths: one (encoder, decoder) per U-Net, see :class:`UNet`. halvings: how often the resolution of the
+    images is halved for each of them. voxels: how many samples of the full lattice an output of 1 means;
+    None makes it a tenth of the lattice's extent along each axis, as in uniGradICON.
+    """
+
+    def __init__(self, widths: Sequence[tuple[Sequence[int], Sequence[int]]], halvings: Sequence[int],
+                 voxels: float | None = None):
+        super().__init__()
+        self.stages = nn.ModuleList(UNet(encoder, decoder) for encoder, decoder in widths)
+        self.halvings = tuple(halvings)
+        self.voxels = voxels
+        self.checkpointed = False
+
+    def forward(self, source: Tensor, target: Tensor) -> list[Tensor]:
+        """Displacement fields that together warp ``source`` onto ``target``, both [N, 1, D, H, W].
+
+        The map at a point of the target's lattice is ``maps.displace(fields, point)``: see there for the
+        frame and the order. Each field is [N, 3, …] at the resolution of its stage.
+        """
+        lattice = source.shape[2:]
+        pyramid = [torch.cat([source, target], dim=1)]
+        for _ in range(max(self.halvings)):
+            pyramid.append(_halve_resolution(pyramid[-1]))
+        points = [maps.identity(level.shape[2:], source.device) for level in pyramid]
+        unit = self._unit(lattice, source.device)
+        fields: list[Tensor] = []
+        for stage, halvings in zip(self.stages, self.halvings, strict=True):
+            images = pyramid[halvings]
+            if fields:
+                mapped = maps.displaced_identity(fields, points[halvings])
+                images = torch.cat([maps.sample(images[:, :1], mapped), images[:, 1:]], dim=1)
+            images = images.contiguous(memory_format=torch.channels_last_3d)
+            if self.checkpointed and torch.is_grad_enabled():
+                field = checkpoint(stage, images, use_reentrant=False)
+            else:
+                field = stage(images)
+            fields.append(field * unit)
+        return fields
+
+    def _unit(self, lattice: Sequence[int], device: torch.device) -> Tensor:
+        """One unit of a U-Net's output in the frame of :mod:`GradProjIOLib.maps`: [3, 1, 1, 1]."""
+        if self.voxels is None:
+            return torch.full((3, 1, 1, 1), 0.2, device=device)
+        return (self.voxels / maps.voxels_per_unit(lattice, device)).view(3, 1, 1, 1)

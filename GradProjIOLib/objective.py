@@ -1,0 +1,63 @@
+"""The two objectives of one pair on the network's lattice: similarity and regularity.
+
+Both directions go through the network as one batch: entry 0 maps fixed to moving (the warped moving image
+lies on the fixed one), entry 1 moving to fixed. The network is in evaluation mode, where batch
+normalisation keeps the entries apart, so the batch computes what two passes would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from GradProjIOLib import maps
+from GradProjIOLib.regularity import GradientInverseConsistency
+from GradProjIOLib.similarity import SIMILARITIES
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars: similarity (the sum of both directions) and regularity (without its weight)."""
+
+    similarity: Tensor
+    regularity: Tensor
+
+
+class Objective:
+    """Losses of a network for one pair of images [1, 1, D, H, W] with intensities in [0, 1].
+
+    similarity: a key of ``similarity.SIMILARITIES``. Masks [1, 1, D, H, W] say where each image counts.
+    """
+
+    def __init__(self, network: nn.Module, fixed: Tensor, moving: Tensor, similarity: str = "lncc",
+                 fixed_mask: Tensor | None = None, moving_mask: Tensor | None = None):
+        self.network = network
+        self.sources = torch.cat([moving, fixed])
+        self.targets = torch.cat([fixed, moving])
+        self.lattice = tuple(fixed.shape[2:])
+        self.points = maps.identity(self.lattice, fixed.device)
+        self.similarity = SIMILARITIES[similarity](self.targets, _stack_masks(fixed, fixed_mask, moving_mask))
+        self.regularity = GradientInverseConsistency(self.lattice, fixed.device)
+
+    def losses(self, jitter: Tensor) -> Losses:
+        """Both losses; jitter comes from ``self.regularity.jitter`` and keeps the regulariser's points random."""
+        fields = self.network(self.sources, self.targets)
+        warped = maps.sample(self.sources, maps.displaced_identity(fields, self.points), padding="zeros")
+        forward = [field[:1] for field in fields]
+        backward = [field[1:] for field in fields]
+        return Losses(self.similarity(warped).sum(), self.regularity(forward, backward, jitter))
+
+    @torch.no_grad()
+    def displacements(self) -> Tensor:
+        """Displacements in samples of the lattice along (x, y, z): [2, 3, D, H, W], fixed → moving first."""
+        mapped = maps.displaced_identity(self.network(self.sources, self.targets), self.points)
+        return ((mapped - self.points) * maps.voxels_per_unit(self.lattice, mapped.device)).movedim(-1, 1)
+
+
+def _stack_masks(image: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None) -> Tensor | None:
+    if fixed_mask is None and moving_mask is None:
+        return None
+    everywhere = torch.ones_like(image)
+    return torch.cat([everywhere if mask is None else mask for mask in (fixed_mask, moving_mask)])

@@ -1,0 +1,120 @@
+"""Instance optimisation: the network's parameters refined for one pair, one step at a time.
+
+The method of Zhang, Zhao and Tao (Learn2Reg 2024): AMSGrad on all parameters, for ``vanilla`` on the weighted
+sum of the two losses, for ``projected`` on the projected sum of their gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from GradProjIOLib.objective import Objective
+from GradProjIOLib.projection import PROJECTION_RULES, ProjectionRule, Weighting, combine_, gram_matrix, weighting
+
+Method = Literal["projected", "vanilla", "direct"]
+METHODS: tuple[str, ...] = ("projected", "vanilla", "direct")
+
+REGULARITY_WEIGHT = 1.5
+WEIGHT_DECAY = 1e-3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step saw and did.
+
+    Losses are those before the update; ``regularity`` is without its weight. ``cosine`` is that of the angle
+    between the two gradients, ``projected`` which of them was projected ("none", "similarity", "regularity",
+    "both"); vanilla steps know neither: None. ``seconds`` is the time the step took.
+    """
+
+    index: int
+    similarity: float
+    regularity: float
+    cosine: float | None
+    projected: str | None
+    seconds: float
+
+
+class InstanceOptimizer:
+    """Iterates over the steps of an instance optimisation; leaving the loop ends it where it is.
+
+    Use it as a context manager: the network's parameters are restored at the end, so read the
+    deformation before.
+
+        with InstanceOptimizer(objective, learning_rate=2e-5, steps=50) as optimizer:
+            for step in optimizer:
+                print(step)
+            displacements = objective.displacements()
+
+    method "direct" takes no step, whatever ``steps`` says. The same seed gives the same steps, bit for bit on a
+    CPU with the same number of threads. Raises ValueError for settings that make no sense and
+    FloatingPointError when a loss is no longer finite.
+    """
+
+    def __init__(self, objective: Objective, *, learning_rate: float, steps: int, method: Method = "projected",
+                 regularity_weight: float = REGULARITY_WEIGHT, projection: ProjectionRule = "random", seed: int = 0):
+        if method not in METHODS:
+            raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
+        if projection not in PROJECTION_RULES:
+            raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {projection!r}.")
+        if steps < 0 or learning_rate <= 0 or regularity_weight < 0:
+            raise ValueError("Steps and the regularity weight cannot be negative, the learning rate must be positive.")
+        self.objective = objective
+        self.method = method
+        self.steps = 0 if method == "direct" else steps
+        self.learning_rate = learning_rate
+        self.regularity_weight = regularity_weight
+        self.projection = projection
+        self.parameters = [p for p in objective.network.parameters() if p.requires_grad]
+        self.choice = torch.Generator().manual_seed(seed)
+        self.noise = torch.Generator(self.parameters[0].device).manual_seed(seed)
+        self.saved: list[Tensor] | None = None
+
+    def __enter__(self) -> InstanceOptimizer:
+        if self.steps:
+            self.saved = [p.detach().to("cpu", copy=True) for p in self.parameters]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.saved is not None:
+            with torch.no_grad():
+                for parameter, saved in zip(self.parameters, self.saved, strict=True):
+                    parameter.copy_(saved)
+        self.saved = None
+
+    def __iter__(self) -> Iterator[Step]:
+        adam = torch.optim.Adam(self.parameters, lr=self.learning_rate, weight_decay=WEIGHT_DECAY, amsgrad=True,
+                                fused=self.parameters[0].device.type in ("cpu", "cuda"))
+        for index in range(self.steps):
+            yield self._step(index, adam)
+
+    def _step(self, index: int, adam: torch.optim.Optimizer) -> Step:
+        start = time.perf_counter()
+        losses = self.objective.losses(self.objective.regularity.jitter(self.noise))
+        similarity, regularity = losses.similarity.item(), losses.regularity.item()
+        if not (abs(similarity) + abs(regularity) < float("inf")):
+            raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
+        if self.method == "projected":
+            gradients, weights = self._projected_gradient(losses.similarity, self.regularity_weight * losses.regularity)
+        else:
+            gradients = torch.autograd.grad(losses.similarity + self.regularity_weight * losses.regularity,
+                                            self.parameters)
+            weights = None
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        return Step(index, similarity, regularity, weights.cosine if weights else None,
+                    weights.projected if weights else None, time.perf_counter() - start)
+
+    def _projected_gradient(self, similarity: Tensor, regularity: Tensor) -> tuple[list[Tensor], Weighting]:
+        similarity_gradient = torch.autograd.grad(similarity, self.parameters, retain_graph=True)
+        regularity_gradient = torch.autograd.grad(regularity, self.parameters)
+        weights = weighting(gram_matrix(similarity_gradient, regularity_gradient), self.projection, self.choice)
+        return combine_(similarity_gradient, regularity_gradient, weights), weights
