@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 import torch
 
-from GradProjIOLib import volume as volumes
-from GradProjIOLib.volume import InputError, Volume
+from GradProjIOLib import transform_files
+from GradProjIOLib.inversion import PointMap, solve
+from GradProjIOLib.sampling import apply_matrix, interpolator, lattice_points, sample_linear, slabs, to_type
+from GradProjIOLib.transform_files import read_linear, write_linear
+from GradProjIOLib.volume import Volume, check_affine, lattice_affine
 
-if TYPE_CHECKING:
-    import SimpleITK
+__all__ = ["Deformation", "lattice_points", "read_linear", "write_linear"]
 
-TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".tfm", ".txt")
-READABLE_SUFFIXES = (*TRANSFORM_SUFFIXES, ".mat", ".xfm", *volumes.IMAGE_SUFFIXES)
-INVERSE_TOLERANCE = 0.01  # mm
-INVERSE_ITERATIONS = 100
-POINTS_AT_ONCE = 1 << 20
 Lattice = tuple[tuple[int, int, int], np.ndarray]
 
 
@@ -48,7 +43,7 @@ class Deformation:
             raise ValueError(f"expected a displacement of shape [k, j, i, 3], found {displacement.shape}")
         object.__setattr__(self, "displacement", displacement)
         object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
-        volumes.check_affine(self.affine, "the lattice of the deformation")
+        check_affine(self.affine, "the lattice of the deformation")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,8 +72,8 @@ class Deformation:
         """
         phi = np.asarray(phi.detach().cpu() if isinstance(phi, torch.Tensor) else phi)
         lattice = phi.shape[1:]
-        fixed = volumes.lattice_affine(fixed_affine, fixed_shape, lattice)
-        moving = volumes.lattice_affine(moving_affine, moving_shape, lattice)
+        fixed = lattice_affine(fixed_affine, fixed_shape, lattice)
+        moving = lattice_affine(moving_affine, moving_shape, lattice)
         samples = np.stack(np.meshgrid(*map(np.arange, lattice), indexing="ij"))
         shift = phi * (np.reshape(lattice, (3, 1, 1, 1)) - 1.0) - samples
         shift = np.pad(shift, [(0, 0)] + [(1, 1)] * 3, mode="edge")[::-1].transpose(1, 2, 3, 0)
@@ -117,15 +112,15 @@ class Deformation:
         the volume's minimum unless given, and 0 for "nearest".
         """
         shape, affine = (reference.shape, reference.affine) if isinstance(reference, Volume) else reference
-        sampler = _sampler(volume.array, interpolation)
+        interpolate = interpolator(volume.array, interpolation)
         if background is None:
             background = 0 if interpolation == "nearest" else volume.array.min()
         to_index = np.linalg.inv(volume.affine)
         upper = np.array(volume.shape[::-1]) - 0.5
         warped = np.empty(shape, dtype=volume.array.dtype)
-        for slab, points in _slabs(shape, affine):
-            index = _apply(to_index, self.map_points(points))
-            values = _to_type(sampler(index), warped.dtype)
+        for slab, points in slabs(shape, affine):
+            index = apply_matrix(to_index, self.map_points(points))
+            values = to_type(interpolate(index), warped.dtype)
             inside = ((index >= -0.5) & (index <= upper)).all(axis=-1)
             warped[slab] = np.where(inside, values, np.asarray(background, dtype=warped.dtype))
         return Volume(warped, affine, volume.name)
@@ -143,35 +138,33 @@ class Deformation:
         self, matrix: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray
     ) -> Deformation:
         """y → matrix·y + u(matrix·y), sampled on the given lattice; `matrix` is 4x4 in RAS mm."""
-        return _deformation_from(lambda points: _apply(matrix, points), self._displacement_at, shape, affine)
+        inner = partial(apply_matrix, matrix)
+        return _deformation_from(inner, self._displacement_at, shape, affine)
 
     def inverse(
         self, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None
     ) -> Deformation:
         """The inverse map, y → x with x + u(x) = y, on this lattice or a given one.
 
-        Each point is found by the fixed-point iteration x ← x − M⁻¹·(x + u(x) − y), where M is the linear map
-        closest to x + u(x). With M = 1 it is the iteration of Chen et al. 2008 (Medical Physics 35(1));
-        with M it finds linear maps at once. Where a step does not come closer, it is halved.
-
-        Where the deformation folds, several x belong to one y and there is no inverse. The iteration then
-        ends at one of them, or at the nearest it came to; neighbors may take different ones. A RuntimeWarning
-        says how many points are off by more than 0.01 mm and by how much at most.
+        Each point is found to 1 % of the lattice's spacing by the iteration in `inversion.solve`. Where the
+        deformation folds, several x belong to one y and there is no inverse: the iteration ends at one of
+        them, or at the nearest it came to, and neighbors may take different ones. A RuntimeWarning says at
+        how many points it did not come near enough, and by how much at most.
         """
         shape, affine = (shape or self.shape), (self.affine if affine is None else affine)
-        step = np.linalg.inv(self._linear_part())
+        tolerance = 0.01 * float(np.linalg.norm(self.affine[:3, :3], axis=0).min())
+        linear = np.linalg.inv(self._linear_part())
         displacement = np.empty((*shape, 3), dtype=np.float32)
-        errors = []
-        for slab, points in _slabs(shape, affine):
-            found, error = _solve(self.map_points, points.reshape(-1, 3), step)
+        error = np.empty(shape)
+        for slab, points in slabs(shape, affine):
+            found, distance = solve(self.map_points, points.reshape(-1, 3), linear, tolerance)
             displacement[slab] = found.reshape(points.shape) - points
-            errors.append(error)
-        error = np.concatenate(errors)
-        missed = int((error > INVERSE_TOLERANCE).sum())
+            error[slab] = distance.reshape(points.shape[:3])
+        missed = int((error > tolerance).sum())
         if missed:
             warnings.warn(
-                f"the inverse deformation is off by up to {error.max():.2f} mm, at {missed} of {error.size} "
-                "points by more than 0.01 mm; the deformation folds there or changes too abruptly",
+                f"the inverse deformation is off by up to {error.max():.2g} mm, at {missed} of {error.size} "
+                f"points by more than {tolerance:.2g} mm; the deformation folds there",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -184,16 +177,7 @@ class Deformation:
         the moving image's, the direction in which ITK, ANTs and 3D Slicer use a file to resample the moving
         image. Raises WriteError.
         """
-        import SimpleITK as sitk
-
-        path = Path(path)
-        image = sitk.GetImageFromArray(self.displacement * np.float32([-1, -1, 1]), isVector=True)
-        volumes.set_lattice(image, self.affine)
-        if path.suffix.lower() in TRANSFORM_SUFFIXES:
-            field = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
-            _write_transform(field, path)
-        else:
-            volumes.write_sitk(image, path)
+        transform_files.write_field(self.displacement, self.affine, path)
 
     @classmethod
     def read(
@@ -208,18 +192,11 @@ class Deformation:
         file that holds one displacement field. Raises InputError where the file is missing, unreadable, or
         holds something else.
         """
-        path = Path(path)
-        if path.name.lower().endswith(volumes.IMAGE_SUFFIXES):
-            found = _from_field(_read_field(path), path)
-        else:
-            transform = _read_transform(path)
-            if transform.GetName() != "DisplacementFieldTransform":
-                return _from_transform(transform, shape, affine, path)
-            found = _from_field(transform.GetDisplacementField(), path)
-        return found if shape is None else found.sample(tuple(shape), affine)
+        found = cls(*transform_files.read_field(path, shape, affine))
+        return found if shape is None else found.sample(shape, affine)
 
     def _displacement_at(self, points: np.ndarray) -> np.ndarray:
-        return sample_linear(self.displacement, _apply(np.linalg.inv(self.affine), points))
+        return sample_linear(self.displacement, apply_matrix(np.linalg.inv(self.affine), points))
 
     def _linear_part(self) -> np.ndarray:
         """The 3x3 matrix M of the affine map closest to x + u(x), from a part of the samples."""
@@ -231,229 +208,18 @@ class Deformation:
         return np.eye(3) + change[:3].T
 
 
-def read_linear(path: str | os.PathLike) -> np.ndarray | None:
-    """The 4x4 matrix (RAS mm, fixed → moving) of the linear ITK transform in `path`, None for any other one.
-
-    Raises InputError where the file is missing or is no ITK transform.
-    """
-    path = Path(path)
-    if path.name.lower().endswith(volumes.IMAGE_SUFFIXES):
-        return None
-    transform = _read_transform(path)
-    if not transform.IsLinear():
-        return None
-    corners = np.vstack([np.zeros(3), np.eye(3)])
-    images = np.array([transform.TransformPoint(point) for point in corners.tolist()])
-    matrix = np.eye(4)
-    matrix[:3, :3] = (images[1:] - images[0]).T
-    matrix[:3, 3] = images[0]
-    return volumes.RAS_TO_LPS @ matrix @ volumes.RAS_TO_LPS
-
-
-def write_linear(matrix: np.ndarray, path: str | os.PathLike) -> None:
-    """Write the linear map `matrix` (4x4, RAS mm, fixed → moving) as an ITK transform. Raises WriteError."""
-    import SimpleITK as sitk
-
-    lps = volumes.RAS_TO_LPS @ matrix @ volumes.RAS_TO_LPS
-    transform = sitk.AffineTransform(lps[:3, :3].ravel().tolist(), lps[:3, 3].tolist())
-    _write_transform(transform, Path(path))
-
-
-def lattice_points(
-    shape: tuple[int, int, int], affine: np.ndarray, first: int = 0, last: int | None = None
-) -> np.ndarray:
-    """Where `affine` (4x4) puts the indices of a lattice of `shape` (K, J, I): [k, j, i, 3], float64.
-
-    `first` and `last` choose the slices k that are computed.
-    """
-    k, j, i = np.arange(first, shape[0] if last is None else last), np.arange(shape[1]), np.arange(shape[2])
-    return (
-        k[:, None, None, None] * affine[:3, 2]
-        + (j[:, None, None] * affine[:3, 1] + (i[:, None] * affine[:3, 0] + affine[:3, 3]))
-    )
-
-
-def sample_linear(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Trilinear samples of `values` [k, j, i, channels] at `index` [..., 3], given as (i, j, k) and clamped.
-
-    Returns float32 [..., channels].
-    """
-    extent = np.maximum(np.array(values.shape[2::-1]) - 1, 1)
-    grid = torch.from_numpy((index * (2 / extent) - 1).astype(np.float32).reshape(1, 1, 1, -1, 3))
-    source = torch.from_numpy(np.asarray(values, dtype=np.float32)).permute(3, 0, 1, 2)[None]
-    found = torch.nn.functional.grid_sample(source, grid, padding_mode="border", align_corners=True)
-    return found[0, :, 0, 0].T.reshape(*index.shape[:-1], values.shape[3]).numpy()
-
-
-def _sampler(array: np.ndarray, interpolation: str):
-    """A function of an index [..., 3] (i, j, k) that interpolates `array` [k, j, i] there, clamped."""
-    if interpolation == "linear":
-        values = array.astype(np.float32)[..., None]
-        return lambda index: sample_linear(values, index)[..., 0]
-    if interpolation == "nearest":
-        return lambda index: array[_nearest(array.shape, index)]
-    if interpolation == "bspline":
-        from scipy import ndimage
-
-        coefficients = ndimage.spline_filter(array, order=3, mode="mirror", output=np.float32)
-        return lambda index: ndimage.map_coordinates(
-            coefficients,
-            np.moveaxis(_clamp(array.shape, index)[..., ::-1], -1, 0),
-            order=3,
-            mode="mirror",
-            prefilter=False,
-        )
-    raise ValueError(f"interpolation is one of linear, bspline, nearest; found {interpolation!r}")
-
-
-def _clamp(shape: tuple[int, int, int], index: np.ndarray) -> np.ndarray:
-    return np.clip(index, 0, np.array(shape[::-1]) - 1)
-
-
-def _nearest(shape: tuple[int, int, int], index: np.ndarray) -> tuple[np.ndarray, ...]:
-    rounded = _clamp(shape, np.floor(index + 0.5)).astype(np.intp)
-    return tuple(np.moveaxis(rounded[..., ::-1], -1, 0))
-
-
-def _to_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`values` as `dtype`; whole-number types get the nearest whole number in their range."""
-    if dtype.kind in "ui" and values.dtype.kind == "f":
-        limits = np.iinfo(dtype)
-        values = np.clip(np.rint(values.astype(np.float64)), limits.min, limits.max)
-    return values.astype(dtype, copy=False)
-
-
-def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
-
-
 def _translation(distance: float) -> np.ndarray:
     matrix = np.eye(4)
     matrix[:3, 3] = distance
     return matrix
 
 
-def _slabs(shape: tuple[int, int, int], affine: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Runs of slices k of a lattice with their points, few enough to stay small in memory."""
-    thickness = max(1, POINTS_AT_ONCE // (shape[1] * shape[2]))
-    for first in range(0, shape[0], thickness):
-        last = min(first + thickness, shape[0])
-        yield slice(first, last), lattice_points(shape, affine, first, last)
-
-
-def _deformation_from(inner, displacement_at, shape: tuple[int, int, int], affine: np.ndarray) -> Deformation:
+def _deformation_from(
+    inner: PointMap, displacement_at: PointMap, shape: tuple[int, int, int], affine: np.ndarray
+) -> Deformation:
     """The deformation x → inner(x) + displacement_at(inner(x)) sampled on a lattice."""
     displacement = np.empty((*shape, 3), dtype=np.float32)
-    for slab, points in _slabs(shape, affine):
+    for slab, points in slabs(shape, affine):
         moved = inner(points)
         displacement[slab] = moved - points + displacement_at(moved)
     return Deformation(displacement, affine)
-
-
-def _solve(forward, targets: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points whose image under `forward` is `targets` [n, 3], and how far off the images are [n], in mm."""
-    found = targets.copy()
-    residual = forward(found) - targets
-    error = np.linalg.norm(residual, axis=1)
-    pace = np.ones(len(targets))
-    active = np.flatnonzero(error > INVERSE_TOLERANCE / 10)
-    for _ in range(INVERSE_ITERATIONS):
-        if active.size == 0:
-            break
-        trial = found[active] - pace[active, None] * (residual[active] @ step.T)
-        trial_residual = forward(trial) - targets[active]
-        trial_error = np.linalg.norm(trial_residual, axis=1)
-        closer = trial_error < error[active]
-        improved = active[closer]
-        found[improved], residual[improved], error[improved] = (
-            trial[closer],
-            trial_residual[closer],
-            trial_error[closer],
-        )
-        pace[active] = np.where(closer, np.minimum(2 * pace[active], 1), pace[active] / 2)
-        active = active[error[active] > INVERSE_TOLERANCE / 10]
-    return found, error
-
-
-def _read_transform(path: Path) -> SimpleITK.Transform:
-    import SimpleITK as sitk
-
-    volumes.check_readable(path, READABLE_SUFFIXES)
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise InputError(
-            f"{path} cannot be read as an ITK transform; export it again, as .h5 or .tfm."
-        ) from error
-    if transform.GetDimension() != 3:
-        raise InputError(f"{path} is a {transform.GetDimension()}-D transform; choose a 3-D one.")
-    return transform
-
-
-def _read_field(path: Path) -> SimpleITK.Image:
-    import SimpleITK as sitk
-
-    volumes.check_readable(path)
-    try:
-        field = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read as a displacement image; export it again.") from error
-    if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
-        raise InputError(
-            f"{path} is not a displacement image; choose a 3-D image with three components per voxel (mm)."
-        )
-    return field
-
-
-def _from_field(field: SimpleITK.Image, path: Path) -> Deformation:
-    import SimpleITK as sitk
-
-    displacement = sitk.GetArrayFromImage(field).astype(np.float32)
-    if not np.isfinite(displacement).all():
-        raise InputError(f"{path} has NaN or infinity among its displacements; compute it again.")
-    displacement *= np.float32([-1, -1, 1])
-    return Deformation(displacement, volumes.lattice_of(field))
-
-
-def _from_transform(
-    transform: SimpleITK.Transform,
-    shape: tuple[int, int, int] | None,
-    affine: np.ndarray | None,
-    path: Path,
-) -> Deformation:
-    import SimpleITK as sitk
-
-    if shape is None or affine is None:
-        raise InputError(
-            f"{path} holds a {transform.GetName()}, which needs an image that says where to sample it; "
-            "give the fixed image, too."
-        )
-    lattice = sitk.Image([int(n) for n in shape[::-1]], sitk.sitkUInt8)
-    volumes.set_lattice(lattice, affine)
-    to_field = sitk.TransformToDisplacementFieldFilter()
-    to_field.SetReferenceImage(lattice)
-    to_field.SetOutputPixelType(sitk.sitkVectorFloat64)
-    return _from_field(to_field.Execute(transform), path)
-
-
-def _write_transform(transform: SimpleITK.Transform, path: Path) -> None:
-    import SimpleITK as sitk
-
-    if path.suffix.lower() not in TRANSFORM_SUFFIXES:
-        raise volumes.WriteError(f"{path} cannot be written: use the suffix .h5 or .tfm.")
-    with volumes.atomic_path(path) as temporary:
-        # On a full disk ITK's text writer says nothing and HDF5 brings the process down when it ends.
-        _require_space(temporary, 65536 + 25 * transform.GetNumberOfParameters())
-        try:
-            sitk.WriteTransform(transform, str(temporary))
-        except RuntimeError as error:
-            raise volumes.write_error(path, error) from error
-
-
-def _require_space(path: Path, size: int) -> None:
-    """Raise OSError where a file of `size` bytes cannot be written at `path`."""
-    block = bytes(1 << 20)
-    with open(path, "wb") as file:
-        for _ in range(0, size, len(block)):
-            file.write(block)
-    path.unlink()
