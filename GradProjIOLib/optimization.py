@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,9 @@ class InstanceOptimizer:
                 print(step)
             displacements = objective.displacements()
 
+    A loop that was left goes on where it stopped when it is entered again, and in another process after
+    ``restore(state())``.
+
     method "direct" takes no step, whatever ``steps`` says. The same seed gives the same steps, bit for bit on a
     CPU with the same number of threads. Raises ValueError for settings that make no sense and
     FloatingPointError when a loss is no longer finite.
@@ -74,6 +77,11 @@ class InstanceOptimizer:
         self.parameters = [p for p in objective.network.parameters() if p.requires_grad]
         self.choice = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.parameters[0].device).manual_seed(seed)
+        fused = self.parameters[0].device.type in ("cpu", "cuda")
+        self.adam = torch.optim.Adam(
+            self.parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY, amsgrad=True, fused=fused
+        )
+        self.taken = 0
         self.saved: list[Tensor] | None = None
 
     def __enter__(self) -> InstanceOptimizer:
@@ -89,12 +97,32 @@ class InstanceOptimizer:
         self.saved = None
 
     def __iter__(self) -> Iterator[Step]:
-        adam = torch.optim.Adam(self.parameters, lr=self.learning_rate, weight_decay=WEIGHT_DECAY, amsgrad=True,
-                                fused=self.parameters[0].device.type in ("cpu", "cuda"))
-        for index in range(self.steps):
-            yield self._step(index, adam)
+        while self.taken < self.steps:
+            step = self._step(self.taken)
+            self.taken += 1
+            yield step
 
-    def _step(self, index: int, adam: torch.optim.Optimizer) -> Step:
+    def state(self) -> dict[str, Any]:
+        """All that the coming steps depend on, in types that ``torch.load(weights_only=True)`` accepts."""
+        return {
+            "taken": self.taken,
+            "parameters": [p.detach() for p in self.parameters],
+            "adam": self.adam.state_dict(),
+            "choice": self.choice.get_state(),
+            "noise": self.noise.get_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state``; call it inside the context, which brings the network's parameters back."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        self.adam.load_state_dict(state["adam"])
+        self.choice.set_state(state["choice"])
+        self.noise.set_state(state["noise"])
+        self.taken = state["taken"]
+
+    def _step(self, index: int) -> Step:
         start = time.perf_counter()
         losses = self.objective.losses(self.objective.regularity.jitter(self.noise))
         similarity, regularity = losses.similarity.item(), losses.regularity.item()
@@ -108,8 +136,8 @@ class InstanceOptimizer:
             weights = None
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        adam.step()
-        adam.zero_grad(set_to_none=True)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
         return Step(index, similarity, regularity, weights.cosine if weights else None,
                     weights.projected if weights else None, time.perf_counter() - start)
 
