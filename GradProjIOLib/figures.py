@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from GradProjIOLib.deformation import Deformation
 from GradProjIOLib.volume import Volume, atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from GradProjIOLib.deformation import Deformation
 
 FOLD_COLOR = (0.1, 1.0, 0.1)
 """Folded voxels. No other part of the picture is green."""
