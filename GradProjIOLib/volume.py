@@ -85,10 +85,13 @@ def check_affine(affine: np.ndarray, name: str) -> None:
         # Relative to the spacing: the volume spanned by the unit vectors of the three axes.
         usable = lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
     if not usable:
-        raise InputError(
-            f"{name} has a singular or invalid orientation matrix, so its place in space is unknown; "
-            "correct its spacing and axis directions, or export it again."
-        )
+        raise _badly_placed(name)
+
+
+def is_rectangular(affine: np.ndarray) -> bool:
+    """Whether the axes of `affine` are at right angles. ITK changes them without a word in NIfTI files."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-4)
 
 
 def check_image(volume: Volume) -> None:
@@ -205,11 +208,16 @@ def read_volume(path: str | os.PathLike) -> Volume:
     try:
         reader.ReadImageInformation()
         pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        _check_kind(reader.GetSize(), reader.GetNumberOfComponents(), pixel_type, path.name)
-        return from_sitk(reader.Execute(), str(path))
+        _check_kind(reader.GetSize(), reader.GetNumberOfComponents(), pixel_type, str(path))
+        image = reader.Execute()
     except RuntimeError as error:
-        raise InputError(f"{path} cannot be read as an image; check that it is complete, or export it again "
-                         f"as .nii.gz or .nrrd ({_reason(error)}).") from error
+        if "orthonormal" in str(error) or "Bad direction" in str(error):
+            raise _badly_placed(str(path)) from error
+        raise InputError(
+            f"{path} cannot be read as an image; check that it is complete, or export it again as .nii.gz or "
+            ".nrrd."
+        ) from error
+    return from_sitk(image, str(path))
 
 
 def read_labels(path: str | os.PathLike) -> Volume:
@@ -238,6 +246,8 @@ def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
     path = Path(path)
     if not path.name.lower().endswith(IMAGE_SUFFIXES):
         raise WriteError(f"{path} cannot be written: use one of the suffixes {', '.join(IMAGE_SUFFIXES)}.")
+    if ".nii" in path.name.lower()[-7:] and not is_rectangular(lattice_of(image)):
+        raise WriteError(f"{path} cannot be written: its axes are not at right angles, use .nrrd or .mha.")
     with atomic_path(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
@@ -313,15 +323,23 @@ def is_complete(path: Path) -> bool:
 
 
 def _nifti_length(header: bytes) -> float:
-    """Bytes of the whole file that starts with this NIfTI `header` (version 1 or 2); infinity for neither."""
+    """Bytes of the whole file that starts with the NIfTI `header`; infinity where that is invalid."""
     for order, (size, fields) in itertools.product("<>", NIFTI_FIELDS.items()):
         if len(header) < 348 or struct.unpack_from(order + "i", header)[0] != size:
             continue
         (rank, *lengths), (bits,), (offset,) = (
             struct.unpack_from(order + code, header, place) for code, place in fields
         )
-        return offset + math.prod(max(n, 1) for n in lengths[: max(rank, 0)]) * bits / 8
+        if 1 <= rank <= 7 and min(lengths[:rank]) > 0:
+            return offset + math.prod(lengths[:rank]) * bits / 8
     return float("inf")
+
+
+def _badly_placed(name: str) -> InputError:
+    return InputError(
+        f"{name} has a singular or skewed orientation matrix, so its place in space is unclear; "
+        "correct its spacing and axis directions, or resample it to a rectangular lattice."
+    )
 
 
 def _check_kind(size: tuple[int, ...], components: int, pixel_type: str, name: str) -> None:
