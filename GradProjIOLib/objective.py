@@ -31,8 +31,15 @@ class Objective:
     similarity: a key of ``similarity.SIMILARITIES``. Masks [1, 1, D, H, W] say where each image counts.
     """
 
-    def __init__(self, network: nn.Module, fixed: Tensor, moving: Tensor, similarity: str = "lncc",
-                 fixed_mask: Tensor | None = None, moving_mask: Tensor | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        fixed: Tensor,
+        moving: Tensor,
+        similarity: str = "lncc",
+        fixed_mask: Tensor | None = None,
+        moving_mask: Tensor | None = None,
+    ):
         self.network = network
         self.sources = torch.cat([moving, fixed])
         self.targets = torch.cat([fixed, moving])

@@ -60,8 +60,17 @@ class InstanceOptimizer:
     FloatingPointError when a loss is no longer finite.
     """
 
-    def __init__(self, objective: Objective, *, learning_rate: float, steps: int, method: Method = "projected",
-                 regularity_weight: float = REGULARITY_WEIGHT, projection: ProjectionRule = "random", seed: int = 0):
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        learning_rate: float,
+        steps: int,
+        method: Method = "projected",
+        regularity_weight: float = REGULARITY_WEIGHT,
+        projection: ProjectionRule = "random",
+        seed: int = 0,
+    ):
         if method not in METHODS:
             raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
         if projection not in PROJECTION_RULES:
@@ -131,15 +140,22 @@ class InstanceOptimizer:
         if self.method == "projected":
             gradients, weights = self._projected_gradient(losses.similarity, self.regularity_weight * losses.regularity)
         else:
-            gradients = torch.autograd.grad(losses.similarity + self.regularity_weight * losses.regularity,
-                                            self.parameters)
+            gradients = torch.autograd.grad(
+                losses.similarity + self.regularity_weight * losses.regularity, self.parameters
+            )
             weights = None
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        return Step(index, similarity, regularity, weights.cosine if weights else None,
-                    weights.projected if weights else None, time.perf_counter() - start)
+        return Step(
+            index,
+            similarity,
+            regularity,
+            weights.cosine if weights else None,
+            weights.projected if weights else None,
+            time.perf_counter() - start,
+        )
 
     def _projected_gradient(self, similarity: Tensor, regularity: Tensor) -> tuple[list[Tensor], Weighting]:
         similarity_gradient = torch.autograd.grad(similarity, self.parameters, retain_graph=True)

@@ -8,6 +8,7 @@ Tian et al., "uniGradICON", MICCAI 2024). With the widths of :data:`UNIGRADICON`
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ class UNet(nn.Module):
         skipped = levels - len(decoder)
         self.down = nn.ModuleList(
             nn.Conv3d(inputs, outputs, kernel_size=3, stride=2, padding=1)
-            for inputs, outputs in zip(encoder[:-1], encoder[1:], strict=True)
+            for inputs, outputs in itertools.pairwise(encoder)
         )
         below = [*(a + b for a, b in zip(decoder[1:], encoder[skipped + 1 : -1], strict=True)), encoder[-1]]
         self.up = nn.ModuleList(
@@ -122,8 +123,12 @@ class Cascade(nn.Module):
     None makes it a tenth of the lattice's extent along each axis, as in uniGradICON.
     """
 
-    def __init__(self, widths: Sequence[tuple[Sequence[int], Sequence[int]]], halvings: Sequence[int],
-                 voxels: float | None = None):
+    def __init__(
+        self,
+        widths: Sequence[tuple[Sequence[int], Sequence[int]]],
+        halvings: Sequence[int],
+        voxels: float | None = None,
+    ):
         super().__init__()
         self.stages = nn.ModuleList(UNet(encoder, decoder) for encoder, decoder in widths)
         self.halvings = tuple(halvings)

@@ -1,0 +1,58 @@
+"""``gradprojio models``: which networks there are, and their weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from GradProjIOLib import models
+from GradProjIOLib.models import weights
+from GradProjIOLib.volume import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="the networks, their licence, and whether their weights are here")
+    for action, summary in (("download", "fetch published weights"), ("path", "where the weights are")):
+        subparser = actions.add_parser(action, help=summary)
+        subparser.add_argument("name", choices=tuple(models.MODELS))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List, fetch or find."""
+    if arguments.action == "list":
+        for name, model in models.MODELS.items():
+            print(f"{name:14} {model.description}; {model.license}; {_state(name)}")
+        return 0
+    model = models.find(arguments.name)
+    if arguments.action == "download":
+        if model.url is None:
+            raise InputError(f"{arguments.name} needs no download: its weights come with the package.")
+        _download(arguments.name, model.url)
+    path = models.weights_path(arguments.name)
+    if path is None:
+        raise InputError(f"{arguments.name} has no trained weights in this version; it starts as the identity.")
+    print(path)
+    return 0
+
+
+def _state(name: str) -> str:
+    try:
+        return "weights here" if models.weights_path(name) else "no trained weights yet: needs optimisation steps"
+    except InputError:
+        return "weights not on this computer"
+
+
+def _download(name: str, url: str) -> None:
+    import tqdm
+
+    with tqdm.tqdm(unit="B", unit_scale=True, desc=name, disable=not sys.stderr.isatty()) as bar:
+
+        def on_progress(received: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(received - bar.n)
+
+        weights.download(name, url, on_progress=on_progress)
+    # Reading it once tells at once whether the file is good, and keeps its checksum.
+    models.load(name)
