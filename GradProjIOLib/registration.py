@@ -42,6 +42,17 @@ GOOD_OVERLAP = 0.5
 OnStep = Callable[[Step], "bool | None"]
 
 
+@dataclass(frozen=True, eq=False)
+class Running:
+    """An optimisation under way: its optimizer, and the deformation fixed → moving that it has reached."""
+
+    optimizer: InstanceOptimizer
+    forward: Callable[[], Deformation]
+
+
+OnStart = Callable[[Running], None]
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to register; the defaults are the paper's.
@@ -194,13 +205,16 @@ def register(
     fixed_mask: Volume | None = None,
     moving_mask: Volume | None = None,
     on_step: OnStep | None = None,
+    on_start: OnStart | None = None,
 ) -> Registration:
     """Register ``moving`` to ``fixed``.
 
     initial_transform: a map from fixed to moving points in RAS mm, 4x4 or a Deformation, that takes the place of
     ``settings.align``. Masks (any lattice, non-zero inside) say where each image counts in the
     similarity. on_step is called after each step; returning False ends the optimisation there, and the
-    result is what was reached.
+    result is what was reached. on_start is called before the first step, with what a reader of the steps needs to
+    look at the deformation on the way, or to go on from a stored state; steps taken before that state are not in
+    the report.
 
     Raises InputError for input that cannot be registered: see ``volume.check_image``; images that do not overlap;
     a device that is not there; missing or unfit weights; too little memory.
@@ -226,8 +240,13 @@ def register(
         lattice=settings.lattice or loaded.model.lattice_for(fixed.shape, fixed.spacing),
     )
     pair = _Pair.on_lattice(fixed, moving, initial, settings, fixed_mask, moving_mask)
+
+    def started(optimizer: InstanceOptimizer) -> None:
+        if on_start is not None:
+            on_start(Running(optimizer, lambda: _forward(optimizer.objective.displacements(), pair.affine, initial)))
+
     with _memory_errors(settings, device):
-        steps, final, displacements, memory = _optimize(loaded, pair, settings, device, on_step, warnings)
+        steps, final, displacements, memory = _optimize(loaded, pair, settings, device, started, on_step, warnings)
     forward, inverse = _deformations(displacements, pair.affine, fixed, moving, initial, loaded.model)
     report = {
         "version": __version__,
@@ -388,6 +407,7 @@ def _optimize(
     pair: _Pair,
     settings: Settings,
     device: torch.device,
+    started: Callable[[InstanceOptimizer], None],
     on_step: OnStep | None,
     warnings: list[str],
 ) -> tuple[list[Step], dict[str, float], np.ndarray, str]:
@@ -406,6 +426,7 @@ def _optimize(
         projection=settings.projection,
         seed=settings.seed,
     ) as optimizer:
+        started(optimizer)
         for step in optimizer:
             steps.append(step)
             if on_step is not None and on_step(step) is False:
@@ -434,6 +455,12 @@ def _deformations(
     if isinstance(initial, Deformation):
         return initial.compose(onward), back.compose(initial.inverse(*target))
     return onward.then_linear(initial), back.preceded_by_linear(np.linalg.inv(initial), *target)
+
+
+def _forward(displacements: Tensor, affine: np.ndarray, initial: Deformation | np.ndarray) -> Deformation:
+    """The forward one of ``_deformations``, without the work for the other."""
+    onward = Deformation(np.moveaxis(displacements[0].cpu().numpy(), 0, -1) @ affine[:3, :3].T, affine)
+    return initial.compose(onward) if isinstance(initial, Deformation) else onward.then_linear(initial)
 
 
 def _as_deformation(transform: Deformation | np.ndarray, shape: Sequence[int], affine: np.ndarray) -> Deformation:
