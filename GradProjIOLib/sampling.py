@@ -53,7 +53,11 @@ def sample_linear(values: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def interpolator(array: np.ndarray, interpolation: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of an index [..., 3] (i, j, k) that interpolates `array` [k, j, i] there, clamped."""
+    """A function of an index [..., 3] (i, j, k) that interpolates `array` [k, j, i] there.
+
+    `interpolation` is "linear", "bspline" (cubic) or "nearest". Outside the array its border goes on, and for
+    "bspline" its mirror image.
+    """
     if interpolation == "linear":
         values = array.astype(np.float32)[..., None]
         return lambda index: sample_linear(values, index)[..., 0]
@@ -64,21 +68,13 @@ def interpolator(array: np.ndarray, interpolation: str) -> Callable[[np.ndarray]
 
         coefficients = ndimage.spline_filter(array, order=3, mode="mirror", output=np.float32)
         return lambda index: ndimage.map_coordinates(
-            coefficients,
-            np.moveaxis(_clamp(array.shape, index)[..., ::-1], -1, 0),
-            order=3,
-            mode="mirror",
-            prefilter=False,
+            coefficients, np.moveaxis(index[..., ::-1], -1, 0), order=3, mode="mirror", prefilter=False
         )
     raise ValueError(f"interpolation is one of linear, bspline, nearest; found {interpolation!r}")
 
 
-def _clamp(shape: tuple[int, int, int], index: np.ndarray) -> np.ndarray:
-    return np.clip(index, 0, np.array(shape[::-1]) - 1)
-
-
 def _nearest(shape: tuple[int, int, int], index: np.ndarray) -> tuple[np.ndarray, ...]:
-    rounded = _clamp(shape, np.floor(index + 0.5)).astype(np.intp)
+    rounded = np.clip(np.floor(index + 0.5), 0, np.array(shape[::-1]) - 1).astype(np.intp)
     return tuple(np.moveaxis(rounded[..., ::-1], -1, 0))
 
 

@@ -15,11 +15,18 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def oblique_affine(spacing, degrees, origin) -> np.ndarray:
-    """Index → RAS mm of a lattice turned by `degrees` about x, y and z."""
+    """Index → RAS mm of a lattice turned by `degrees` about x, y and z; `origin` is its first voxel."""
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ np.diag(spacing)
     affine[:3, 3] = origin
     return affine
+
+
+def oblique_volume(shape, spacing, degrees, center, seed: int, name: str) -> Volume:
+    """Smooth noise on an oblique lattice whose middle lies at `center` (RAS mm)."""
+    affine = oblique_affine(spacing, degrees, (0, 0, 0))
+    affine[:3, 3] = center - affine[:3, :3] @ (np.array(shape[::-1]) - 1) / 2
+    return Volume(smooth_noise(shape, seed), affine, name)
 
 
 def smooth_noise(shape, seed: int, sigma: float = 2.0) -> np.ndarray:
@@ -30,14 +37,12 @@ def smooth_noise(shape, seed: int, sigma: float = 2.0) -> np.ndarray:
 
 @pytest.fixture
 def fixed_volume() -> Volume:
-    affine = oblique_affine((1.3, 0.7, 2.1), (20, -12, 31), (-30, 12, 50))
-    return Volume(smooth_noise((24, 34, 26), 1), affine, "fixed")
+    return oblique_volume((24, 34, 26), (1.3, 0.7, 2.1), (20, -12, 31), (-30, 42, 50), 1, "fixed")
 
 
 @pytest.fixture
 def moving_volume() -> Volume:
-    affine = oblique_affine((0.9, 1.1, 1.7), (-25, 9, -40), (10, -22, 33))
-    return Volume(smooth_noise((28, 30, 36), 2), affine, "moving")
+    return oblique_volume((28, 30, 36), (0.9, 1.1, 1.7), (-25, 9, -40), (-27, 38, 52), 2, "moving")
 
 
 @pytest.fixture
