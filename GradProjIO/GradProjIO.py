@@ -462,7 +462,7 @@ class GradProjIOTest(ScriptedLoadableModuleTest):
         fixed, moving = self_test.add_images(slicer.mrmlScene)
         logic = GradProjIOLogic()
         try:
-            nodes = logic.register(fixed, moving, model="compact", steps=5, device="cpu")
+            nodes = logic.register(fixed, moving, model="compact", steps=10, device="cpu")
         finally:
             logic.session.close()
         assert not (complaints := self_test.complaints(fixed, moving, nodes)), complaints

@@ -7,6 +7,7 @@ import slicer
 from GradProjIOLib import mrml, mrml_folding
 from GradProjIOLib.mrml_folding import Fold
 from GradProjIOLib.scene_registration import FIXED, FOLDING, MOVING, TABLE, TRANSFORM, WARPED, linked
+from GradProjIOLib.translation import tr as _
 
 COMPARE_OPACITY = 0.5
 
@@ -29,16 +30,18 @@ class FoldingView:
     def summary(self) -> str:
         """One sentence about how much folds."""
         if self.jacobian is None:
-            return "Register two images, or choose the Jacobian map of an earlier registration."
+            return _("Register two images, or choose the Jacobian map of an earlier registration.")
         report = mrml.recall(self.jacobian, "report") or {}
         figures = report.get("jacobian", {})
         if not self.folds:
-            sentence = "No voxel folds"
+            sentence = _("No voxel folds")
         else:
-            voxels = sum(fold.voxels for fold in self.folds)
-            sentence = f"{voxels} voxels fold, in {len(self.folds)} places"
+            voxels, places = sum(fold.voxels for fold in self.folds), len(self.folds)
+            where = _("in one place") if places == 1 else _("in {places} places").format(places=places)
+            sentence = _("{voxels} voxels fold, {where}").format(voxels=voxels, where=where)
         if "ndv_percent" in figures:
-            sentence += f"; non-diffeomorphic volume {figures['ndv_percent']:.3g} %"
+            share = f"{figures['ndv_percent']:.3g}"
+            sentence += "; " + _("non-diffeomorphic volume {percent} %").format(percent=share)
         return sentence + "."
 
     @property
@@ -48,9 +51,14 @@ class FoldingView:
             return ""
         fold = self.folds[self._at]
         place = ", ".join(f"{value:.0f}" for value in fold.position)
-        return (
-            f"Fold {self._at + 1} of {len(self.folds)}: smallest determinant {fold.determinant:.3g}, "
-            f"{fold.voxels} voxels, at ({place}) mm."
+        return _(
+            "Fold {number} of {total}: smallest determinant {determinant}, {voxels} voxels, at ({place}) mm."
+        ).format(
+            number=self._at + 1,
+            total=len(self.folds),
+            determinant=f"{fold.determinant:.3g}",
+            voxels=fold.voxels,
+            place=place,
         )
 
     @property
@@ -66,7 +74,7 @@ class FoldingView:
     def go_to(self, number: int) -> None:
         """Center the slice views on fold `number`, counted from 0, and mark it."""
         self._at = min(max(number, 0), len(self.folds) - 1)
-        label = f"fold {self._at + 1} of {len(self.folds)}"
+        label = _("fold {number} of {total}").format(number=self._at + 1, total=len(self.folds))
         mrml_folding.go_to_fold(self.jacobian.GetScene(), self.folds[self._at], label)
 
     def go_on(self, by: int) -> None:

@@ -16,7 +16,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import get_vtk_array_type, numpy_to_vtk, vtk_to_numpy
 
-from GradProjIOLib.volume import InputError, Volume
+from GradProjIOLib.volume import InputError, Volume, check_affine
 
 if TYPE_CHECKING:
     from GradProjIOLib.deformation import Deformation
@@ -35,6 +35,7 @@ def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode | None, role: str = "v
     with several components per voxel, and a flat one.
     """
     check_volume_node(node, role)
+    check_affine(local_affine(node), node.GetName())
     placed = world_affine(node)
     if placed is None:
         return _resampled_in_world(node)
@@ -84,16 +85,13 @@ def parent_matrix(node: slicer.vtkMRMLTransformableNode) -> np.ndarray | None:
 
 
 def world_affine(node: slicer.vtkMRMLVolumeNode) -> np.ndarray | None:
-    """The 4x4 matrix from the voxel index to the world; None where the parents bend or shear the lattice."""
+    """The 4x4 matrix from the voxel index to the world; None where the lattice there is bent or sheared."""
     parent = parent_matrix(node)
     if parent is None:
         return None
     affine = parent @ local_affine(node)
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if lengths.min() == 0:
-        return affine  # Volume says what is wrong with it
-    cosines = (affine[:3, :3] / lengths).T @ (affine[:3, :3] / lengths) - np.eye(3)
-    return affine if np.abs(cosines).max() < RIGHT_ANGLE_TOLERANCE else None
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return affine if np.abs(axes.T @ axes - np.eye(3)).max() < RIGHT_ANGLE_TOLERANCE else None
 
 
 def labels_from_node(
@@ -199,7 +197,8 @@ def _resampled_in_world(node: slicer.vtkMRMLVolumeNode) -> Volume:
     transformed volume; outside of that lies the lowest value (0 for labels).
     """
     to_world = vtk.vtkGeneralTransform()
-    node.GetParentTransformNode().GetTransformToWorld(to_world)
+    if node.GetParentTransformNode() is not None:
+        node.GetParentTransformNode().GetTransformToWorld(to_world)
     affine, shape = _covering_lattice(node, to_world)
     scale_to_index = np.linalg.inv(local_affine(node))
     pull = vtk.vtkGeneralTransform()

@@ -22,7 +22,7 @@ class LossPlot:
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, name: str) -> None:
-        self.table = add_node(scene, "vtkMRMLTableNode", f"{name} losses")
+        self.table = add_node(scene, "vtkMRMLTableNode", f"{name} loss table")
         self.chart = add_node(scene, "vtkMRMLPlotChartNode", f"{name} losses")
         self.chart.SetTitle(name)
         self.chart.SetXAxisTitle(STEP)

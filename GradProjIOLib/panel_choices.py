@@ -23,7 +23,6 @@ SETTINGS = {
     "similarity": "similarity",
     "regularityWeight": "regularity_weight",
     "projection": "projection",
-    "stop": "stop",
     "seed": "seed",
     "device": "device",
 }

@@ -108,6 +108,7 @@ class _Run:
     mask_name: str | None
     outputs: dict[str, str | None]
     settings: dict[str, Any]
+    started: float = field(default_factory=time.monotonic)
     plot: LossPlot | None = None
 
 
@@ -272,8 +273,14 @@ class SceneRegistration:
         progress = self.progress
         if self.state is State.STARTING:
             return self.message or _("Loading the model …")
-        if not self.active or not progress.steps:
+        if self.state is State.CANCELING:
+            return _("Canceling after this step …")
+        if not self.active:
             return self.message
+        if len(progress.steps) >= progress.total:
+            return _("Computing the results …")
+        if not progress.steps:
+            return _("Computing the first step …")
         last = progress.steps[-1]
         sentence = _(
             "Similarity loss {similarity:.4f}, regularity loss {regularity:.3g}; "
@@ -284,8 +291,6 @@ class SceneRegistration:
             conflicts=progress.conflicts,
             done=len(progress.steps),
         )
-        if self.state is State.CANCELING:
-            return _("Canceling after this step …")
         if progress.remaining_seconds is not None:
             sentence += " " + _("About {time} left.").format(time=duration(progress.remaining_seconds))
         return sentence
@@ -418,8 +423,8 @@ class SceneRegistration:
             return
         self.results = _Placement(self.scene, run, result, event["report"]).nodes
         self._drop_run()
-        warnings = event["report"].get("warnings") or []
-        self._become(State.IDLE, " ".join(warnings))
+        done = _("Done in {time}.").format(time=duration(time.monotonic() - run.started))
+        self._become(State.IDLE, " ".join([done, *(event["report"].get("warnings") or [])]))
 
 
 class _Placement:

@@ -1,0 +1,88 @@
+"""Small images in a scene, and a worker that many tests share."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import slicer
+
+from GradProjIOLib import exchange, mrml
+from GradProjIOLib.client import WorkerClient
+from GradProjIOLib.volume import Volume
+
+# One thread, like the tests themselves; weights that a developer may have must not matter.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GRADPROJIO_CACHE": "/nonexistent/gradprojio"}
+QUICK = {"model": "compact", "steps": 2, "device": "cpu"}
+OBLIQUE = np.array(
+    [[2.8, 0.5, -0.6, -30.0], [-0.6, 2.9, 0.3, -25.0], [0.4, -0.35, 4.1, -35.0], [0, 0, 0, 1.0]]
+)
+
+
+def new_worker() -> WorkerClient:
+    """A client whose worker uses one thread."""
+    return WorkerClient(environment=ENVIRONMENT)
+
+
+def right_angled(matrix: np.ndarray) -> np.ndarray:
+    """The affine with the same spacing and origin and the nearest right-angled axes."""
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(matrix[:3, :3] / spacing)
+    result = matrix.copy()
+    result[:3, :3] = left @ right * spacing
+    return result
+
+
+def blobs(points: np.ndarray, shift: float = 0.0) -> np.ndarray:
+    """A smooth image of a body with structure, as a function of world positions [n, 3]."""
+    x, y, z = (points + shift).T / 10
+    body = 1 / (1 + np.exp(4 * (np.sqrt(x**2 + 1.2 * y**2 + 0.8 * z**2) - 2.5)))
+    return 800 * body * (1 + 0.4 * np.sin(2 * x) * np.cos(1.7 * y) + 0.3 * np.sin(2.3 * z + y))
+
+
+def image(name: str, shift: float = 0.0, shape: tuple[int, int, int] = (17, 18, 20), affine=None) -> Volume:
+    """A Volume of `blobs` around the middle of its lattice."""
+    affine = np.diag([3.0, 3.0, 3.5, 1.0]) if affine is None else affine
+    points = mrml.lattice_points(shape, affine)
+    return Volume(blobs(points - points.mean(axis=0), shift).reshape(shape).astype(np.float32), affine, name)
+
+
+def add(scene, volume: Volume, kind: str = "vtkMRMLScalarVolumeNode", parent=None):
+    """A node with `volume`, whose affine is that in the world, below `parent`."""
+    node = scene.AddNewNodeByClass(kind, volume.name)
+    if parent is None:
+        return mrml.volume_to_node(volume, node)
+    local = np.linalg.inv(slicer.util.arrayFromTransformMatrix(parent)) @ volume.affine
+    mrml.volume_to_node(Volume(volume.array, local, volume.name), node)
+    node.SetAndObserveTransformNodeID(parent.GetID())
+    return node
+
+
+def add_pair(scene, **keywords):
+    """A fixed and a moving image node, some millimeters apart."""
+    return add(scene, image("fixed", **keywords)), add(scene, image("moving", shift=2.0, **keywords))
+
+
+def wait_until(condition, poll, seconds: float = 30.0) -> float:
+    """Call `poll` until `condition` holds; the seconds it took."""
+    start = time.perf_counter()
+    while not condition():
+        assert time.perf_counter() - start < seconds, "waited in vain"
+        poll()
+        time.sleep(0.01)
+    return time.perf_counter() - start
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process is there (and is not merely unburied)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().split(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def exchange_folders(base) -> list[str]:
+    """Folders for temporary files that are left in `base`."""
+    return [name for name in os.listdir(base) if name.startswith(exchange.FOLDER_PREFIX)]
