@@ -127,8 +127,13 @@ def find(name: str) -> Model:
 
 
 def build(model: Model) -> Cascade:
-    """The network without weights, in evaluation mode: it starts as the identity."""
-    return Cascade(model.widths, model.halvings, model.voxels).eval()
+    """The network without weights, in evaluation mode: it starts as the identity.
+
+    Its random layers are the same every time, or else the same seed would not give the same result.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Cascade(model.widths, model.halvings, model.voxels).eval()
 
 
 def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | None:
