@@ -140,9 +140,7 @@ class InstanceOptimizer:
         if self.method == "projected":
             gradients, weights = self._projected_gradient(losses.similarity, self.regularity_weight * losses.regularity)
         else:
-            gradients = torch.autograd.grad(
-                losses.similarity + self.regularity_weight * losses.regularity, self.parameters
-            )
+            gradients = self._gradient(losses.similarity + self.regularity_weight * losses.regularity)
             weights = None
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -158,7 +156,15 @@ class InstanceOptimizer:
         )
 
     def _projected_gradient(self, similarity: Tensor, regularity: Tensor) -> tuple[list[Tensor], Weighting]:
-        similarity_gradient = torch.autograd.grad(similarity, self.parameters, retain_graph=True)
-        regularity_gradient = torch.autograd.grad(regularity, self.parameters)
+        similarity_gradient = self._gradient(similarity, retain_graph=True)
+        regularity_gradient = self._gradient(regularity)
         weights = weighting(gram_matrix(similarity_gradient, regularity_gradient), self.projection, self.choice)
         return combine_(similarity_gradient, regularity_gradient, weights), weights
+
+    def _gradient(self, loss: Tensor, retain_graph: bool = False) -> list[Tensor]:
+        """The gradient with each part in the memory layout of its parameter: fused Adam goes by the memory."""
+        found = torch.autograd.grad(loss, self.parameters, retain_graph=retain_graph)
+        return [
+            part if part.stride() == parameter.stride() else torch.empty_like(parameter).copy_(part)
+            for part, parameter in zip(found, self.parameters, strict=True)
+        ]
