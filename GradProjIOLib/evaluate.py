@@ -1,11 +1,9 @@
-"""`gradprojio evaluate`: measure one result, or a table of them, against labels, landmarks and masks."""
+"""Measure one result, or a table of them, against labels, landmarks and masks in files."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 
 from GradProjIOLib import evaluation, tables
 from GradProjIOLib.deformation import Deformation
-from GradProjIOLib.landmarks import FRAMES, Landmarks, read_landmarks
+from GradProjIOLib.landmarks import Landmarks, read_landmarks
 from GradProjIOLib.volume import InputError, Volume, read_labels, read_volume
 
 PATHS = ("result", "fixed_labels", "moving_labels", "fixed_points", "moving_points", "mask")
@@ -42,9 +40,7 @@ class Case:
 
 def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
     """The row of `case` (see `tables`). Raises InputError where something cannot be read or does not fit."""
-    labels = [
-        read_labels(path) if path else None for path in _both(case.fixed_labels, case.moving_labels, "labels")
-    ]
+    labels = [read_labels(path) if path else None for path in _both(case.fixed_labels, case.moving_labels, "labels")]
     deformation, reference = read_result(case.result, labels[0])
     row: tables.Row = {"case": case.case or case.result.name, "group": case.group, "result": str(case.result)}
     if labels[0] is not None:
@@ -62,8 +58,7 @@ def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
 def label_row(found: evaluation.LabelEvaluation) -> tables.Row:
     """The columns of a row that come from labels."""
     structures = [
-        {"structure": overlap.structure, "dice": overlap.dice, "hd95_mm": overlap.hd95}
-        for overlap in found.structures
+        {"structure": overlap.structure, "dice": overlap.dice, "hd95_mm": overlap.hd95} for overlap in found.structures
     ]
     return {
         "dice": found.dice,
@@ -83,9 +78,7 @@ def landmark_row(found: Sequence[evaluation.LandmarkError]) -> tables.Row:
     }
 
 
-def folding_row(
-    whole: evaluation.FoldingEvaluation, inside: evaluation.FoldingEvaluation | None = None
-) -> tables.Row:
+def folding_row(whole: evaluation.FoldingEvaluation, inside: evaluation.FoldingEvaluation | None = None) -> tables.Row:
     """The columns of a row that come from the deformation alone, as a whole and inside a mask."""
     row = dict(vars(whole))
     if inside is not None:
@@ -121,8 +114,7 @@ def read_cases(path: Path) -> list[Case]:
         case = Case(**{"case": Path(row["result"]).name, **values})
         if (case.case, case.group) in cases:
             raise InputError(
-                f"{path} has the case {case.case} twice in the same group; "
-                "name the cases, or the groups, differently."
+                f"{path} has the case {case.case} twice in the same group; name the cases, or the groups, differently."
             )
         cases[case.case, case.group] = case
     return list(cases.values())
@@ -167,78 +159,6 @@ def measure_all(
     return rows, failed
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `gradprojio evaluate`."""
-    parser.description = "Measure a registration: Dice, HD95, TRE, folding. See Docs/metrics.md."
-    parser.add_argument(
-        "result",
-        type=Path,
-        metavar="RESULT",
-        help="folder that `gradprojio register` wrote, a transform file, or a .csv of them with "
-        "the columns result, case, group, fixed_labels, moving_labels, fixed_points, "
-        "moving_points, points_frame, mask",
-    )
-    for side in ("fixed", "moving"):
-        parser.add_argument(f"--{side}-labels", type=Path, metavar="FILE", help=f"{side} label map")
-        parser.add_argument(
-            f"--{side}-points", type=Path, metavar="FILE", help=f"{side} landmarks: .mrk.json, .fcsv or .csv"
-        )
-    parser.add_argument(
-        "--mask", type=Path, metavar="FILE", help="also measure folding where this image is not 0"
-    )
-    parser.add_argument("--points-frame", choices=FRAMES, help="coordinates of landmarks in .csv files")
-    parser.add_argument(
-        "--structures", type=_numbers, metavar="1,2,…", help="label values to measure (default: all but 0)"
-    )
-    parser.add_argument(
-        "--reference",
-        metavar="GROUP",
-        help="group of a table that the others are compared with (default: its first)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every case and structure")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run `gradprojio evaluate`: 0 when every case was measured, 2 otherwise."""
-    if arguments.result.suffix.lower() == ".csv":
-        cases = read_cases(arguments.result)
-    else:
-        options = {name: getattr(arguments, name) for name in (*PATHS, "points_frame")}
-        options["result"] = arguments.result
-        cases = [Case(case=arguments.result.name, **options)]
-    rows, failed = measure_all(cases, arguments.structures, lambda line: print(line, file=sys.stderr))
-    groups = tables.groups_of(rows)
-    comparisons = tables.compare_groups(rows, _against(arguments.reference, groups))
-    if len(rows) == 1 and "structures" in rows[0]:
-        print(_structure_table(rows[0]))
-    if rows:
-        print(tables.case_table(rows))
-    if comparisons:
-        print("\n" + tables.comparison_table(comparisons))
-    if arguments.json:
-        tables.write_json(tables.report(rows, failed, comparisons), arguments.json)
-    if arguments.csv:
-        tables.write_csv(rows, arguments.csv)
-    return 2 if failed else 0
-
-
-def _structure_table(row: tables.Row) -> str:
-    lines = [
-        [str(found["structure"]), format(found["dice"], ".4f"), format(found["hd95_mm"], ".3f")]
-        for found in row["structures"]
-    ]
-    return tables.text_table(["structure", "Dice", "HD95 [mm]"], lines).replace("nan", "–") + "\n"
-
-
-def _against(reference: str | None, groups: Sequence[str]) -> list[tuple[str, str]] | None:
-    if reference is None:
-        return None
-    if reference not in groups:
-        raise InputError(f"There is no group {reference}; choose one of {', '.join(groups)}.")
-    return [(reference, group) for group in groups if group != reference]
-
-
 def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path | None, Path | None]:
     if (fixed is None) != (moving is None):
         missing = "fixed" if fixed is None else "moving"
@@ -266,7 +186,3 @@ def _moving_affine(result: Path) -> np.ndarray | None:
         return read_volume(report["inputs"]["moving"]["path"]).affine
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]

@@ -14,7 +14,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from scipy import ndimage
 from GradProjIOLib import evaluation, jacobian, tables
 from GradProjIOLib.deformation import Deformation, lattice_points
 from GradProjIOLib.evaluate import label_row
+from GradProjIOLib.registration import Settings, register
 from GradProjIOLib.volume import (
     RAS_TO_LPS,
     InputError,
@@ -80,6 +81,23 @@ def read_pairs(folder: Path) -> list[Pair]:
     if not pairs:
         raise InputError(f"{path} lists no validation pair; download it again.")
     return pairs
+
+
+def register_pair(pair: Pair, settings: Settings) -> tuple[np.ndarray, Volume]:
+    """The displacement field [i, j, k, 3] of a registered pair, and its fixed image. Raises InputError."""
+    fixed, moving = read_volume(pair.fixed), read_volume(pair.moving)
+    return voxel_displacement(register(fixed, moving, settings).forward, fixed, moving), fixed
+
+
+def remember_settings(settings: Settings, folder: Path) -> None:
+    """Write the settings of a submission's fields into `folder`; raise InputError where it has fields of others."""
+    path = folder / "settings.json"
+    wanted = json.loads(json.dumps(asdict(settings)))
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != wanted:
+        raise InputError(
+            f"{folder} holds fields that were made with other settings; choose another output, or remove it."
+        )
+    tables.write_json(wanted, path)
 
 
 def voxel_displacement(deformation: Deformation, fixed: Volume, moving: Volume) -> np.ndarray:
@@ -196,9 +214,7 @@ def check_submission(
         source = Path(unpacked) if path.is_file() else path
         for pair in pairs:
             try:
-                rows.append(
-                    measure_pair(pair, read_displacement(source / pair.displacement_file), structures)
-                )
+                rows.append(measure_pair(pair, read_displacement(source / pair.displacement_file), structures))
             except InputError as error:
                 failed.append({"case": pair.name, "group": "", "message": str(error)})
                 say(f"{pair.name}: {error}")
@@ -215,9 +231,7 @@ def warp_labels(labels: np.ndarray, field: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(labels, identity + np.moveaxis(field.astype(np.float64), -1, 0), order=0)
 
 
-def _measure_labels(
-    fixed: Volume, moving: Volume, field: np.ndarray, structures: Sequence[int] | None
-) -> tables.Row:
+def _measure_labels(fixed: Volume, moving: Volume, field: np.ndarray, structures: Sequence[int] | None) -> tables.Row:
     """Every voxel counts as 1 mm, as LUMIR's are."""
     fixed_labels, moving_labels = _by_index(fixed), _by_index(moving)
     if structures is None:

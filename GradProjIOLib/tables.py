@@ -64,9 +64,7 @@ def summaries(rows: Sequence[Row]) -> dict[str, dict[str, Summary]]:
     """Mean and standard deviation over the cases: {group: {metric: Summary}}."""
     return {
         group: {
-            metric.key: summarize(
-                [row[metric.key] for row in rows if row["group"] == group and metric.key in row]
-            )
+            metric.key: summarize([row[metric.key] for row in rows if row["group"] == group and metric.key in row])
             for metric in measured_metrics(rows)
         }
         for group in groups_of(rows)
@@ -83,9 +81,7 @@ class GroupComparison:
     result: PairedComparison
 
 
-def compare_groups(
-    rows: Sequence[Row], pairs: Iterable[tuple[str, str]] | None = None
-) -> list[GroupComparison]:
+def compare_groups(rows: Sequence[Row], pairs: Iterable[tuple[str, str]] | None = None) -> list[GroupComparison]:
     """Compare pairs (reference, other) of groups; without `pairs`, every group with the first one."""
     groups = groups_of(rows)
     if not groups:
@@ -115,13 +111,9 @@ def case_table(rows: Sequence[Row]) -> str:
     lines = []
     for group in groups_of(rows):
         members = [row for row in rows if row["group"] == group]
-        lines += [
-            [row["case"], group, *(metric.text(row.get(metric.key)) for metric in metrics)] for row in members
-        ]
+        lines += [[row["case"], group, *(metric.text(row.get(metric.key)) for metric in metrics)] for row in members]
         if len(members) > 1:
-            lines.append(
-                ["mean ± SD", group, *(_mean_text(metric, means[group][metric.key]) for metric in metrics)]
-            )
+            lines.append(["mean ± SD", group, *(_mean_text(metric, means[group][metric.key]) for metric in metrics)])
     return text_table(["case", "group", *(metric.title for metric in metrics)], lines)
 
 
@@ -159,22 +151,15 @@ def comparison_table(comparisons: Sequence[GroupComparison]) -> str:
                 p_value,
             ]
         )
-    return text_table(
-        ["metric", "setting", "minus", "cases", "difference", "95 % interval", "p (Wilcoxon)"], lines
-    )
+    return text_table(["metric", "setting", "minus", "cases", "difference", "95 % interval", "p (Wilcoxon)"], lines)
 
 
 def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Columns padded to equal width; a column that is empty in every line is left out."""
-    kept = [column for column in range(len(header)) if any(line[column] for line in lines)] or range(
-        len(header)
-    )
+    kept = [column for column in range(len(header)) if any(line[column] for line in lines)] or range(len(header))
     table = [[line[column] for column in kept] for line in (header, *lines)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    padded = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    ]
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     return "\n".join([padded[0], "  ".join("-" * width for width in widths), *padded[1:]])
 
 
@@ -201,9 +186,7 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     with atomic_path(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(
-            {key: "" if _is_nan(value) else value for key, value in row.items()} for row in flat + means
-        )
+        writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in flat + means)
 
 
 def write_json(data: Any, path: str | os.PathLike) -> None:
@@ -212,9 +195,7 @@ def write_json(data: Any, path: str | os.PathLike) -> None:
         temporary.write_text(json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def report(
-    rows: Sequence[Row], failed: Sequence[dict[str, str]], comparisons: Sequence[GroupComparison]
-) -> Row:
+def report(rows: Sequence[Row], failed: Sequence[dict[str, str]], comparisons: Sequence[GroupComparison]) -> Row:
     """Everything about a cohort: cases, means, comparisons, and the cases that could not be measured."""
     return {
         "cases": list(rows),
@@ -234,6 +215,17 @@ def jsonable(value: Any) -> Any:
         return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """What `jsonable` was given: None becomes NaN and "inf" infinity."""
+    if isinstance(value, dict):
+        return {key: from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if value is None or value in ("inf", "-inf"):
+        return float(value or "nan")
     return value
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from GradProjIOLib import lumir
+from GradProjIOLib import cli, lumir
 from GradProjIOLib.deformation import Deformation
 from GradProjIOLib.volume import InputError, Volume, write_volume
 
@@ -114,9 +114,7 @@ def test_field_with_components_first(tmp_path):
     sitk.WriteImage(
         sitk.GetImageFromArray(field.transpose(3, 2, 1, 0), isVector=False), str(tmp_path / "disp_1_2.nii.gz")
     )
-    np.testing.assert_array_equal(
-        lumir.read_displacement(tmp_path / "disp_1_2.nii.gz"), np.moveaxis(field, 0, -1)
-    )
+    np.testing.assert_array_equal(lumir.read_displacement(tmp_path / "disp_1_2.nii.gz"), np.moveaxis(field, 0, -1))
     write_volume(Volume(np.zeros(SHAPE), AFFINE), tmp_path / "flat.nii.gz")
     with pytest.raises(InputError, match="LUMIR wants"):
         lumir.read_displacement(tmp_path / "flat.nii.gz")
@@ -146,16 +144,12 @@ def test_landmarks_and_labels_of_a_known_shift(folder):
     """A field that shifts the moving subject onto the fixed one leaves no error of either kind."""
     pair = lumir.read_pairs(folder)[0]
     name = pair.moving.name
-    field = (
-        np.ones((*SHAPE[::-1], 3), np.float32) * -1
-    )  # the landmarks of 3454 lie one voxel below those of 3455
+    field = np.ones((*SHAPE[::-1], 3), np.float32) * -1  # the landmarks of 3454 lie one voxel below those of 3455
     row = lumir.measure_pair(pair, field)
     assert row["tre_mm"] == pytest.approx(0, abs=1e-9)
     moving_labels = folder / "labelsVal" / name
     labels = lumir.read_labels(moving_labels).array
-    write_volume(
-        Volume(np.roll(labels, (1, 1, 1), (0, 1, 2)), AFFINE), folder / "labelsVal" / pair.fixed.name
-    )
+    write_volume(Volume(np.roll(labels, (1, 1, 1), (0, 1, 2)), AFFINE), folder / "labelsVal" / pair.fixed.name)
     overlaps = {found["structure"]: found["dice"] for found in lumir.measure_pair(pair, field)["structures"]}
     assert min(overlaps.values()) > 0.85  # only what np.roll brought round the border differs
 
@@ -212,3 +206,40 @@ def test_folders_that_are_not_lumir(folder, tmp_path):
     (tmp_path / "broken.zip").write_text("no zip")
     with pytest.raises(InputError, match="zip file"):
         lumir.unpack_submission(tmp_path / "broken.zip", tmp_path)
+
+
+def test_command_registers_packs_and_checks(folder, tmp_path, capsys):
+    """All in one command; a second call takes the fields that are there, other settings are refused."""
+    output = tmp_path / "out" / "mine.zip"
+    options = ["lumir", "register", str(folder), "-o", str(output), "--model", "compact", "--method", "vanilla",
+               "--steps", "1", "--lattice", "16", "16", "16", "--json", str(tmp_path / "out.json")]  # fmt: skip
+    assert cli.main(options) == 0
+    with zipfile.ZipFile(output) as archive:
+        assert archive.namelist() == ["mine/disp_3455_3454.nii.gz", "mine/disp_3456_3455.nii.gz"]
+    rows = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert [row["case"] for row in rows] == ["3455_3454", "3456_3455"]
+    assert rows[0]["dice"] != rows[0]["dice_before"]
+    first = output.with_suffix("") / "disp_3455_3454.nii.gz"
+    stamp = first.stat().st_mtime_ns
+    (output.with_suffix("") / "disp_3456_3455.nii.gz").unlink()
+    assert cli.main(options) == 0
+    assert first.stat().st_mtime_ns == stamp
+    assert cli.main(["lumir", "check", str(output), str(folder), "--structures", "1,2"]) == 0
+    assert "3456_3455" in capsys.readouterr().out
+    options[options.index("1")] = "2"
+    assert cli.main(options) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_command_goes_on_after_a_broken_pair(folder, tmp_path, capsys):
+    output = tmp_path / "mine.zip"
+    pair = lumir.read_pairs(folder)[0]
+    pair.moving.write_bytes(b"broken")
+    options = ["lumir", "register", str(folder), "-o", str(output), "--model", "compact", "--method", "direct",
+               "--lattice", "16", "16", "16"]  # fmt: skip
+    assert cli.main(options) == 2
+    assert not output.exists()
+    assert (tmp_path / "mine" / "disp_3456_3455.nii.gz").exists()
+    error = capsys.readouterr().err
+    assert "3455_3454" in error
+    assert "pairs without a field: 1" in error

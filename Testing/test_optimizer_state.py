@@ -27,7 +27,7 @@ def summary(step):
 
 
 def optimizer(objective, method="projected"):
-    return InstanceOptimizer(objective, learning_rate=1e-3, steps=6, method=method, seed=3)
+    return InstanceOptimizer(objective, learning_rate=1e-3, steps=6, method=method, seed=0)
 
 
 @pytest.mark.parametrize("method", ["projected", "vanilla"])
@@ -50,6 +50,7 @@ def test_interrupted_steps_are_the_same(objective, method):
         found += [summary(step) for step in second]
         assert torch.equal(objective.displacements(), displacements)
     assert found == expected
+    assert method == "vanilla" or {"similarity", "regularity"} <= {step[-1] for step in found}
     assert all(map(torch.equal, before, objective.network.parameters()))
 
 

@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those arguments that are fields of ``registration.Settings``."""
+def add_setting_arguments(parser: argparse.ArgumentParser, method: bool = True) -> None:
+    """Those arguments that are fields of ``registration.Settings``; ``method`` and steps only if wanted."""
     default = Settings()
     parser.add_argument(
         "--model",
@@ -56,13 +56,14 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
         help="network; auto is unigradicon where its weights are on this computer, else compact",
     )
     parser.add_argument("--weights", metavar="FILE", help="weights to use instead of the model's own")
-    parser.add_argument(
-        "--method",
-        choices=METHODS,
-        default=default.method,
-        help="optimisation with projected gradients, with their weighted sum, or none (projected)",
-    )
-    parser.add_argument("--steps", type=int, default=default.steps, metavar="N", help="optimisation steps (50)")
+    if method:
+        parser.add_argument(
+            "--method",
+            choices=METHODS,
+            default=default.method,
+            help="optimisation with projected gradients, with their weighted sum, or none (projected)",
+        )
+        parser.add_argument("--steps", type=int, default=default.steps, metavar="N", help="optimisation steps (50)")
     parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="(lncc)")
     for side in ("fixed", "moving"):
         parser.add_argument(f"--{side}-modality", choices=MODALITIES, default="mri", help="(mri)")
@@ -103,7 +104,7 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Register, write the results, say what was found."""
     check_output(arguments.output)
-    settings = Settings(**{name: getattr(arguments, name) for name in SETTING_NAMES})
+    settings = settings_from(arguments)
     fixed, moving = read_volume(arguments.fixed), read_volume(arguments.moving)
     labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
     masks = {name: read_volume(path) for name in ("fixed_mask", "moving_mask") if (path := getattr(arguments, name))}
@@ -120,6 +121,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         print_summary(result, arguments.output)
     return 0
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """The settings among the arguments; defaults for those that the verb does not have."""
+    return Settings(**{name: getattr(arguments, name) for name in SETTING_NAMES if hasattr(arguments, name)})
 
 
 def check_output(folder: Path) -> None:

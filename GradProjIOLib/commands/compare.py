@@ -1,0 +1,72 @@
+"""``gradprojio compare``: settings on pairs with labels, as in the paper's Table 1."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from GradProjIOLib import alignment
+from GradProjIOLib.commands.evaluate import numbers
+from GradProjIOLib.commands.register import add_setting_arguments, check_output, settings_from
+from GradProjIOLib.compare import (
+    OPTIONAL,
+    PAPER,
+    REQUIRED,
+    Comparison,
+    compare,
+    parse_settings,
+    read_pairs,
+    results_text,
+)
+from GradProjIOLib.volume import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gradprojio compare`."""
+    parser.add_argument(
+        "pairs",
+        type=Path,
+        metavar="PAIRS.csv",
+        help=f"table with the columns {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the results; an interrupted comparison goes on there",
+    )
+    parser.add_argument("--methods", default=PAPER, help=f"methods and steps to compare ({PAPER})")
+    parser.add_argument(
+        "--every", type=int, default=10, metavar="N", help="measure Dice and NDV every N steps, for the curves (10)"
+    )
+    parser.add_argument("--structures", type=numbers, metavar="1,2,…", help="label values to measure (all but 0)")
+    parser.add_argument("--align", choices=alignment.KINDS, default="none", help="linear alignment before (none)")
+    parser.add_argument("--quiet", action="store_true", help="print only the table")
+    add_setting_arguments(parser, method=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 a pair failed otherwise."""
+    if arguments.every < 1:
+        raise InputError(f"The curves cannot be measured every {arguments.every} steps; choose 1 or more.")
+    check_output(arguments.output)
+    comparison = Comparison(
+        settings_from(arguments), parse_settings(arguments.methods), arguments.every, arguments.structures
+    )
+    pairs = read_pairs(arguments.pairs)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    def say(line: str) -> None:
+        if not arguments.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    rows, failed = compare(pairs, comparison, arguments.output, say)
+    if rows:
+        print(results_text(rows, comparison.settings_compared))
+        print(f"results in {arguments.output}, curves in {arguments.output / 'curves.html'}")
+    for failure in failed:
+        print(f"gradprojio: {failure['case']}: {failure['message']}", file=sys.stderr)
+    return max((2 if failure["kind"] == "input" else 1 for failure in failed), default=0)

@@ -1,0 +1,86 @@
+"""``gradprojio evaluate``: how good one result is, or a table of results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from GradProjIOLib import evaluate, tables
+from GradProjIOLib.landmarks import FRAMES
+from GradProjIOLib.volume import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gradprojio evaluate`."""
+    parser.add_argument(
+        "result",
+        type=Path,
+        metavar="RESULT",
+        help="folder that `gradprojio register` wrote, a transform file, or a .csv of them with "
+        "the columns result, case, group, fixed_labels, moving_labels, fixed_points, "
+        "moving_points, points_frame, mask",
+    )
+    for side in ("fixed", "moving"):
+        parser.add_argument(f"--{side}-labels", type=Path, metavar="FILE", help=f"{side} label map")
+        parser.add_argument(
+            f"--{side}-points", type=Path, metavar="FILE", help=f"{side} landmarks: .mrk.json, .fcsv or .csv"
+        )
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="also measure folding where this image is not 0")
+    parser.add_argument("--points-frame", choices=FRAMES, help="coordinates of landmarks in .csv files")
+    parser.add_argument(
+        "--structures", type=numbers, metavar="1,2,…", help="label values to measure (default: all but 0)"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="GROUP",
+        help="group of a table that the others are compared with (default: its first)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every case and structure")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run `gradprojio evaluate`: 0 when every case was measured, 2 otherwise."""
+    if arguments.result.suffix.lower() == ".csv":
+        cases = evaluate.read_cases(arguments.result)
+    else:
+        options = {name: getattr(arguments, name) for name in (*evaluate.PATHS, "points_frame")}
+        options["result"] = arguments.result
+        cases = [evaluate.Case(case=arguments.result.name, **options)]
+    rows, failed = evaluate.measure_all(cases, arguments.structures, lambda line: print(line, file=sys.stderr))
+    groups = tables.groups_of(rows)
+    comparisons = tables.compare_groups(rows, _against(arguments.reference, groups))
+    if len(rows) == 1 and "structures" in rows[0]:
+        print(_structure_table(rows[0]))
+    if rows:
+        print(tables.case_table(rows))
+    if comparisons:
+        print("\n" + tables.comparison_table(comparisons))
+    if arguments.json:
+        tables.write_json(tables.report(rows, failed, comparisons), arguments.json)
+    if arguments.csv:
+        tables.write_csv(rows, arguments.csv)
+    return 2 if failed else 0
+
+
+def _structure_table(row: tables.Row) -> str:
+    lines = [
+        [str(found["structure"]), format(found["dice"], ".4f"), format(found["hd95_mm"], ".3f")]
+        for found in row["structures"]
+    ]
+    return tables.text_table(["structure", "Dice", "HD95 [mm]"], lines).replace("nan", "–") + "\n"
+
+
+def _against(reference: str | None, groups: Sequence[str]) -> list[tuple[str, str]] | None:
+    if reference is None:
+        return None
+    if reference not in groups:
+        raise InputError(f"There is no group {reference}; choose one of {', '.join(groups)}.")
+    return [(reference, group) for group in groups if group != reference]
+
+
+def numbers(text: str) -> list[int]:
+    """The whole numbers in a comma-separated list."""
+    return [int(number) for number in text.split(",")]
