@@ -27,12 +27,13 @@ Similarity = Callable[[Tensor], Tensor]
 
 
 class LNCC:
-    """1 − mean local normalised cross-correlation, in [0, 2]."""
+    """1 − mean local normalised cross-correlation, in [0, 2]; sigma: standard deviation of the window in samples."""
 
-    def __init__(self, targets: Tensor, masks: Tensor | None = None):
+    def __init__(self, targets: Tensor, masks: Tensor | None = None, sigma: float = SIGMA):
         self.targets = targets
+        self.sigma = sigma
         self.weights = _weights(masks, targets)
-        self.mean, second_moment = gaussian_blur(torch.cat([targets, targets.square()], dim=1)).split(1, dim=1)
+        self.mean, second_moment = self._blurred(targets, targets.square())
         self.variance = torch.relu(second_moment - self.mean.square()) + VARIANCE_FLOOR
 
     def __call__(self, warped: Tensor) -> Tensor:
@@ -40,10 +41,12 @@ class LNCC:
 
     def correlation(self, warped: Tensor) -> Tensor:
         """Correlation coefficient in the window around every sample: [N, 1, D, H, W]."""
-        moments = gaussian_blur(torch.cat([warped, warped.square(), warped * self.targets], dim=1))
-        mean, second_moment, product = moments.split(1, dim=1)
+        mean, second_moment, product = self._blurred(warped, warped.square(), warped * self.targets)
         variance = torch.relu(second_moment - mean.square()) + VARIANCE_FLOOR
         return (product - mean * self.mean) * torch.rsqrt(variance * self.variance)
+
+    def _blurred(self, *images: Tensor) -> tuple[Tensor, ...]:
+        return gaussian_blur(torch.cat(images, dim=1), self.sigma).split(1, dim=1)
 
 
 class SquaredLNCC(LNCC):

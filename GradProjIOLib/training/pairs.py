@@ -1,0 +1,66 @@
+"""What a network is trained on: pairs of images by number, the same in every run and every process.
+
+Pair n of a source depends on the source's settings and n alone. That is what makes a training that was
+interrupted, or has other numbers of loading processes, the same training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from GradProjIOLib.models import Lattice
+from GradProjIOLib.training.synthetic import synthetic_pair
+
+# What random numbers are drawn for; no two purposes share them.
+TRAINING, VALIDATION, JITTER, AUGMENTATION, ORDER = range(5)
+
+
+class TrainingPair(NamedTuple):
+    """Two images float32 [1, D, H, W] in [0, 1], and label maps (integers, [1, D, H, W]) where there are any."""
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_labels: Tensor | None = None
+    moving_labels: Tensor | None = None
+
+
+class PairSource(Protocol):
+    """Pairs by number: ``source[n]`` for any n from 0 on; an epoch has ``len(source)`` of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> TrainingPair: ...
+
+
+@dataclass(frozen=True)
+class SyntheticPairs:
+    """Pairs of synthetic images (``training.synthetic``) on a lattice (D, H, W), each seen only once.
+
+    purpose: TRAINING or VALIDATION, which have no pair in common.
+    """
+
+    lattice: Lattice
+    per_epoch: int
+    seed: int = 0
+    purpose: int = TRAINING
+
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __getitem__(self, number: int) -> TrainingPair:
+        return TrainingPair(*synthetic_pair(derived_seed(self.seed, self.purpose, number), self.lattice))
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed that stands for these numbers (0 or more) in this order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers that depend on these numbers alone."""
+    return torch.Generator(device).manual_seed(derived_seed(*numbers))

@@ -1,0 +1,69 @@
+"""What a network under training has reached, on pairs it does not learn from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from GradProjIOLib import jacobian
+from GradProjIOLib.evaluation import dice_of
+from GradProjIOLib.objective import Objective
+from GradProjIOLib.training.pairs import TrainingPair
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one pair, or the mean of several.
+
+    Losses as in ``objective.Losses``. Folding in percent of the lattice's samples (determinant not positive, and
+    non-diffeomorphic volume). Dice: mean over the structures of a pair, after and before the registration,
+    NaN without labels.
+    """
+
+    similarity: float
+    regularity: float
+    folded_percent: float
+    ndv_percent: float
+    dice: float
+    dice_before: float
+
+
+@torch.no_grad()
+def measure(objective: Objective, pair: TrainingPair) -> Quality:
+    """Quality of the deformation fixed → moving that the network gives for a pair."""
+    losses = objective.losses(torch.zeros_like(objective.regularity.points))
+    displacement = objective.displacements()[0].flip(0).cpu()  # along (D, H, W)
+    samples = displacement[0].numel()
+    folded = (jacobian.jacobian_determinant(displacement) <= 0).sum().item()
+    volume = jacobian.non_diffeomorphic_volume(displacement).sum().item()
+    return Quality(
+        losses.similarity.item(), losses.regularity.item(), 100 * folded / samples, 100 * volume / samples,
+        *_overlap(pair, displacement),
+    )  # fmt: skip
+
+
+def mean(qualities: list[Quality]) -> Quality:
+    """Mean of each figure, over those pairs that have it."""
+    columns = np.array([list(vars(quality).values()) for quality in qualities])
+    known = ~np.isnan(columns)
+    sums, counts = np.where(known, columns, 0).sum(axis=0), known.sum(axis=0)
+    return Quality(*(total / count if count else math.nan for total, count in zip(sums, counts, strict=True)))
+
+
+def _overlap(pair: TrainingPair, displacement: Tensor) -> tuple[float, float]:
+    if pair.fixed_labels is None or pair.moving_labels is None:
+        return math.nan, math.nan
+    fixed, moving = pair.fixed_labels[0].numpy(), pair.moving_labels[0].numpy()
+    structures = [int(label) for label in np.intersect1d(fixed, moving) if label != 0]
+    if not structures:
+        return math.nan, math.nan
+    nearest = np.stack(np.indices(fixed.shape)) + displacement.numpy()
+    index = tuple(
+        np.clip(np.rint(axis).astype(int), 0, size - 1) for axis, size in zip(nearest, fixed.shape, strict=True)
+    )
+    after, before = (dice_of(fixed, warped, structures) for warped in (moving[index], moving))
+    return float(np.mean(after)), float(np.mean(before))
