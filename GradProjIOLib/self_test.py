@@ -10,8 +10,8 @@ import slicer
 from GradProjIOLib import mrml
 from GradProjIOLib.volume import Volume
 
-SIZE = 32
-SPACING_MM = 3.0
+SIZE = 24
+SPACING_MM = 4.0
 
 
 def add_images(
@@ -20,7 +20,7 @@ def add_images(
     """A fixed and a moving image node: a blob with an inner structure, and the same one wider."""
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     nodes = []
-    for name, width in (("fixed", 9.0), ("moving", 11.0)):
+    for name, width in (("fixed", 7.0), ("moving", 8.5)):
         node = mrml.add_node(scene, "vtkMRMLScalarVolumeNode", name)
         mrml.volume_to_node(Volume(_blob(width), affine, name), node)
         nodes.append(node)

@@ -8,6 +8,7 @@ so that the module can be tried against them.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -182,17 +183,17 @@ class NodeComboBox(QtWidgets.QComboBox):
     def _refresh(self):
         if self._scene is None:
             return
-        before = self.currentNode()
+        before = QtWidgets.QComboBox.currentData(self)
         self.blockSignals(True)
         self.clear()
         self.addItem(self.property("noneDisplay") or "None", None)
         nodes = [self._scene.GetNthNode(index) for index in range(self._scene.GetNumberOfNodes())]
         for node in filter(self._shown, nodes):
             self.addItem(node.GetName(), node.GetID())
+        found = max(self.findData(before), 0) if before else 0
+        self.setCurrentIndex(found)
         self.blockSignals(False)
-        index = self.findData(before.GetID()) if before is not None and before.GetScene() else 0
-        self.setCurrentIndex(max(index, 0))
-        if before is not None and index < 0:
+        if before and found == 0:
             self.currentNodeChanged.emit(None)
 
     def currentNode(self):  # noqa: N802
@@ -200,7 +201,8 @@ class NodeComboBox(QtWidgets.QComboBox):
         return self._scene.GetNodeByID(identifier) if identifier and self._scene else None
 
     def setCurrentNode(self, node):  # noqa: N802
-        self._refresh()
+        if node is not None and self.findData(node.GetID()) < 0:
+            self._refresh()
         self.setCurrentIndex(max(self.findData(node.GetID()), 0) if node is not None else 0)
 
 
@@ -289,6 +291,7 @@ class Application:
 def start(scene: slicer.vtkMRMLScene) -> Application:
     """Start the application with `scene` as Slicer's scene; later calls in a process change the scene."""
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    _keep_singletons_alive()
     QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
     # The .ui file connects signals of C++ classes that the stand-ins do not have.
     QtCore.QLoggingCategory.setFilterRules("qt.core.qobject.connect=false")
@@ -308,20 +311,24 @@ def start(scene: slicer.vtkMRMLScene) -> Application:
     return application
 
 
+def _keep_singletons_alive() -> None:
+    """Before Python 3.12 PySide6 6.12 uses up references to None, True and False until they are freed."""
+    for singleton in (None, True, False):
+        ctypes.c_ssize_t.from_address(id(singleton)).value += 1 << 30
+
+
 def _install_modules() -> None:
     sys.modules["qt"] = _make_qt()
     ctk = types.ModuleType("ctk")
     # Slicer's connectors name widget classes the panel does not use; any class will do for them.
-    ctk.__getattr__ = lambda name: STAND_INS.get(name, type(name, (QtWidgets.QWidget,), {}))
+    ctk.__getattr__ = lambda name: STAND_INS.get(name) or _any_widget(name, "ctk")
     sys.modules["ctk"] = ctk
     for name, widget in STAND_INS.items():
         setattr(slicer, name, widget)
     sources = os.environ.get("SLICER_PYTHON")
     if sources:
         slicer.__path__.append(sources)
-        slicer.__getattr__ = lambda name: (
-            type(name, (QtWidgets.QWidget,), {}) if name.startswith(("qMRML", "qSlicer")) else _missing(name)
-        )
+        slicer.__getattr__ = lambda name: _any_widget(name, ("qMRML", "qSlicer"))
         return
     for name in ("i18n", "ScriptedLoadableModule", "parameterNodeWrapper"):
         module = types.ModuleType(f"slicer.{name}")
@@ -335,8 +342,10 @@ def _install_modules() -> None:
     slicer.parameterNodeWrapper.WithinRange = WithinRange
 
 
-def _missing(name):
-    raise AttributeError(name)
+def _any_widget(name: str, prefixes: str | tuple[str, ...]) -> type:
+    if not name.startswith(prefixes):
+        raise AttributeError(name)
+    return type(name, (QtWidgets.QWidget,), {})
 
 
 def load_module() -> types.ModuleType:

@@ -138,17 +138,20 @@ def test_map_segmentation_table_and_report_agree_also_in_the_mask(session):
 
 
 def test_nodes_hold_what_the_command_writes(session, tmp_path):
-    from GradProjIOLib import cli
+    from GradProjIOLib import cli, models
     from GradProjIOLib.deformation import Deformation
     from GradProjIOLib.volume import read_volume, write_volume
 
     fixed, moving = add_pair(session.scene)
-    nodes = session.run(Inputs(fixed, moving), QUICK)
+    weights = tmp_path / "weights.pt"
+    torch.save(models.build(models.find("compact")).state_dict(), weights)
+    nodes = session.run(Inputs(fixed, moving), QUICK | {"weights": str(weights)})
     paths = [tmp_path / f"{node.GetName()}.nrrd" for node in (fixed, moving)]
     for node, path in zip((fixed, moving), paths, strict=True):
         write_volume(mrml.volume_from_node(node), path)
     torch.set_num_threads(1)
-    command = ["register", *map(str, paths), "-o", str(tmp_path / "out"), "--model", "compact"]
+    command = ["register", *map(str, paths), "-o", str(tmp_path / "out")]
+    command += ["--model", "compact", "--weights", str(weights)]
     assert cli.main([*command, "--steps", "2", "--device", "cpu", "--quiet"]) == 0
     for role in ("warped", "jacobian"):
         written = read_volume(tmp_path / "out" / f"{role}.nii.gz").array
