@@ -22,6 +22,7 @@ VERBS = {
     "jacobian": ("GradProjIOLib.commands.jacobian", "determinant map and folding of a transform"),
     "models": ("GradProjIOLib.commands.models", "list the networks, fetch their weights"),
     "demo": ("GradProjIOLib.commands.demo", "register a pair of phantoms with a known deformation"),
+    "batch": ("GradProjIOLib.commands.batch", "register many pairs, on this computer or a cluster"),
     "evaluate": ("GradProjIOLib.commands.evaluate", "overlap, distances and folding of results"),
     "compare": ("GradProjIOLib.commands.compare", "compare methods on pairs with labels, as the paper does"),
     "lumir": ("GradProjIOLib.commands.lumir", "register and check the validation pairs of the LUMIR challenge"),
