@@ -23,6 +23,7 @@ SETTINGS = {
     "similarity": "similarity",
     "regularityWeight": "regularity_weight",
     "projection": "projection",
+    "stop": "stop",
     "seed": "seed",
     "device": "device",
 }

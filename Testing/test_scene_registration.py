@@ -276,6 +276,16 @@ def test_cancel_ends_within_a_step_and_the_result_so_far_can_be_kept(session):
     assert len(report["steps"]) == len(session.progress.steps)
 
 
+def test_early_stopping_ends_before_all_steps_are_done(session):
+    fixed, moving = add_pair(session.scene)
+    # So small that nothing can improve.
+    settings = QUICK | {"steps": 100, "learning_rate": 1e-12, "stop": "plateau"}
+    nodes = session.run(Inputs(fixed, moving), settings)
+    report = mrml.recall(nodes["transform"], "report")
+    assert 20 <= len(report["steps"]) < 60
+    assert report["stopped"] == "no improvement"
+
+
 def test_a_discarded_result_leaves_nothing(session, folder):
     start_computing(session)
     nodes = session.scene.GetNumberOfNodes()

@@ -150,7 +150,9 @@ def test_the_settings_are_those_of_the_panel(panel):
 
     parameters = panel._parameterNode
     parameters.steps, parameters.learningRate, parameters.regularityWeight = 0, 20.0, 2.5
-    settings = Settings(**panel_choices.settings(parameters))
+    chosen = panel_choices.settings(parameters)
+    assert chosen.pop("stop") == "never"
+    settings = Settings(**chosen)
     assert (settings.method, settings.regularity_weight) == ("direct", 2.5)
     assert settings.learning_rate == pytest.approx(2e-4)
     parameters.align = "rigid"
