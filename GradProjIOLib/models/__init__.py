@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -187,6 +187,48 @@ def published_key(key: str, model: Model) -> str:
     _, stage, part, rest = key.split(".", 3)
     names = {"down": "downConvs", "up": "upConvs", "norm": "batchNorms", "head": "lastConv"}
     return f"{model.published_keys[int(stage)]}.{names[part]}.{rest}"
+
+
+def state_for_file(network: Cascade, model: Model) -> dict[str, torch.Tensor]:
+    """The network's state as ``load`` reads it from a file; what comes with the package is in half precision."""
+    state = {published_key(key, model): _to_ours(key, value, model) for key, value in network.state_dict().items()}
+    return {key: value.half() if model.bundled and value.is_floating_point() else value for key, value in state.items()}
+
+
+def first_stages(model: Model, stages: int) -> Model:
+    """The coarsest ``stages`` U-Nets of a model as a model of its own, on the lattice that the last of them sees.
+
+    Their entries in the network's state have the names that they have in the whole network's.
+    """
+    halvings = model.halvings[:stages]
+    coarsest = min(halvings)
+    return replace(
+        model,
+        widths=model.widths[:stages],
+        halvings=tuple(count - coarsest for count in halvings),
+        voxels=None if model.voxels is None else model.voxels / 2**coarsest,
+        lattice=None if model.lattice is None else tuple(-(-size // 2**coarsest) for size in model.lattice),
+        samples=None if model.samples is None else model.samples // 8**coarsest,
+    )
+
+
+def start_from(network: Cascade, model: Model, path: str | os.PathLike) -> None:
+    """Load a file with weights of the model, or of its ``first_stages``; other stages stay as they are.
+
+    Raises InputError where the file is neither.
+    """
+    failures = []
+    for stages in range(len(network.stages), 0, -1):
+        part = {key: value for key, value in network.state_dict().items() if int(key.split(".")[1]) < stages}
+        keys = {published_key(key, model): key for key in part}
+        try:
+            state = files.load_state(path, {key: tuple(part[ours].shape) for key, ours in keys.items()})
+        except InputError as error:
+            failures.append(error)
+            continue
+        network.load_state_dict({ours: _to_ours(ours, state[key], model) for key, ours in keys.items()}, strict=False)
+        return
+    raise failures[0]
 
 
 def _to_ours(key: str, value: torch.Tensor, model: Model) -> torch.Tensor:

@@ -11,19 +11,21 @@ from the network's parameters, Adam's moments and the number of steps taken.
 from __future__ import annotations
 
 import csv
+import itertools
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
+from GradProjIOLib.models import Model, state_for_file
 from GradProjIOLib.models.network import Cascade
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.similarity import LNCC, SIGMA
@@ -33,8 +35,8 @@ from GradProjIOLib.volume import InputError, atomic_path
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
-STEPS = "steps.csv"
-VALIDATION = "validation.csv"
+STEP_LOG = "steps.csv"
+VALIDATION_LOG = "validation.csv"
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,23 @@ class TrainingStep:
 class Trainer:
     """Trains ``network`` in place; iterating takes the steps that are left.
 
-    The folder gets ``checkpoint.pt`` every ``checkpoint_every`` steps and after every epoch, ``weights.pt`` (the
-    network's state) after every epoch, ``steps.csv`` and ``validation.csv``. A folder with a checkpoint is gone
-    on with. loaders: processes that prepare the pairs; 0 prepares them between the steps.
+    The folder gets ``checkpoint.pt`` every ``checkpoint_every`` steps and after every epoch, ``weights.pt`` (as
+    the commands' ``--weights`` reads it) after every epoch, ``steps.csv`` and ``validation.csv``. A folder with a
+    checkpoint is gone on with. loaders: processes that prepare the pairs; 0 prepares them between the steps.
 
-        for step in Trainer(network, plan, training, validating, folder):
+        for step in Trainer(network, model, plan, training, validating, folder):
             print(step)
 
-    Raises InputError where the folder's checkpoint is of another plan or network, and FloatingPointError when a
-    loss is no longer finite.
+    Where torch.distributed is initialised, every process takes its share of each batch, and the first one writes.
+
+    Raises InputError where the folder's checkpoint is of another plan or network or the batches cannot be made,
+    and FloatingPointError when a loss is no longer finite.
     """
 
     def __init__(
         self,
         network: Cascade,
+        model: Model,
         plan: Plan,
         training: PairSource,
         validating: Sequence[TrainingPair] | PairSource,
@@ -103,19 +108,27 @@ class Trainer:
         loaders: int = 1,
         checkpoint_every: int = 100,
     ):
-        self.network = network.to(device)
+        self.device = torch.device(device)
+        self.network = network.to(self.device)
+        self.model = model
         self.plan = plan
         self.training = training
         self.validating = validating
         self.folder = folder
-        self.device = torch.device(device)
         self.loaders = loaders
         self.checkpoint_every = checkpoint_every
-        self.per_epoch = max(len(training) // plan.batch, 1)
+        self.rank, self.processes = 0, 1
+        if distributed.is_initialized():
+            self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
+        self._check_batches()
+        self.per_epoch = len(training) // plan.batch
         self.steps = self.per_epoch * plan.epochs
         self.adam = torch.optim.Adam(self.network.parameters(), lr=plan.learning_rate, fused=True)
         self.taken = 0
         self._resume()
+        self.parallel = self.network
+        if self.processes > 1:
+            self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False)
 
     def __iter__(self) -> Iterator[TrainingStep]:
         if self.taken == 0:
@@ -124,120 +137,156 @@ class Trainer:
         for number, batch in enumerate(self._batches(), start=self.taken):
             step = self._step(number, batch, start)
             self.taken = number + 1
-            _append(self.folder / STEPS, step)
-            if self.taken % self.per_epoch == 0:
-                self._validate()
-                self._save_weights()
-                self._save_checkpoint()
-            elif self.taken % self.checkpoint_every == 0:
-                self._save_checkpoint()
+            self._record(step)
             yield step
             start = time.perf_counter()
 
-    def _batches(self) -> Iterator[list[TrainingPair]]:
-        numbers = range(self.taken * self.plan.batch, self.steps * self.plan.batch)
-        loader = DataLoader(Subset(self.training, numbers), batch_size=None, num_workers=self.loaders)
-        batch: list[TrainingPair] = []
-        for pair in loader:
-            batch.append(pair)
-            if len(batch) == self.plan.batch:
-                yield batch
-                batch = []
+    def _batches(self) -> Iterator[list[tuple[int, TrainingPair]]]:
+        """This process' share of the coming batches: pairs with their numbers."""
+        share = range(self.rank, self.plan.batch, self.processes)
+        numbers = [self._first_of(step) + place for step in range(self.taken, self.steps) for place in share]
+        loaded = DataLoader(Subset(self.training, numbers), batch_size=None, num_workers=self.loaders)
+        numbered = zip(numbers, loaded, strict=True)
+        while batch := list(itertools.islice(numbered, len(share))):
+            yield batch
 
-    def _step(self, number: int, batch: list[TrainingPair], start: float) -> TrainingStep:
+    def _first_of(self, step: int) -> int:
+        """Number of the first pair of a step; what is left of an epoch after its last full batch is left out."""
+        epoch, position = divmod(step, self.per_epoch)
+        return epoch * len(self.training) + position * self.plan.batch
+
+    def _step(self, number: int, batch: list[tuple[int, TrainingPair]], start: float) -> TrainingStep:
         rate = self.plan.rate(number, self.steps)
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.zero_grad()
-        sums = torch.zeros(2)
-        for position, pair in enumerate(batch):
-            objective = self._objective(pair)
-            noise = pairs.generator(self.plan.seed, pairs.JITTER, number, position, device=self.device)
-            losses = objective.losses(objective.regularity.jitter(noise))
-            loss = losses.similarity + self.plan.regularity_weight * losses.regularity
-            (loss / len(batch)).backward()
-            sums += torch.tensor([losses.similarity.item(), losses.regularity.item()])
-        similarity, regularity = (sums / len(batch)).tolist()
+        found = torch.zeros(2, device=self.device)
+        for place, (pair_number, pair) in enumerate(batch):
+            with self._gathering(last=place == len(batch) - 1):
+                found += self._learn(pair_number, pair) / len(batch)
+        if self.processes > 1:
+            distributed.all_reduce(found)
+            found /= self.processes
+        similarity, regularity = found.tolist()
         if not math.isfinite(similarity + regularity):
             raise FloatingPointError(f"The losses are not finite in step {number}; a smaller learning rate may help.")
         self.adam.step()
-        return TrainingStep(
-            number, number // self.per_epoch, similarity, regularity, rate, time.perf_counter() - start
-        )
+        seconds = time.perf_counter() - start
+        return TrainingStep(number, number // self.per_epoch, similarity, regularity, rate, seconds)
 
-    def _objective(self, pair: TrainingPair) -> Objective:
+    def _learn(self, number: int, pair: TrainingPair) -> Tensor:
+        """Add the gradient of a pair's share of the loss; returns its similarity and regularity."""
+        objective = self._objective(pair, self.parallel)
+        noise = pairs.generator(self.plan.seed, pairs.JITTER, number, device=self.device)
+        losses = objective.losses(objective.regularity.jitter(noise))
+        loss = losses.similarity + self.plan.regularity_weight * losses.regularity
+        (loss * self.processes / self.plan.batch).backward()
+        return torch.stack([losses.similarity, losses.regularity]).detach()
+
+    def _gathering(self, last: bool) -> AbstractContextManager:
+        """Several processes add up their gradients only once per step."""
+        return nullcontext() if last or self.processes == 1 else self.parallel.no_sync()
+
+    def _record(self, step: TrainingStep) -> None:
+        if self.rank == 0:
+            _append(self.folder / STEP_LOG, asdict(step))
+        if self.taken % self.per_epoch == 0:
+            self._validate()
+            self._save_weights()
+            self._save_checkpoint()
+        elif self.taken % self.checkpoint_every == 0:
+            self._save_checkpoint()
+
+    def _objective(self, pair: TrainingPair, network: nn.Module) -> Objective:
+        def forward(source: Tensor, target: Tensor) -> list[Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "fast"):
+                return network(source, target)
+
         fixed, moving = (image[None].to(self.device) for image in (pair.fixed, pair.moving))
-        objective = Objective(self._forward, fixed, moving, self.plan.similarity)
-        if self.plan.sigma != SIGMA and isinstance(objective.similarity, LNCC):
+        objective = Objective(forward, fixed, moving, self.plan.similarity)
+        if isinstance(objective.similarity, LNCC) and self.plan.sigma != SIGMA:
             objective.similarity = type(objective.similarity)(objective.targets, sigma=self.plan.sigma)
         return objective
 
-    def _forward(self, source: Tensor, target: Tensor) -> list[Tensor]:
-        fast = self.plan.precision == "fast"
-        with torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext():
-            return self.network(source, target)
-
     def _validate(self) -> None:
-        if not len(self.validating):
+        if self.rank > 0 or not len(self.validating):
             return
         numbered = (self.validating[number] for number in range(len(self.validating)))
-        found = validation.mean([validation.measure(self._objective(pair), pair) for pair in numbered])
-        _append(self.folder / VALIDATION, {"step": self.taken, **asdict(found)})
+        found = [validation.measure(self._objective(pair, self.network), pair) for pair in numbered]
+        _append(self.folder / VALIDATION_LOG, {"step": self.taken, **asdict(validation.mean(found))})
 
     def _save_weights(self) -> None:
-        with atomic_path(self.folder / WEIGHTS) as path:
-            torch.save(self.network.state_dict(), path)
+        if self.rank == 0:
+            with atomic_path(self.folder / WEIGHTS) as path:
+                torch.save(state_for_file(self.network, self.model), path)
 
     def _save_checkpoint(self) -> None:
-        state = {
-            "taken": self.taken,
-            "plan": asdict(self.plan),
-            "network": self.network.state_dict(),
-            "adam": self.adam.state_dict(),
-        }
-        with atomic_path(self.folder / CHECKPOINT) as path:
-            torch.save(state, path)
+        if self.rank == 0:
+            state = {
+                "taken": self.taken,
+                "plan": asdict(self.plan),
+                "network": self.network.state_dict(),
+                "adam": self.adam.state_dict(),
+            }
+            with atomic_path(self.folder / CHECKPOINT) as path:
+                torch.save(state, path)
 
     def _resume(self) -> None:
+        """Go on from the folder's checkpoint, and forget what the logs say of later steps."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / CHECKPOINT
         if path.exists():
             state = torch.load(path, map_location="cpu", weights_only=True)
-            self._check(state, path)
-            self.network.load_state_dict(state["network"])
+            self._check_plan(state["plan"], path)
+            try:
+                self.network.load_state_dict(state["network"])
+            except RuntimeError as error:
+                raise InputError(f"{path} is of another network; choose another folder.") from error
             self.adam.load_state_dict(state["adam"])
             self.taken = state["taken"]
-        for log in (STEPS, VALIDATION):
-            _forget_after(self.folder / log, self.taken, keep_last=log == VALIDATION and self.taken > 0)
+        if self.rank == 0:
+            _keep_rows(self.folder / STEP_LOG, self.taken)
+            _keep_rows(self.folder / VALIDATION_LOG, self.taken + (self.taken > 0))
 
-    def _check(self, state: dict[str, Any], path: Path) -> None:
-        plan = asdict(self.plan)
-        changed = [name for name in plan if name != "epochs" and plan[name] != state["plan"].get(name)]
+    def _check_plan(self, before: dict[str, Any], path: Path) -> None:
+        now = asdict(self.plan)
+        changed = [name for name in now if name != "epochs" and now[name] != before.get(name)]
         if changed:
+            name = changed[0]
             raise InputError(
-                f"{path} is of a training with another {changed[0].replace('_', ' ')} "
-                f"({state['plan'].get(changed[0])} instead of {plan[changed[0]]}); choose another folder."
+                f"{path} is of a training with {name.replace('_', ' ')} {before.get(name)} instead of {now[name]}; "
+                "choose another folder, or the same settings."
+            )
+
+    def _check_batches(self) -> None:
+        if self.plan.batch % self.processes:
+            raise InputError(
+                f"A batch of {self.plan.batch} pairs cannot be shared by {self.processes} processes; "
+                "choose a multiple of their number."
+            )
+        if len(self.training) < self.plan.batch:
+            raise InputError(
+                f"There are {len(self.training)} pairs in an epoch, less than a batch of {self.plan.batch}; "
+                "give more images or a smaller batch."
             )
 
 
-def _append(path: Path, row: Any) -> None:
+def _append(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a CSV file, with the header if it is new."""
-    values = row if isinstance(row, dict) else {field.name: getattr(row, field.name) for field in fields(row)}
     new = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(values)
-        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values.values())
-        file.flush()
-        os.fsync(file.fileno())
+            writer.writerow(row)
+        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()])
 
 
-def _forget_after(path: Path, step: int, keep_last: bool) -> None:
-    """Remove the rows of steps that will be taken again."""
+def _keep_rows(path: Path, end: int) -> None:
+    """Remove the rows from step ``end`` on, and one that was not written whole."""
     if not path.exists():
         return
     header, *rows = path.read_text(encoding="utf-8").splitlines()
-    kept = [row for row in rows if row and (int(row.split(",")[0]) < step + keep_last)]
+    columns = header.count(",")
+    kept = [row for row in rows if row.count(",") == columns and int(row.split(",")[0]) < end]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")

@@ -1,0 +1,165 @@
+"""``gradprojio train``: further training of a network on images, or training on synthetic pairs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from GradProjIOLib import models
+from GradProjIOLib.commands.register import check_output
+from GradProjIOLib.registration import MODALITIES, PRECISIONS, find_device
+from GradProjIOLib.similarity import SIMILARITIES
+from GradProjIOLib.training.pairs import VALIDATION, PairSource, SyntheticPairs, TrainingPair
+from GradProjIOLib.training.trainer import VALIDATION_LOG, WEIGHTS, Plan, Trainer
+from GradProjIOLib.training.volumes import ImageFiles, Reader, ValidationPairs, VolumePairs, find_images
+from GradProjIOLib.volume import InputError, read_volume
+
+SYNTHETIC_VOXELS = (96, 112, 80)
+SYNTHETIC_VALIDATION_PAIRS = 6
+AUGMENTED_FROM = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    default = Plan()
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("data", nargs="?", type=Path, metavar="DATA", help="folder of images, or LUMIR_dataset.json")
+    data.add_argument("--synthetic", type=int, metavar="N", help="learn from synthetic pairs, N new ones per epoch")
+    parser.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="DIR", help="folder for weights, logs and checkpoint"
+    )
+    parser.add_argument("--model", choices=tuple(models.MODELS), default="unigradicon", help="network (unigradicon)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--weights", metavar="FILE", help="weights to start from instead of the model's own")
+    start.add_argument("--from-scratch", action="store_true", help="start from the identity")
+    parser.add_argument("--stages", type=int, metavar="N", help="only the N coarsest U-Nets, on a coarser lattice")
+    parser.add_argument("--lattice", type=int, nargs=3, metavar=("K", "J", "I"), help="instead of the model's own")
+    parser.add_argument("--epochs", type=int, default=default.epochs, metavar="N", help="(80)")
+    parser.add_argument("--batch", type=int, default=default.batch, metavar="N", help="pairs per step (4)")
+    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, metavar="X", help="(5e-5)")
+    parser.add_argument(
+        "--warm-up", type=int, default=default.warm_up, metavar="N", help="steps in which the rate rises (0)"
+    )
+    parser.add_argument("--decay", action="store_true", help="let the learning rate fall to nothing along a cosine")
+    parser.add_argument(
+        "--regularity-weight", type=float, default=default.regularity_weight, metavar="X", help="(1.5)"
+    )
+    parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="(lncc)")
+    parser.add_argument("--sigma", type=float, default=default.sigma, metavar="X", help="LNCC's window in samples (5)")
+    parser.add_argument(
+        "--augment-from", type=int, default=AUGMENTED_FROM, metavar="N", help="epoch from which images change (50)"
+    )
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps to validate with, named as the images")
+    parser.add_argument("--modality", choices=MODALITIES, default="mri", help="of the images (mri)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for images ready to use (DIR/cache)")
+    parser.add_argument("--loaders", type=int, default=1, metavar="N", help="processes that prepare pairs (1)")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)"
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, metavar="N", help="(0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda … (auto); torchrun gives each its own")
+    parser.add_argument("--precision", choices=PRECISIONS, default=default.precision, help="fast is bfloat16 (exact)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or go on with a training; every process that torchrun started runs this."""
+    check_output(arguments.output)
+    _check(arguments)
+    plan = Plan(**{name: getattr(arguments, name) for name in Plan.__dataclass_fields__})
+    device = _join_processes(arguments.device)
+    try:
+        model = models.find(arguments.model)
+        if arguments.stages is not None:
+            model = models.first_stages(model, arguments.stages)
+        training, validating = _pairs(arguments, model)
+        trainer = Trainer(
+            _network(arguments, model),
+            model,
+            plan,
+            training,
+            validating,
+            arguments.output,
+            device=device,
+            loaders=arguments.loaders,
+            checkpoint_every=arguments.checkpoint_every,
+        )
+        _train(trainer, arguments)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("batch", "epochs", "checkpoint_every", "synthetic", "sigma", "learning_rate"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be more than 0.")
+    for name in ("loaders", "warm_up", "augment_from", "seed", "regularity_weight"):
+        if getattr(arguments, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more.")
+    stages = len(models.find(arguments.model).widths)
+    if arguments.stages is not None and not 1 <= arguments.stages <= stages:
+        raise InputError(f"--stages is {arguments.stages}; the model {arguments.model} has 1 to {stages}.")
+    if arguments.lattice and min(arguments.lattice) < models.SMALLEST_LATTICE:
+        raise InputError(f"The lattice must have at least {models.SMALLEST_LATTICE} samples along each axis.")
+
+
+def _join_processes(device: str) -> torch.device:
+    """The device of this process, which joins those that torchrun started beside it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return find_device(device)
+    on_gpus = torch.cuda.is_available() and device != "cpu"
+    found = find_device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpus else "cpu")
+    if on_gpus:
+        torch.cuda.set_device(found)
+    distributed.init_process_group("nccl" if on_gpus else "gloo")
+    return found
+
+
+def _network(arguments: argparse.Namespace, model: models.Model) -> models.Cascade:
+    network = models.build(model)
+    if not arguments.from_scratch and (path := models.weights_path(arguments.model, arguments.weights)):
+        models.start_from(network, model, path)
+    return network
+
+
+def _pairs(arguments: argparse.Namespace, model: models.Model) -> tuple[PairSource, PairSource | list[TrainingPair]]:
+    if arguments.synthetic:
+        lattice = tuple(arguments.lattice or model.lattice_for(SYNTHETIC_VOXELS, (2.0, 2.0, 2.0)))
+        held_out = SyntheticPairs(lattice, SYNTHETIC_VALIDATION_PAIRS, arguments.seed, VALIDATION)
+        source = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
+        return source, [held_out[number] for number in range(len(held_out))]
+    files = find_images(arguments.data, arguments.labels, arguments.seed)
+    lattice = tuple(arguments.lattice or _lattice_of(files, model))
+    reader = Reader(lattice, arguments.cache or arguments.output / "cache", arguments.modality)
+    source = VolumePairs(files.training, reader, arguments.augment_from, arguments.seed)
+    return source, ValidationPairs(files.validation, reader)
+
+
+def _lattice_of(files: ImageFiles, model: models.Model) -> models.Lattice:
+    """The model's lattice, which may follow the proportions of the first image."""
+    if model.lattice is not None:
+        return model.lattice
+    first = read_volume(files.training[0].image)
+    return model.lattice_for(first.shape, first.spacing)
+
+
+def _train(trainer: Trainer, arguments: argparse.Namespace) -> None:
+    import tqdm
+
+    shown = trainer.rank == 0 and not arguments.quiet
+    with tqdm.tqdm(
+        total=trainer.steps, initial=trainer.taken, unit="step", disable=not (shown and sys.stderr.isatty())
+    ) as bar:
+        for step in trainer:
+            bar.set_postfix_str(f"similarity {step.similarity:.4f}, regularity {step.regularity:.4f}", refresh=False)
+            bar.update()
+    if shown:
+        print(f"weights in {arguments.output / WEIGHTS}, validation in {arguments.output / VALIDATION_LOG}")

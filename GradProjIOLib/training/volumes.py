@@ -1,0 +1,206 @@
+"""Training pairs from images in files: a folder of volumes, or the data of the LUMIR challenge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from GradProjIOLib import lumir
+from GradProjIOLib.models import Lattice
+from GradProjIOLib.registration import normalize
+from GradProjIOLib.training.augmentation import random_change
+from GradProjIOLib.training.pairs import AUGMENTATION, ORDER, TrainingPair, derived_seed, generator
+from GradProjIOLib.volume import (
+    IMAGE_SUFFIXES,
+    InputError,
+    Volume,
+    atomic_path,
+    check_image,
+    read_labels,
+    read_volume,
+)
+
+HELD_OUT = 0.1
+"""Part of a folder's images that is for validation."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image and, where there is one, its label map."""
+
+    image: Path
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images to learn from, and pairs (fixed, moving) to validate with."""
+
+    training: list[ImageFile]
+    validation: list[tuple[ImageFile, ImageFile]]
+
+
+def find_images(path: Path, labels: Path | None = None, seed: int = 0) -> ImageFiles:
+    """The images of LUMIR_dataset.json, of a folder with that file, or of a folder of volumes.
+
+    labels: folder with label maps under the names of the images; LUMIR's are found by themselves. Of a folder of
+    volumes, a random tenth is for validation. Raises InputError where there are fewer than two images.
+    """
+    listed = path if path.is_file() else path / lumir.DATASET_FILE
+    if listed.exists():
+        if listed.name != lumir.DATASET_FILE:
+            raise InputError(f"{path} is a file; give {lumir.DATASET_FILE} or a folder of images.")
+        return _lumir_images(listed.parent)
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; give {lumir.DATASET_FILE} or a folder of images.")
+    images = sorted(file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES))
+    files = [ImageFile(image, _existing(labels / image.name) if labels else None) for image in images]
+    return _split(files, path, seed)
+
+
+def _lumir_images(folder: Path) -> ImageFiles:
+    try:
+        listed = json.loads((folder / lumir.DATASET_FILE).read_text(encoding="utf-8"))["training"]
+        images = [folder / (entry["image"] if isinstance(entry, dict) else entry) for entry in listed]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / lumir.DATASET_FILE} does not list training images ({error}); download it again."
+        ) from error
+    _check_count(images, folder)
+    pairs = []
+    for pair in lumir.read_pairs(folder):
+        labels = pair.companions("labels") or (None, None)
+        pairs.append((ImageFile(pair.fixed, labels[0]), ImageFile(pair.moving, labels[1])))
+    return ImageFiles([ImageFile(image) for image in images], pairs)
+
+
+def _split(files: list[ImageFile], folder: Path, seed: int) -> ImageFiles:
+    _check_count(files, folder)
+    held_out = round(HELD_OUT * len(files))
+    held_out = max(held_out, 2) if len(files) >= 4 else 0
+    order = torch.randperm(len(files), generator=generator(seed, ORDER)).tolist()
+    validating = [files[index] for index in order[:held_out]]
+    training = [files[index] for index in sorted(order[held_out:])]
+    return ImageFiles(training, list(zip(validating, validating[1:] + validating[:1], strict=True))[:held_out])
+
+
+def _check_count(images: Sequence[object], folder: Path) -> None:
+    if len(images) < 2:
+        raise InputError(f"{folder} has {len(images)} images to learn from; at least 2 are needed.")
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads images stretched to a lattice (D, H, W), and keeps them in a folder to be read faster again."""
+
+    lattice: Lattice
+    cache: Path
+    modality: str = "mri"
+
+    def image(self, path: Path) -> Tensor:
+        """Intensities in [0, 1], float32 [1, D, H, W], with a precision of 16 bits."""
+        return self._cached(path, "image").float()
+
+    def labels(self, path: Path) -> Tensor:
+        """Labels, int32 [1, D, H, W]."""
+        return self._cached(path, "labels")
+
+    def spacing(self, path: Path) -> Tensor:
+        """Millimetres between the samples along (x, y, z)."""
+        return torch.from_numpy(np.load(self._prepared(path, "image").with_suffix(".spacing.npy")))
+
+    def pair(self, files: tuple[ImageFile, ImageFile]) -> TrainingPair:
+        """A pair with its labels where both images have them."""
+        labels = [self.labels(file.labels) for file in files if file.labels is not None]
+        return TrainingPair(*(self.image(file.image) for file in files), *(labels if len(labels) == 2 else ()))
+
+    def _cached(self, path: Path, kind: str) -> Tensor:
+        return torch.from_numpy(np.load(self._prepared(path, kind)))
+
+    def _prepared(self, path: Path, kind: str) -> Path:
+        """The file in the cache; it is made where the cache has none for this state of the image."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); check the list of images.") from error
+        identity = [str(path.resolve()), status.st_mtime_ns, status.st_size, self.lattice, self.modality, kind]
+        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+        prepared = self.cache / f"{name}.npy"
+        if not prepared.exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            array, spacing = self._prepare(path, kind)
+            for file, values in ((prepared.with_suffix(".spacing.npy"), spacing), (prepared, array)):
+                with atomic_path(file) as temporary:
+                    np.save(temporary, values)
+        return prepared
+
+    def _prepare(self, path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        volume = read_volume(path) if kind == "image" else read_labels(path)
+        if kind == "image":
+            check_image(volume)
+            array = self._stretched(normalize(volume, self.modality), "trilinear").astype(np.float16)
+        else:
+            array = self._stretched(volume.array.astype(np.float32), "nearest-exact").astype(np.int32)
+        return array, self._spacing(volume)
+
+    def _stretched(self, array: np.ndarray, mode: str) -> np.ndarray:
+        return F.interpolate(torch.from_numpy(array)[None, None], self.lattice, mode=mode)[0].numpy()
+
+    def _spacing(self, volume: Volume) -> np.ndarray:
+        extent = volume.spacing * np.array(volume.shape[::-1])
+        return (extent / np.array(self.lattice[::-1])).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class VolumePairs:
+    """Random pairs of images. In each epoch every image is the fixed one once, and the moving one once.
+
+    From the epoch ``augmented_from`` on (0: always) both images of a pair are changed at random.
+    """
+
+    files: Sequence[ImageFile]
+    reader: Reader
+    augmented_from: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> TrainingPair:
+        epoch, position = divmod(number, len(self.files))
+        order = torch.randperm(len(self.files), generator=generator(self.seed, ORDER, epoch)).tolist()
+        chosen = [self.files[order[position]], self.files[order[(position + 1) % len(order)]]]
+        images = [self.reader.image(file.image) for file in chosen]
+        if epoch >= self.augmented_from:
+            noise = torch.Generator().manual_seed(derived_seed(self.seed, AUGMENTATION, number))
+            images = [
+                random_change(noise)(image, self.reader.spacing(file.image))
+                for image, file in zip(images, chosen, strict=True)
+            ]
+        return TrainingPair(*images)
+
+
+@dataclass(frozen=True)
+class ValidationPairs:
+    """The given pairs, as they are."""
+
+    files: Sequence[tuple[ImageFile, ImageFile]]
+    reader: Reader
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> TrainingPair:
+        return self.reader.pair(self.files[number])
