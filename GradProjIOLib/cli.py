@@ -25,6 +25,7 @@ VERBS = {
     "batch": ("GradProjIOLib.commands.batch", "register many pairs, on this computer or a cluster"),
     "evaluate": ("GradProjIOLib.commands.evaluate", "overlap, distances and folding of results"),
     "compare": ("GradProjIOLib.commands.compare", "compare methods on pairs with labels, as the paper does"),
+    "train": ("GradProjIOLib.commands.train", "train a network further, on images or synthetic pairs"),
     "lumir": ("GradProjIOLib.commands.lumir", "register and check the validation pairs of the LUMIR challenge"),
 }
 """Each verb's module has ``add_arguments(parser)`` and ``run(arguments) -> int``; it is imported when asked for."""
