@@ -27,7 +27,7 @@ BINS = 32
 SEARCH_SHRINK = 4
 SEARCH_DEGREES = (-50, -25, 0, 25, 50)
 STARTS = 4
-SAMPLES = 100_000
+SAMPLES = 30_000
 LARGEST_STRETCH = 2.5
 
 
@@ -42,16 +42,17 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
         raise InputError(f"The alignment {kind!r} is not known; choose one of {', '.join(KINDS)}.")
     if kind == "none":
         return np.eye(4)
-    spacing = float((fixed.spacing * fixed.shape[::-1]).max()) / LONGEST_SIDE
+    extent = fixed.spacing * fixed.shape[::-1]
+    spacing = max(float(extent.max()) / LONGEST_SIDE, float(fixed.spacing.min()))
+    fine = _reduced(fixed, spacing), _reduced(moving, spacing)
     if kind == "centers":
-        return _translation(_center(_reduced(moving, spacing)) - _center(_reduced(fixed, spacing)))
-    coarse = _reduced(fixed, SEARCH_SHRINK * spacing), _reduced(moving, SEARCH_SHRINK * spacing)
+        return _translation(_center(fine[1]) - _center(fine[0]))
+    coarse = tuple(_reduced(volume, SEARCH_SHRINK * spacing) for volume in fine)
     climbed = [_climb(*coarse, start, "rigid", (1,), seed) for start in _starts(*coarse)]
     climbed = [result for result in climbed if result is not None]
     if not climbed:
         raise _failure(fixed, moving, "they do not overlap")
     _, matrix = max(climbed, key=lambda result: result[0])
-    fine = _reduced(fixed, spacing), _reduced(moving, spacing)
     for step in KINDS[2 : KINDS.index(kind) + 1]:
         result = _climb(*fine, matrix, step, (2, 1), seed)
         if result is None:
@@ -97,16 +98,20 @@ def _reduced(volume: Volume, spacing: float) -> Volume:
 
 
 def _center(reduced: Volume) -> np.ndarray:
-    """The middle (RAS mm) of what is brighter than Otsu's threshold, or of the lattice where that is no
-    object on a background."""
+    """The middle (RAS mm) of what is brighter than Otsu's threshold.
+
+    Where that fills the lattice's faces as much as its inside, it is no object on a background; then it is the
+    middle of the lattice.
+    """
     import SimpleITK as sitk
 
-    foreground = sitk.GetArrayFromImage(sitk.OtsuThreshold(to_sitk(reduced), 0, 1)).astype(bool)
-    if 0.01 < foreground.mean() < 0.8:
-        middle = np.argwhere(foreground).mean(axis=0)
-    else:
-        middle = (np.array(reduced.shape) - 1) / 2
-    return reduced.affine[:3, :3] @ middle[::-1] + reduced.affine[:3, 3]
+    bright = sitk.GetArrayFromImage(sitk.OtsuThreshold(to_sitk(reduced), 0, 1)).astype(bool)
+    faces = np.ones(reduced.shape, dtype=bool)
+    faces[1:-1, 1:-1, 1:-1] = False
+    if bright[faces].mean() >= 0.5 * bright.mean():
+        return _lattice_center(reduced)
+    middle = np.argwhere(bright).mean(axis=0)[::-1]
+    return reduced.affine[:3, :3] @ middle + reduced.affine[:3, 3]
 
 
 def _lattice_center(volume: Volume) -> np.ndarray:
