@@ -109,7 +109,7 @@ def color_jacobian(
     legend = logic.GetColorLegendDisplayNode(node) or logic.AddDefaultColorLegendDisplayNode(node)
     if legend is not None:
         legend.SetTitleText("Jacobian\n(green: folded)")
-        legend.SetLabelFormat("%4.2f")
+        legend.SetLabelFormat("%.1f")
         legend.SetNumberOfLabels(5)
         legend.SetMaxNumberOfColors(LEVELS)
     return legend
@@ -255,6 +255,9 @@ def show_overlay(
         composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
         composite.SetForegroundOpacity(opacity)
         composite.EndModify(was_modifying)
+    # Slice views look at a legend only when it changes, not when its volume comes into view or goes.
+    for legend in _nodes(scene, "vtkMRMLColorLegendDisplayNode"):
+        legend.Modified()
 
 
 def show_grid(node: slicer.vtkMRMLTransformNode, visible: bool, spacing_mm: float = 8.0) -> None:

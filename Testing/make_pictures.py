@@ -1,0 +1,92 @@
+"""Draw the pictures of the documentation: `python Testing/make_pictures.py Docs/pictures`.
+
+The images are phantoms; the registration, the panel and the slice views are the real ones.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import slicer
+import slicer_application
+from PySide6 import QtWidgets
+from scene_tools import add
+from slice_view import SliceView
+
+from GradProjIOLib.phantom import make_pair
+
+STEPS = 20
+
+
+def main(folder: Path) -> None:
+    """Register a phantom pair through the panel and draw what there is to see."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scene = slicer.vtkMRMLScene()
+    application = slicer_application.start(scene)
+    view = SliceView(scene, size=(420, 420))
+    pair = make_pair(seed=3, shape=(42, 48, 42), spacing=4.6, mean_displacement=4.5, noise=2.0)
+    fixed = add(scene, pair.fixed)
+    fixed.SetName("MRBrain1")
+    moving = add(scene, pair.moving)
+    moving.SetName("MRBrain2")
+    for node in (fixed, moving):
+        node.GetDisplayNode().SetAutoWindowLevel(True)
+    panel = open_panel(application)
+    parameters = panel._parameterNode
+    parameters.model, parameters.steps, parameters.regularityWeight = "compact", STEPS, 0.05
+    panel.ui.registerButton.click()
+    while len(panel.session.progress.steps) < STEPS // 2 and panel.session.active:
+        wait(application)
+    save_panel(panel, folder / "panel_running.png", ())
+    while panel.session.active:
+        wait(application)
+    print(panel.ui.statusLabel.property("text"), panel.ui.foldingSummaryLabel.property("text"))
+
+    view.fit(fixed)
+    panel.onCompare(after=False)
+    view.save(folder / "before.png")
+    panel.onCompare(after=True)
+    view.save(folder / "after.png")
+    panel.ui.overlayCheckBox.setChecked(True)
+    panel.ui.worstButton.click()
+    view.fit(fixed)
+    view.save(folder / "folding.png")
+    panel.ui.gridCheckBox.setChecked(True)
+    view.save(folder / "grid.png")
+    save_panel(panel, folder / "panel_folding.png", ("foldingCollapsibleButton",))
+    panel.cleanup()
+
+
+def open_panel(application):
+    """The module's panel with the first two volumes chosen."""
+    parent = slicer.qMRMLWidget()
+    parent.setLayout(QtWidgets.QVBoxLayout())
+    parent.isEntered = True
+    panel = slicer_application.load_module().GradProjIOWidget(parent)
+    panel.setup()
+    panel.enter()
+    return panel
+
+
+def wait(application) -> None:
+    application.processEvents()
+    time.sleep(0.02)
+
+
+def save_panel(panel, path: Path, opened: tuple[str, ...]) -> None:
+    """Draw the panel with the sections `opened` open."""
+    for name in opened:
+        getattr(panel.ui, name).collapsed = False
+    panel.parent.resize(430, 100)
+    panel.parent.show()
+    QtWidgets.QApplication.processEvents()
+    panel.parent.adjustSize()
+    panel.parent.resize(430, panel.parent.sizeHint().height())
+    QtWidgets.QApplication.processEvents()
+    panel.parent.grab().save(str(path))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
