@@ -77,9 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
         model = models.find(arguments.model)
         if arguments.stages is not None:
             model = models.first_stages(model, arguments.stages)
+        network = _network(arguments, model)
         training, validating = _pairs(arguments, model)
         trainer = Trainer(
-            _network(arguments, model),
+            network,
             model,
             plan,
             training,
