@@ -51,7 +51,7 @@ def mean(qualities: list[Quality]) -> Quality:
     columns = np.array([list(vars(quality).values()) for quality in qualities])
     known = ~np.isnan(columns)
     sums, counts = np.where(known, columns, 0).sum(axis=0), known.sum(axis=0)
-    return Quality(*(total / count if count else math.nan for total, count in zip(sums, counts, strict=True)))
+    return Quality(*(float(total / count) if count else math.nan for total, count in zip(sums, counts, strict=True)))
 
 
 def _overlap(pair: TrainingPair, displacement: Tensor) -> tuple[float, float]:
