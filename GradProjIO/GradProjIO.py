@@ -136,7 +136,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
-        self.logic = self._parameterNode = self._guiTag = None
+        self.logic = self._parameterNode = self._guiTag = self._newest = None
 
     def setup(self):
         """Called when the module is opened for the first time."""
@@ -251,7 +251,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.progressBar.setValue(len(session.progress.steps))
         for button in (ui.keepButton, ui.discardButton):
             button.setVisible(session.state is State.OFFERED)
-        ui.plotButton.setEnabled(session.active or session.chart is not None)
+        ui.plotButton.setEnabled(session.active or bool(session.progress.steps))
         self._updateOptions(parameters)
 
     def _updateOptions(self, parameters):
@@ -282,9 +282,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _showNewResult(self):
         jacobian = self.session.results.get("jacobian")
-        if self._parameterNode and jacobian and not self.session.active:
-            self._parameterNode.result = jacobian
-            self.session.results = {}
+        if self._parameterNode and jacobian and jacobian is not self._newest:
+            self._parameterNode.result = self._newest = jacobian
 
     def onRegister(self, *_args):
         """Register; while a registration runs, cancel it."""
@@ -438,6 +437,37 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
         inputs = Inputs(fixedNode, movingNode, initialTransform, fixedMask, movingMask, movingSegmentation)
         return self.session.run(inputs, settings, outputs, allowDownload, slicer.app.processEvents)
+
+    def registerMany(self, pairs, fixed=None, folder=None, allowDownload=False, **settings):
+        """Register many pairs one after the other; return the SceneBatch, whose `results` has one entry for each.
+
+        `pairs` is a list of (fixed, moving), each a volume node or a file. With `fixed` it is what shall be
+        registered to that: a list, a folder, a subject hierarchy item's number or a sequence. With `folder` the
+        results are only files in there, else nodes. Returns at once where there is a main window, whose status bar
+        then tells how it goes, else when all is done. Raises InputError where nothing can start.
+        """
+        from GradProjIOLib import scene_batch
+
+        pairs = scene_batch.pairs_of(pairs, fixed, slicer.mrmlScene)
+        batch = scene_batch.SceneBatch(self.session, pairs, settings, folder, allowDownload)
+        window = slicer.util.mainWindow()
+        if window is None:
+            scene_batch.wait_with_bar(batch)
+            self.session.close()
+        else:
+            # The window keeps the timer, and that the batch, also when nobody keeps the logic.
+            timer = qt.QTimer(window)
+            timer.setInterval(POLL_MILLISECONDS)
+            timer.timeout.connect(lambda: self._onBatch(batch, timer))
+            timer.start()
+        return batch
+
+    def _onBatch(self, batch, timer):
+        if not batch.poll():
+            timer.stop()
+            timer.deleteLater()
+            self.session.close()
+        slicer.util.showStatusMessage(batch.status())
 
 
 class GradProjIOTest(ScriptedLoadableModuleTest):

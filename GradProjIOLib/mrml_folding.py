@@ -20,6 +20,7 @@ from GradProjIOLib.volume import Volume
 
 LARGEST_SHOWN = 4.0
 FOLD_COLOR = (0.1, 1.0, 0.1)
+GRID_COLOR = (0.9, 0.25, 0.9)
 SHRINK_COLORS = ((0.03, 0.11, 0.42), (0.27, 0.56, 0.85), (0.97, 0.97, 0.97))
 GROW_COLORS = ((0.97, 0.97, 0.97), (0.95, 0.62, 0.22), (0.50, 0.16, 0.02))
 COLOR_TABLE_NAME = "GradProjIO Jacobian determinant"
@@ -270,6 +271,10 @@ def show_grid(node: slicer.vtkMRMLTransformNode, visible: bool, spacing_mm: floa
     display.SetGridSpacingMm(spacing_mm)
     display.SetGridResolutionMm(min(spacing_mm, max(spacing_mm / 5, 0.5)))
     display.SetGridScalePercent(100)
+    # Slicer's own scale for displacements has green in it, which stands for folds here.
+    colors = vtk.vtkColorTransferFunction()
+    colors.AddRGBPoint(0, *GRID_COLOR)
+    display.SetColorMap(colors)
     display.SetVisibility(visible)
     display.SetVisibility2D(visible)
     display.SetVisibility3D(False)

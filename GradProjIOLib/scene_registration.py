@@ -109,7 +109,6 @@ class _Run:
     outputs: dict[str, str | None]
     settings: dict[str, Any]
     started: float = field(default_factory=time.monotonic)
-    plot: LossPlot | None = None
 
 
 class SceneRegistration:
@@ -130,6 +129,8 @@ class SceneRegistration:
         self.question = ""
         self.devices: list[dict[str, Any]] = []
         self.results: dict[str, slicer.vtkMRMLNode] = {}
+        self._title = ""
+        self._plot: LossPlot | None = None
         self._run: _Run | None = None
         self._offer: dict[str, Any] | None = None
 
@@ -140,9 +141,8 @@ class SceneRegistration:
 
     @property
     def chart(self) -> slicer.vtkMRMLPlotChartNode | None:
-        """The chart of the losses of the current or last run, where it is still in the scene."""
-        plot = self._run.plot if self._run else None
-        chart = plot.chart if plot else self.results.get(CHART)
+        """The chart of the losses of the current or last run, where it was shown and is still in the scene."""
+        chart = self._plot.chart if self._plot is not None else None
         return chart if chart is not None and chart.GetScene() is self.scene else None
 
     def start(
@@ -184,7 +184,8 @@ class SceneRegistration:
         except BaseException:
             exchange.remove_folder(folder)
             raise
-        self._run = run
+        self._plot = None
+        self._run, self._title = run, "{moving} to {fixed}".format(**run.names)
         self.progress = Progress(int(settings.get("steps", 50)))
         self._become(State.STARTING)
 
@@ -261,7 +262,7 @@ class SceneRegistration:
         """The scene goes: end a run at once, and forget the nodes of the last one."""
         if self.active or self.state is State.OFFERED:
             self.stop_now(message)
-        self.results, self.progress = {}, Progress(0)
+        self.results, self.progress, self._title, self._plot = {}, Progress(0), "", None
 
     def warm_up(self) -> None:
         """Start the worker before it is needed; where that fails, `start` says so."""
@@ -276,6 +277,8 @@ class SceneRegistration:
         if self.state is State.CANCELING:
             return _("Canceling after this step …")
         if not self.active:
+            return self.message
+        if self.message and not progress.steps:
             return self.message
         if len(progress.steps) >= progress.total:
             return _("Computing the results …")
@@ -313,11 +316,10 @@ class SceneRegistration:
         self._become(State.IDLE)
 
     def show_plot(self) -> slicer.vtkMRMLPlotChartNode | None:
-        """The chart of the losses, which from now on follows the run; None before there is one."""
-        run = self._run
-        if run is not None and run.plot is None:
-            run.plot = LossPlot(self.scene, "{moving} to {fixed}".format(**run.names))
-            run.plot.add(self.progress.steps)
+        """The chart of the losses, which from now on follows the run; None before there is a first run."""
+        if self.chart is None and self._title:
+            self._plot = LossPlot(self.scene, self._title)
+            self._plot.add(self.progress.steps)
         return self.chart
 
     def _request(self, inputs: Inputs, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -392,9 +394,8 @@ class SceneRegistration:
             return
         self.progress.steps += steps
         self.progress.remaining_seconds = steps[-1].get("remaining_seconds")
-        plot = self._run.plot if self._run else None
-        if plot is not None and plot.table.GetScene() is self.scene:
-            plot.add(steps)
+        if self.chart is not None and self._plot.table.GetScene() is self.scene:
+            self._plot.add(steps)
 
     def _become(self, state: State, message: str = "", failed: bool = False) -> None:
         self.state, self.message, self.failed = state, message, failed
@@ -421,7 +422,7 @@ class SceneRegistration:
         except (OSError, ValueError, KeyError) as error:
             self._fail(f"The result could not be read ({error}); press Register to try again.")
             return
-        self.results = _Placement(self.scene, run, result, event["report"]).nodes
+        self.results = _Placement(self.scene, run, result, event["report"], self.chart).nodes
         self._drop_run()
         done = _("Done in {time}.").format(time=duration(time.monotonic() - run.started))
         self._become(State.IDLE, " ".join([done, *(event["report"].get("warnings") or [])]))
@@ -431,7 +432,12 @@ class _Placement:
     """The nodes of one result in the scene, by role."""
 
     def __init__(
-        self, scene: slicer.vtkMRMLScene, run: _Run, result: Mapping[str, Any], report: Mapping[str, Any]
+        self,
+        scene: slicer.vtkMRMLScene,
+        run: _Run,
+        result: Mapping[str, Any],
+        report: Mapping[str, Any],
+        chart: slicer.vtkMRMLPlotChartNode | None,
     ) -> None:
         self.scene, self.run, self.result, self.report = scene, run, result, report
         self.fixed = scene.GetNodeByID(run.fixed_id)
@@ -442,8 +448,8 @@ class _Placement:
         self._place_labels()
         if JACOBIAN in run.outputs:
             self._place_jacobian()
-        if run.plot is not None and run.plot.chart.GetScene() is scene:
-            self.nodes[CHART] = run.plot.chart
+        if chart is not None:
+            self.nodes[CHART] = chart
         self._record()
 
     def _node(self, role: str) -> slicer.vtkMRMLNode:

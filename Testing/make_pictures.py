@@ -17,7 +17,7 @@ from slice_view import SliceView
 
 from GradProjIOLib.phantom import make_pair
 
-STEPS = 20
+STEPS = 16
 
 
 def main(folder: Path) -> None:
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     scene = slicer.vtkMRMLScene()
     application = slicer_application.start(scene)
     view = SliceView(scene, size=(420, 420))
-    pair = make_pair(seed=3, shape=(42, 48, 42), spacing=4.6, mean_displacement=4.5, noise=2.0)
+    pair = make_pair(seed=3, shape=(42, 48, 42), spacing=4.6, mean_displacement=7.0, noise=2.0)
     fixed = add(scene, pair.fixed)
     fixed.SetName("MRBrain1")
     moving = add(scene, pair.moving)
@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
         node.GetDisplayNode().SetAutoWindowLevel(True)
     panel = open_panel(application)
     parameters = panel._parameterNode
-    parameters.model, parameters.steps, parameters.regularityWeight = "compact", STEPS, 0.05
+    parameters.model, parameters.steps, parameters.regularityWeight = "compact", STEPS, 0.0
     panel.ui.registerButton.click()
     while len(panel.session.progress.steps) < STEPS // 2 and panel.session.active:
         wait(application)

@@ -64,7 +64,7 @@ def add_pair(scene, **keywords):
     return add(scene, image("fixed", **keywords)), add(scene, image("moving", shift=2.0, **keywords))
 
 
-def wait_until(condition, poll, seconds: float = 30.0) -> float:
+def wait_until(condition, poll, seconds: float = 120.0) -> float:
     """Call `poll` until `condition` holds; the seconds it took."""
     start = time.perf_counter()
     while not condition():

@@ -369,6 +369,42 @@ def test_missing_weights_are_a_question_not_a_failure(session):
     assert not session.failed
 
 
+class ToldClient:
+    """A client whose worker says what the test wants."""
+
+    def __init__(self, *events):
+        self.events, self.canceled = [{"event": "started", "id": 1, "total": 5}, *events], []
+
+    def submit(self, request):
+        self.request = request
+        return 1
+
+    def poll(self):
+        events, self.events = self.events, []
+        return events
+
+    def cancel(self, number):
+        self.canceled.append(number)
+
+    def kill(self):
+        pass
+
+
+def test_a_download_tells_how_far_it_is_and_can_be_canceled(folder):
+    client = ToldClient({"event": "download", "id": 1, "received": 50_000_000, "total": 283_000_000})
+    session = SceneRegistration(slicer.vtkMRMLScene(), client)
+    session.start(Inputs(*add_pair(session.scene)), QUICK, allow_download=True)
+    session.poll()
+    assert client.request["allow_download"]
+    assert session.status() == "Downloading the model: 50 of 283 MB."
+    session.cancel()
+    assert client.canceled == [1]
+    client.events = [{"event": "cancelled", "id": 1}]
+    session.poll()
+    assert session.state is State.IDLE
+    assert "before there was a result" in session.status()
+
+
 def test_closing_while_it_computes_leaves_no_process_and_no_file(folder):
     session = SceneRegistration(slicer.vtkMRMLScene(), new_worker())
     start_computing(session)
@@ -430,7 +466,9 @@ def test_fifty_cancels_at_random_moments_leave_nothing(folder):
     for _ in range(50):
         session.warm_up()
         session.start(Inputs(fixed, moving), QUICK | {"steps": 100})
-        end = time.perf_counter() + chance.choice([0.0, 0.3, 1.0, 3.0]) * chance.random()
+        if chance.random() < 0.7:
+            wait_until(lambda: session.progress.steps, session.poll)
+        end = time.perf_counter() + chance.choice([0.1, 0.3, 1.0]) * chance.random()
         wait_until(lambda end=end: time.perf_counter() > end, session.poll)
         pids.add(session.client.pid)
         session.cancel()
