@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +27,20 @@ from GradProjIOLib.models.weights import checksum
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.optimization import METHODS, REGULARITY_WEIGHT, InstanceOptimizer, Step
 from GradProjIOLib.projection import PROJECTION_RULES
+from GradProjIOLib.resources import (
+    MEMORY_MODES,
+    describe_device,
+    find_device,
+    is_out_of_memory,
+    modes_to_try,
+    needed_memory,
+    peak_memory,
+)
 from GradProjIOLib.similarity import SIMILARITIES
 from GradProjIOLib.volume import InputError, Volume, atomic_path, check_image, lattice_affine, write_error, write_volume
 
 MODALITIES = ("mri", "ct")
 PRECISIONS = ("exact", "fast")
-MEMORY_MODES = ("auto", "full", "lean")
 CT_RANGE = (-1000.0, 1000.0)
 MRI_QUANTILE = 0.99
 LEAST_OVERLAP = 0.01
@@ -245,12 +252,13 @@ def register(
         if on_start is not None:
             on_start(Running(optimizer, lambda: _forward(optimizer.objective.displacements(), pair.affine, initial)))
 
-    with _memory_errors(settings, device):
-        steps, final, displacements, memory = _optimize(loaded, pair, settings, device, started, on_step, warnings)
+    steps, final, displacements, memory = _optimize_in_memory(
+        loaded, pair, settings, device, started, on_step, warnings
+    )
     forward, inverse = _deformations(displacements, pair.affine, fixed, moving, initial, loaded.model)
     report = {
         "version": __version__,
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"lattice": list(settings.lattice)},
         "model": {"name": name, "weights": loaded.weights, "sha256": loaded.sha256},
         "device": {"name": str(device), "description": describe_device(device)},
         "software": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
@@ -298,37 +306,6 @@ def normalize(volume: Volume, modality: str) -> np.ndarray:
             # Less than one voxel in a hundred differs from the background.
             high = array.max()
     return (array.clip(low, high) - low) / (high - low)
-
-
-def find_device(name: str) -> torch.device:
-    """The device to compute on. Raises InputError where there is no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device {name!r} is not there or cannot be used; choose auto or cpu.") from error
-    return device
-
-
-def describe_device(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Most memory in use so far, in bytes: of the graphics card, or of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass(frozen=True)
@@ -402,7 +379,7 @@ def _initial(
     return matrix
 
 
-def _optimize(
+def _optimize_in_memory(
     loaded: models.LoadedModel,
     pair: _Pair,
     settings: Settings,
@@ -411,7 +388,36 @@ def _optimize(
     on_step: OnStep | None,
     warnings: list[str],
 ) -> tuple[list[Step], dict[str, float], np.ndarray, str]:
-    """Steps, losses at the end, displacements in samples along (x, y, z) [2, 3, K, J, I], and memory mode."""
+    """What ``_optimize`` gives, and the memory mode in which it fitted: where it does not, a leaner one is tried."""
+    modes = modes_to_try(settings.memory, loaded.network, settings.lattice, device)
+    for mode in modes:
+        loaded.network.checkpointed = mode == "lean"
+        try:
+            return *_optimize(loaded, pair, settings, device, started, on_step), mode
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if mode != modes[-1]:
+            warnings.append(f"There was too little memory on {device}, so the optimisation began anew in lean mode.")
+    needed = needed_memory(loaded.network, settings.lattice, modes[-1]) / 2**30
+    size = " x ".join(map(str, settings.lattice))
+    raise InputError(
+        f"There is not enough memory on {device}: the model {loaded.name} needs about {needed:.1f} GB on a lattice of "
+        f"{size}; choose the model compact, a smaller lattice, or another device."
+    )
+
+
+def _optimize(
+    loaded: models.LoadedModel,
+    pair: _Pair,
+    settings: Settings,
+    device: torch.device,
+    started: Callable[[InstanceOptimizer], None],
+    on_step: OnStep | None,
+) -> tuple[list[Step], dict[str, float], np.ndarray]:
+    """Steps, losses at the end, and displacements in samples along (x, y, z): [2, 3, K, J, I]."""
     tensors = [None if tensor is None else tensor.to(device) for tensor in
                (pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)]  # fmt: skip
     fixed, moving, fixed_mask, moving_mask = tensors
@@ -434,7 +440,7 @@ def _optimize(
         with torch.no_grad():
             losses = objective.losses(torch.zeros_like(objective.regularity.points))
         final = {"similarity": losses.similarity.item(), "regularity": losses.regularity.item()}
-        return steps, final, objective.displacements().cpu().numpy(), settings.memory
+        return steps, final, objective.displacements().cpu().numpy()
 
 
 def _deformations(
@@ -492,26 +498,6 @@ def _describe(volume: Volume) -> dict[str, Any]:
         "spacing": volume.spacing.tolist(),
         "affine": volume.affine.tolist(),
     }
-
-
-class _memory_errors:  # noqa: N801 - used like a function
-    """Turns a lack of memory into an InputError that says what to choose instead."""
-
-    def __init__(self, settings: Settings, device: torch.device):
-        self.settings, self.device = settings, device
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and "not enough memory" in str(error)
-        )
-        if lacking:
-            raise InputError(
-                f"There is not enough memory on {self.device} for the lattice {self.settings.lattice}; "
-                "choose the model compact, a smaller lattice, or another device."
-            ) from error
 
 
 def _move_folder(source: Path, target: Path) -> None:

@@ -207,7 +207,10 @@ class TestOptimization:
         before = [p.clone() for p in objective.network.parameters()]
         self.run(objective)
         assert all(torch.equal(a, b) for a, b in zip(before, objective.network.parameters(), strict=True))
-        with pytest.raises(RuntimeError, match="stop"), InstanceOptimizer(objective, learning_rate=1, steps=3) as steps:
+        with (  # noqa: PT012 - the error has to come from inside the loop
+            pytest.raises(RuntimeError, match="stop"),
+            InstanceOptimizer(objective, learning_rate=1, steps=3) as steps,
+        ):
             for _ in steps:
                 raise RuntimeError("stop")
         assert all(torch.equal(a, b) for a, b in zip(before, objective.network.parameters(), strict=True))
