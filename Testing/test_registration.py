@@ -252,7 +252,7 @@ class TestSettings:
 
     def test_an_empty_mask(self, fixed_volume, moving_volume):
         empty = Volume(np.zeros(fixed_volume.shape, np.uint8), fixed_volume.affine, "nothing.nii")
-        with pytest.raises(InputError, match="nothing.nii is empty"):
+        with pytest.raises(InputError, match=r"nothing\.nii is empty"):
             register(fixed_volume, moving_volume, DIRECT, fixed_mask=empty)
 
 
