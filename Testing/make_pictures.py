@@ -17,7 +17,7 @@ from slice_view import SliceView
 
 from GradProjIOLib.phantom import make_pair
 
-STEPS = 16
+STEPS = 14
 
 
 def main(folder: Path) -> None:
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     scene = slicer.vtkMRMLScene()
     application = slicer_application.start(scene)
     view = SliceView(scene, size=(420, 420))
-    pair = make_pair(seed=3, shape=(42, 48, 42), spacing=4.6, mean_displacement=7.0, noise=2.0)
+    pair = make_pair(seed=3, shape=(34, 38, 34), spacing=5.8, mean_displacement=7.0, noise=2.0)
     fixed = add(scene, pair.fixed)
     fixed.SetName("MRBrain1")
     moving = add(scene, pair.moving)
@@ -36,6 +36,8 @@ def main(folder: Path) -> None:
     panel = open_panel(application)
     parameters = panel._parameterNode
     parameters.model, parameters.steps, parameters.regularityWeight = "compact", STEPS, 0.0
+    # Large steps without smoothness, so that there is something to find.
+    parameters.learningRate = 250.0
     panel.ui.registerButton.click()
     while len(panel.session.progress.steps) < STEPS // 2 and panel.session.active:
         wait(application)
@@ -51,7 +53,6 @@ def main(folder: Path) -> None:
     view.save(folder / "after.png")
     panel.ui.overlayCheckBox.setChecked(True)
     panel.ui.worstButton.click()
-    view.fit(fixed)
     view.save(folder / "folding.png")
     panel.ui.gridCheckBox.setChecked(True)
     view.save(folder / "grid.png")
