@@ -155,6 +155,11 @@ def run(
                         board.note(outcome)
                         hear(outcome)
         finally:
+            for task in tasks:
+                # Whole, but not told of before the end came.
+                if board.is_open(task.pair.case) and is_done(task.folder, task.request):
+                    board.note(outcome := Outcome(task.pair.case, DONE))
+                    hear(outcome)
             _remove_unfinished(folder)
             board.write()
     return board.outcomes
@@ -171,6 +176,9 @@ class _Board:
     @property
     def outcomes(self) -> list[Outcome]:
         return list(self._outcomes.values())
+
+    def is_open(self, case: str) -> bool:
+        return self._outcomes[case].state == OPEN
 
     def note(self, outcome: Outcome) -> None:
         self._outcomes[outcome.case] = outcome

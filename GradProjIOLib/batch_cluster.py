@@ -59,7 +59,7 @@ class _Queue:
     def outcomes(self) -> Iterator[Outcome]:
         from distributed import as_completed
 
-        completed = as_completed()
+        completed = as_completed(loop=self.client.loop)
         try:
             self._fill(completed)
             for future in completed:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -44,10 +44,10 @@ def usable_cores() -> int:
 class _Worker:
     """One process, and the tasks it has: the first is computed, the second read ahead."""
 
-    def __init__(self, threads: int, card: int | None) -> None:
+    def __init__(self, command: Sequence[str], threads: int, card: int | None) -> None:
         # What the user has set stays.
         limits = {name: os.environ.get(name, str(threads)) for name in (THREADS, ITK_THREADS)}
-        self.client = WorkerClient([python_executable(), "-m", "GradProjIOLib.batch_worker"], limits)
+        self.client = WorkerClient(command, limits)
         self.card = card
         self.tasks: dict[int, Task] = {}
 
@@ -124,16 +124,21 @@ class _Crew:
             worker.client.close()
 
 
-def compute(tasks: Iterable[Task], workers: int | None = None) -> Iterator[Outcome]:
+def compute(
+    tasks: Iterable[Task], workers: int | None = None, command: Sequence[str] | None = None
+) -> Iterator[Outcome]:
     """Register the tasks in processes of their own; yields the outcomes as they come, in any order.
 
     There is one process per graphics card, or as many as ``workers`` says, which share the cards and cores.
+    ``command`` is what to start instead of this Python with `batch_worker`.
+
     Closing the iterator ends the processes at once, and nothing half is left but hidden folders.
     """
     cards = graphics_cards()
     count = workers or cards or 1
     threads = max(usable_cores() // count, 1)
-    crew = _Crew(tasks, [_Worker(threads, number % cards if cards else None) for number in range(count)])
+    command = command or [python_executable(), "-m", "GradProjIOLib.batch_worker"]
+    crew = _Crew(tasks, [_Worker(command, threads, number % cards if cards else None) for number in range(count)])
     try:
         while crew.busy:
             crew.hand_out()
