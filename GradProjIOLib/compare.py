@@ -197,10 +197,10 @@ class Case:
     def follow(self, method: str) -> Record:
         """The steps of `method` and what was measured on the way, taken up where they were left."""
         trajectory = Trajectory(self, method)
-        if trajectory.missing:
+        if trajectory.missing():
             steps = self.comparison.last_step(method)
             self.register(method, steps, trajectory.start, trajectory.step)
-            trajectory.state_path.unlink(missing_ok=True)
+        trajectory.state_path.unlink(missing_ok=True)
         return trajectory.record
 
     def register(self, method: str, steps: int, on_start: OnStart, on_step: OnStep | None = None) -> None:
@@ -234,9 +234,12 @@ class Trajectory:
         self.path, self.state_path = case.folder / f"{method}.json", case.folder / f"{method}.state"
         self.record = Record.read(self.path, case.sources)
         self.wanted = case.comparison.measured_steps(method)
-        self.missing = [steps for steps in self.wanted if not case.is_measured(self.record, Setting(method, steps))]
         self.stored = time.monotonic()
         self.running: Running | None = None
+
+    def missing(self) -> list[int]:
+        """The steps after which something is still to be measured."""
+        return [steps for steps in self.wanted if not self.case.is_measured(self.record, Setting(self.method, steps))]
 
     def start(self, running: Running) -> None:
         """Go on from the stored state, or from the beginning."""
@@ -274,7 +277,7 @@ class Trajectory:
         if not self.state_path.exists():
             return 0
         state = torch.load(self.state_path, weights_only=True, map_location="cpu")
-        if state["taken"] >= self.missing[0] or state["taken"] > len(self.record.steps):
+        if state["taken"] >= self.missing()[0] or state["taken"] > len(self.record.steps):
             return 0
         running.optimizer.restore(state)
         return state["taken"]

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from GradProjIOLib import cli, compare, evaluation
@@ -28,8 +29,6 @@ SETTINGS = ["--model", "compact", "--lattice", "16", "16", "16", "--device", "cp
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Results are compared bit for bit, also between processes."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -130,6 +129,27 @@ def test_settings_share_steps(pairs, tmp_path, monkeypatch):
     assert len(taken) == 8
     assert run(one_pair, tmp_path / "out", methods="direct,vanilla:1,projected:3") == 0
     assert len(taken) == 8 + 1 + 3  # measured less at these steps before, so that they are taken anew
+
+
+def test_leaner_mode_goes_on(compared, tmp_path, monkeypatch, capsys):
+    """Where memory runs out, the registration begins anew in its lean mode; what was stored is taken up."""
+    step = InstanceOptimizer._step
+    failures = []
+
+    def short_of_memory(self, index):
+        if index == 3 and not failures:
+            failures.append(self.method)
+            raise torch.OutOfMemoryError("no memory")
+        return step(self, index)
+
+    monkeypatch.setattr(InstanceOptimizer, "_step", short_of_memory)
+    table = tmp_path / "one.csv"
+    lines = (compared / "pairs.csv").read_text().splitlines()[:2]
+    table.write_text("\n".join(lines).replace("one_", f"{compared}/one_"))
+    assert run(table, tmp_path / "out") == 0
+    assert failures == ["vanilla"]
+    assert "vanilla goes on after step 3" in capsys.readouterr().err
+    assert rows_of(tmp_path / "out") == [row for row in rows_of(compared / "out") if row["case"] == "one"]
 
 
 def test_killed_comparison_goes_on(pairs, tmp_path, capsys):

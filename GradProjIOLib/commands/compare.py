@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 a pair failed otherwise."""
+    """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 one failed otherwise, 130 interrupted."""
     if arguments.every < 1:
         raise InputError(f"The curves cannot be measured every {arguments.every} steps; choose 1 or more.")
     check_output(arguments.output)
@@ -63,7 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    rows, failed = compare(pairs, comparison, arguments.output, say)
+    try:
+        rows, failed = compare(pairs, comparison, arguments.output, say)
+    except KeyboardInterrupt:
+        print(f"gradprojio: interrupted; the same command goes on with {arguments.output}", file=sys.stderr)
+        return 130
     if rows:
         print(results_text(rows, comparison.settings_compared))
         print(f"results in {arguments.output}, curves in {arguments.output / 'curves.html'}")

@@ -38,9 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `gradprojio lumir`: 0 done, 2 something must be corrected, 1 a pair failed otherwise."""
+    """Run `gradprojio lumir`: 0 done, 2 something must be corrected, 1 a pair failed otherwise, 130 interrupted."""
     submission = arguments.output if arguments.lumir_verb == "register" else arguments.submission
-    failed = register_pairs(arguments) if arguments.lumir_verb == "register" else []
+    try:
+        failed = register_pairs(arguments) if arguments.lumir_verb == "register" else []
+    except KeyboardInterrupt:
+        print("gradprojio: interrupted; the same command goes on with the next pair", file=sys.stderr)
+        return 130
     if failed:
         print(f"gradprojio: {submission} was not written: pairs without a field: {len(failed)}", file=sys.stderr)
         return 1 if any(kind == "internal" for kind in failed) else 2
