@@ -195,3 +195,23 @@ def test_values_that_json_and_csv_do_not_know(tmp_path):
     assert (found["cases"][0]["dice"], found["cases"][0]["hd95_mm"]) == (None, "inf")
     tables.write_csv([row], tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text().splitlines()[1] == "a,,,inf"
+
+
+def test_result_of_the_command(make_result, tmp_path):
+    """What `gradprojio register` writes can be measured, and its report has the same folding."""
+    image = smooth_displacement(7, 100.0)[..., 0].astype(np.float32)
+    for side, shift in (("fixed", 0), ("moving", 1)):
+        write_volume(Volume(np.roll(image, shift, axis=1), AFFINE), tmp_path / f"{side}.nii.gz")
+    make_result("unused", 7, 1.0)  # for its labels
+    output = tmp_path / "registered"
+    options = ["--model", "compact", "--lattice", "16", "16", "16", "--method", "vanilla", "--steps", "3", "--quiet"]
+    images = [str(tmp_path / "fixed.nii.gz"), str(tmp_path / "moving.nii.gz")]
+    assert cli.main(["register", *images, "-o", str(output), *options]) == 0
+    row = evaluate.measure(
+        evaluate.Case(output, fixed_labels=tmp_path / "fixed_7.nii.gz", moving_labels=tmp_path / "moving_7.nii.gz")
+    )
+    report = json.loads((output / "report.json").read_text())["jacobian"]
+    assert row["ndv_percent"] == pytest.approx(report["ndv_percent"], rel=1e-4, abs=1e-9)
+    assert row["std_log_jacobian"] == pytest.approx(report["std_log"], rel=1e-4)
+    assert row["folded_voxels"] == report["folded_voxels"]
+    assert row["dice"] != row["dice_before"]
