@@ -23,11 +23,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: its key in a row, its title, and how a value is written."""
+    """A column: its key in a row, its title, how a value is written, and whether groups are compared by it."""
 
     key: str
     title: str
     form: str
+    compared: bool = True
 
     def text(self, value: float | None) -> str:
         """`value` as it stands in a table; "–" where it was not measured."""
@@ -36,16 +37,17 @@ class Metric:
 
 METRICS = (
     Metric("dice", "Dice", ".4f"),
-    Metric("dice_before", "before", ".4f"),
+    Metric("dice_before", "before", ".4f", compared=False),
     Metric("hd95_mm", "HD95 [mm]", ".3f"),
     Metric("tre_mm", "TRE [mm]", ".3f"),
-    Metric("tre_before_mm", "before", ".3f"),
+    Metric("tre_before_mm", "before", ".3f", compared=False),
     Metric("ndv_percent", "NDV [%]", ".3g"),
     Metric("folded_voxels", "folded voxels", ".6g"),
     Metric("std_log_jacobian", "SD log|J|", ".4f"),
     Metric("ndv_percent_in_mask", "NDV in mask [%]", ".3g"),
     Metric("folded_voxels_in_mask", "folded in mask", ".6g"),
     Metric("std_log_jacobian_in_mask", "SD log|J| in mask", ".4f"),
+    Metric("seconds", "seconds", ".1f", compared=False),
 )
 
 
@@ -91,7 +93,7 @@ def compare_groups(rows: Sequence[Row], pairs: Iterable[tuple[str, str]] | None 
     found = []
     for reference, other in pairs:
         for metric in measured_metrics(rows):
-            if metric.title == "before":
+            if not metric.compared:
                 continue
             first, second = (
                 {row["case"]: row[metric.key] for row in rows if row["group"] == group and metric.key in row}
