@@ -72,14 +72,18 @@ class Deformation:
         """
         phi = np.asarray(phi.detach().cpu() if isinstance(phi, torch.Tensor) else phi)
         lattice = phi.shape[1:]
-        fixed = lattice_affine(fixed_affine, fixed_shape, lattice)
-        moving = lattice_affine(moving_affine, moving_shape, lattice)
-        samples = np.stack(np.meshgrid(*map(np.arange, lattice), indexing="ij"))
-        shift = phi * (np.reshape(lattice, (3, 1, 1, 1)) - 1.0) - samples
+        shift = np.empty(phi.shape, dtype=np.float32)
+        for axis, count in enumerate(lattice):
+            along = np.expand_dims(np.arange(count), [other for other in range(3) if other != axis])
+            shift[axis] = phi[axis] * (count - 1) - along
         shift = np.pad(shift, [(0, 0)] + [(1, 1)] * 3, mode="edge")[::-1].transpose(1, 2, 3, 0)
-        affine = fixed @ _translation(-1)
-        difference = moving @ _translation(-1) - affine
-        displacement = shift @ moving[:3, :3].T + lattice_points(shift.shape[:3], difference)
+        first = np.eye(4)
+        first[:3, 3] = -1
+        affine = lattice_affine(fixed_affine, fixed_shape, lattice) @ first
+        moving = lattice_affine(moving_affine, moving_shape, lattice) @ first
+        displacement = np.empty(shift.shape, dtype=np.float32)
+        for slab, difference in slabs(shift.shape[:3], moving - affine):
+            displacement[slab] = shift[slab] @ moving[:3, :3].T + difference
         return cls(displacement, affine)
 
     @classmethod
@@ -206,12 +210,6 @@ class Deformation:
         known = np.column_stack([points - points.mean(axis=0), np.ones(len(points))])
         change, *_ = np.linalg.lstsq(known, coarse.reshape(-1, 3), rcond=None)
         return np.eye(3) + change[:3].T
-
-
-def _translation(distance: float) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, 3] = distance
-    return matrix
 
 
 def _deformation_from(

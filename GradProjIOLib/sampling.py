@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-POINTS_AT_ONCE = 1 << 20
+POINTS_AT_ONCE = 1 << 18
 
 
 def lattice_points(
