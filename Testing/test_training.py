@@ -30,9 +30,7 @@ from GradProjIOLib.training.trainer import Plan, Trainer
 from GradProjIOLib.volume import InputError, Volume, write_volume
 
 LATTICE = (16, 18, 20)
-TINY = replace(
-    models.MODELS["compact"], widths=(((2, 4, 8), (4, 6)), ((2, 4, 8), (4, 6))), halvings=(1, 0), voxels=4.0
-)
+TINY = replace(models.MODELS["compact"], widths=(((2, 4, 8), (4, 6)), ((2, 4, 8), (4, 6))), halvings=(1, 0), voxels=4.0)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

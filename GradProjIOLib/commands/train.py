@@ -46,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm-up", type=int, default=default.warm_up, metavar="N", help="steps in which the rate rises (0)"
     )
     parser.add_argument("--decay", action="store_true", help="let the learning rate fall to nothing along a cosine")
-    parser.add_argument(
-        "--regularity-weight", type=float, default=default.regularity_weight, metavar="X", help="(1.5)"
-    )
+    parser.add_argument("--regularity-weight", type=float, default=default.regularity_weight, metavar="X", help="(1.5)")
     parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="(lncc)")
     parser.add_argument("--sigma", type=float, default=default.sigma, metavar="X", help="LNCC's window in samples (5)")
     parser.add_argument(
