@@ -7,7 +7,6 @@ is a function from tasks to outcomes: `batch_processes.compute` or `batch_cluste
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,12 +23,12 @@ from GradProjIOLib.batch_pair import (
     KEPT,
     OPEN,
     REPORT,
-    WRITING_PREFIX,
     Outcome,
     Pair,
     Task,
     failure,
     is_done,
+    remove_unfinished,
     request,
 )
 from GradProjIOLib.batch_processes import compute as compute_here
@@ -90,7 +89,7 @@ def plan(pairs: Iterable[Pair], folder: Path, check_device: Callable[[str], None
 
 def _plan_one(pair: Pair, folder: Path, files: Files, check_device: Callable[[str], None]) -> Task | Outcome:
     try:
-        wanted = request(pair, {role: files.checksum(path) for role, path in pair.files.items()})
+        wanted = request(pair, files.checksum)
         if is_done(folder, wanted):
             return Outcome(pair.case, KEPT)
         if folder.exists() and not (folder / REPORT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -160,7 +159,7 @@ def run(
                 if board.is_open(task.pair.case) and is_done(task.folder, task.request):
                     board.note(outcome := Outcome(task.pair.case, DONE))
                     hear(outcome)
-            _remove_unfinished(folder)
+            remove_unfinished(folder)
             board.write()
     return board.outcomes
 
@@ -202,11 +201,6 @@ def _check_cases(pairs: Sequence[Pair]) -> None:
         seen.add(name)
 
 
-def _remove_unfinished(folder: Path) -> None:
-    for path in folder.glob(f"{WRITING_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 @contextmanager
 def _sole_use(folder: Path) -> Iterator[None]:
     """Make the folder, hold a lock of the operating system on it, remove what a killed batch left unfinished."""
@@ -227,5 +221,5 @@ def _sole_use(folder: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise InputError(f"Another batch is at work in {folder}; wait for it or choose another folder.") from error
-        _remove_unfinished(folder)
+        remove_unfinished(folder)
         yield

@@ -11,11 +11,12 @@ import shutil
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from GradProjIOLib import models
 from GradProjIOLib.models.weights import checksum
@@ -64,8 +65,13 @@ class Pair:
             if (path := getattr(self, role)) is not None:
                 # A worker may run in another folder.
                 object.__setattr__(self, role, Path(path).expanduser().absolute())
-        if self.initial_transform is not None and self.settings.align != "none":
-            object.__setattr__(self, "settings", replace(self.settings, align="none"))
+        settings = self.settings
+        if self.initial_transform is not None:
+            settings = replace(settings, align="none")
+        if settings.model == "auto":
+            # A worker may have other weights.
+            settings = replace(settings, model=models.default_model())
+        object.__setattr__(self, "settings", settings)
         if self.case in ("", ".", "..") or Path(self.case).name != self.case or self.case.startswith("."):
             raise InputError(f"The case {self.case!r} cannot be the name of a folder; choose another name.")
 
@@ -111,20 +117,18 @@ class Task:
         return cls(Pair(**pair), Path(message["folder"]), message["request_record"])
 
 
-def request(pair: Pair, checksums: Mapping[str, str]) -> dict[str, Any]:
+def request(pair: Pair, checksum: Callable[[Path], str] = checksum) -> dict[str, Any]:
     """What a result depends on: settings, and the SHA-256 of the files (by role) and of the model's weights.
 
-    Raises InputError where weights are missing.
+    Raises InputError where files or weights are missing.
     """
     settings = asdict(pair.settings)
-    if settings["model"] == "auto":
-        settings["model"] = models.default_model()
     weights = models.weights_path(settings["model"], settings.pop("weights"))
     for name in NOT_COMPARED:
         del settings[name]
     found = {
         "settings": settings,
-        "files": {role: checksums[role] for role in pair.files},
+        "files": {role: checksum(path) for role, path in pair.files.items()},
         "weights": checksum(weights) if weights is not None else None,
     }
     return json.loads(json.dumps(found))
@@ -188,6 +192,19 @@ def _register(task: Task, inputs: dict[str, Any]) -> None:
         result.write(whole, labels)
         write_thumbnail(whole, result.fixed)
         _take_over(whole, task.folder, temporary / "outdated")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `staging` left in ``folder`` when it was killed.
+
+    A worker that lives on may be about to take its result out of there; after the new name it finds nothing, while
+    from one that is being emptied it would take a half.
+    """
+    for path in folder.glob(f"{WRITING_PREFIX}*"):
+        renamed = path.with_name(f"{WRITING_PREFIX}{uuid4().hex}")
+        with suppress(OSError):
+            os.replace(path, renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager

@@ -272,10 +272,10 @@ def test_a_table_may_hold_any_option_of_register(images, tmp_path):
     verb.add_arguments(parser)
     common = parser.parse_args([str(table), "-o", "out", "--steps", "3", "--similarity", "mind"])
     (first, second), unusable = verb.read_pairs(table, common)
-    assert first.settings == Settings(steps=7, similarity="mind", lattice=(16, 18, 20), learning_rate=1e-4,
-                                      align="rigid", weights=str(images / "my.pt"))  # fmt: skip
+    assert first.settings == Settings(model="compact", steps=7, similarity="mind", lattice=(16, 18, 20),
+                                      learning_rate=1e-4, align="rigid", weights=str(images / "my.pt"))  # fmt: skip
     assert first.files == {"fixed": images / "fixed0.nrrd", "moving": images / "moving0.nrrd"}
-    assert second.settings == Settings(steps=3, similarity="mind")
+    assert second.settings == Settings(model="compact", steps=3, similarity="mind")
     assert second.moving_labels == images / "labels.nrrd"
     assert first.case.startswith("moving0_to_fixed0_")
     assert first.case != second.case
@@ -452,7 +452,7 @@ def test_what_was_killed_or_interrupted_leaves_whole_folders_and_goes_on(images,
     assert process.returncode == 130
     assert "Traceback" not in said
     done = check_whole(tmp_path)
-    assert f"interrupted; {len(done)} pairs are whole" in said
+    assert f"interrupted with {len(done)} pairs done" in said
     assert list(tmp_path.glob(WRITING_PREFIX + "*")) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert "not done yet" in (tmp_path / "index.html").read_text()

@@ -78,9 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         outcomes = batch.run(pairs, arguments.output, on_outcome=teller.tell, failed=unusable, **where)
     except KeyboardInterrupt:
+        done = teller.counts[DONE] + teller.counts[KEPT]
         print(
-            f"gradprojio: interrupted; {teller.counts[DONE] + teller.counts[KEPT]} pairs are whole in "
-            f"{arguments.output}, the same command goes on with the others",
+            f"gradprojio: interrupted with {done} pairs done; nothing half is left in {arguments.output}, and the same "
+            "command goes on with the rest",
             file=sys.stderr,
         )
         return 130
