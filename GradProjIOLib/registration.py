@@ -392,6 +392,7 @@ def _optimize_in_memory(
     modes = modes_to_try(settings.memory, loaded.network, settings.lattice, device)
     for mode in modes:
         loaded.network.checkpointed = mode == "lean"
+        loaded.network.precision = settings.precision
         try:
             return *_optimize(loaded, pair, settings, device, started, on_step), mode
         except Exception as error:

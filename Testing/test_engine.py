@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from GradProjIOLib import maps, models
+from GradProjIOLib.models.convolution import convolve
 from GradProjIOLib.models.network import Cascade
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.optimization import InstanceOptimizer
@@ -159,6 +160,21 @@ class TestNetwork:
         stage.training = True  # the other branch, with each normalisation still in evaluation mode
         torch.testing.assert_close(folded, stage(images), rtol=1e-4, atol=1e-5)
 
+    def test_lean_and_fast_change_nothing_that_matters(self):
+        jitter = torch.zeros(1, 10, 13, 9, 3)
+        gradients, losses = {}, {}
+        for mode in ("exact", "lean", "fast"):
+            network = tiny_network()
+            network.checkpointed, network.precision = mode == "lean", "fast" if mode == "fast" else "exact"
+            found = Objective(network, smooth_image(0), smooth_image(1)).losses(jitter)
+            losses[mode] = found.similarity.item()
+            parts = torch.autograd.grad(found.similarity + found.regularity, list(network.parameters()))
+            gradients[mode] = torch.cat([part.flatten() for part in parts])
+        assert losses["lean"] == losses["exact"]
+        torch.testing.assert_close(gradients["lean"], gradients["exact"])
+        assert losses["fast"] == pytest.approx(losses["exact"], rel=1e-2)
+        assert torch.nn.functional.cosine_similarity(gradients["fast"], gradients["exact"], dim=0) > 0.99
+
     def test_directions_do_not_see_each_other(self):
         """Both as one batch give what each gives alone."""
         network = tiny_network()
@@ -266,3 +282,22 @@ class TestOptimization:
             objective.network.stages[1].head.weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match="step 0"):
             self.run(objective)
+
+
+@pytest.mark.parametrize("width", [12, 13])
+@pytest.mark.parametrize("inputs", [2, 16])
+def test_a_convolution_with_few_outputs_is_a_convolution(width, inputs):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, inputs, 5, 6, width, generator=generator, requires_grad=True)
+    weight = torch.randn(3, inputs, 3, 3, 3, generator=generator, requires_grad=True)
+    bias = torch.randn(3, generator=generator, requires_grad=True)
+    expected = torch.nn.functional.conv3d(x, weight, bias, padding=1)
+    found = convolve(x, weight, bias)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    cotangent = torch.randn(expected.shape, generator=generator)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (x, weight, bias), cotangent),
+        torch.autograd.grad(expected, (x, weight, bias), cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)

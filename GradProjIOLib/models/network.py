@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from GradProjIOLib import maps
+from GradProjIOLib.models.convolution import convolve
 
 
 class UNet(nn.Module):
@@ -75,14 +76,15 @@ class UNet(nn.Module):
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         offset = norm.bias + scale * (up.bias - norm.running_mean)
         scale = scale.view(1, -1, 1, 1, 1)
-        y = F.conv_transpose3d(activated, up.weight * scale, offset, stride=2, padding=1)
+        weight = (up.weight * scale).contiguous(memory_format=torch.channels_last_3d)
+        y = F.conv_transpose3d(activated, weight, offset, stride=2, padding=1)
         return y + _double_resolution(residual * scale)
 
     def _head(self, x: Tensor, skip: Tensor) -> Tensor:
         """The last convolution of both beside each other, without making that large tensor."""
         channels = x.shape[1]
         weight, bias = self.head.weight, self.head.bias
-        return F.conv3d(x, weight[:, :channels], bias, padding=1) + F.conv3d(skip, weight[:, channels:], padding=1)
+        return convolve(x, weight[:, :channels], bias) + convolve(skip, weight[:, channels:])
 
 
 def _laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
@@ -134,6 +136,9 @@ class Cascade(nn.Module):
         self.halvings = tuple(halvings)
         self.voxels = voxels
         self.checkpointed = False
+        """Whether to compute intermediate results again in the backward pass rather than to keep them."""
+        self.precision = "exact"
+        """ "fast" computes the U-Nets in bfloat16."""
 
     def forward(self, source: Tensor, target: Tensor) -> list[Tensor]:
         """Displacement fields that together warp ``source`` onto ``target``, both [N, 1, D, H, W].
@@ -147,6 +152,8 @@ class Cascade(nn.Module):
             pyramid.append(_halve_resolution(pyramid[-1]))
         points = [maps.identity(level.shape[2:], source.device) for level in pyramid]
         unit = self._unit(lattice, source.device)
+        kind = source.device.type
+        half = self.precision == "fast" or torch.is_autocast_enabled(kind)
         fields: list[Tensor] = []
         for stage, halvings in zip(self.stages, self.halvings, strict=True):
             images = pyramid[halvings]
@@ -154,11 +161,12 @@ class Cascade(nn.Module):
                 mapped = maps.displaced_identity(fields, points[halvings])
                 images = torch.cat([maps.sample(images[:, :1], mapped), images[:, 1:]], dim=1)
             images = images.contiguous(memory_format=torch.channels_last_3d)
-            if self.checkpointed and torch.is_grad_enabled():
-                field = checkpoint(stage, images, use_reentrant=False)
-            else:
-                field = stage(images)
-            fields.append(field * unit)
+            with torch.autocast(kind, torch.bfloat16, enabled=half):
+                if self.checkpointed and torch.is_grad_enabled():
+                    field = checkpoint(stage, images, use_reentrant=False)
+                else:
+                    field = stage(images)
+            fields.append(field.float() * unit)
         return fields
 
     def _unit(self, lattice: Sequence[int], device: torch.device) -> Tensor:

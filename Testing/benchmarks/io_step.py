@@ -1,0 +1,204 @@
+"""Seconds and memory of one instance-optimisation step, side by side with the published package.
+
+    python Testing/benchmarks/io_step.py --lattice 96 [--device cpu] [--json FILE] [--model unigradicon|compact]
+
+Both run in this process on the same random weights (last layers not zero), images and lattice, taking turns.
+Where the package `unigradicon` is not installed (say, on a machine with torch and numpy only), ours runs alone, or
+with ``--peer DIR`` against a folder that holds the package's and icon_registration's sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from GradProjIOLib import models, resources
+from GradProjIOLib.objective import Objective
+from GradProjIOLib.optimization import InstanceOptimizer
+
+PARTS = {
+    "convolution": ("convolution",),
+    "sampling": ("grid_sampler",),
+    "resampling": ("upsample", "avg_pool"),
+    "blur": ("bmm", "aten::mm", "slow_conv3d"),
+    "optimizer": ("adam", "aten::dot"),
+}
+
+
+def image(lattice: tuple[int, int, int], seed: int, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 1, *[max(2, n // 4) for n in lattice], generator=generator)
+    smooth = F.interpolate(coarse, size=lattice, mode="trilinear")
+    return ((smooth - smooth.min()) / (smooth.max() - smooth.min())).to(device)
+
+
+class Ours:
+    """Steps of this project."""
+
+    def __init__(self, name: str, lattice: tuple[int, int, int], device: torch.device, options: argparse.Namespace):
+        network = models.build(models.MODELS[name])
+        torch.manual_seed(0)
+        for stage in network.stages:
+            torch.nn.init.normal_(stage.head.weight, std=0.004)
+        network.checkpointed = options.memory == "lean"
+        network.precision = options.precision
+        objective = Objective(network.to(device), image(lattice, 1, device), image(lattice, 2, device))
+        self.iterators = {
+            method: iter(InstanceOptimizer(objective, learning_rate=2e-5, steps=10**6, method=method))
+            for method in ("vanilla", "projected")
+        }
+
+    def step(self, method: str) -> None:
+        next(self.iterators[method])
+
+
+class Peer:
+    """Vanilla steps of the published package; it has no others."""
+
+    def __init__(self, lattice: tuple[int, int, int], device: torch.device):
+        import unigradicon
+        from icon_registration import config
+
+        config.device = device
+        self.network = unigradicon.make_network([1, 1, *lattice], include_last_step=True).to(device).eval()
+        for key, value in self.network.named_parameters():
+            if "lastConv.weight" in key:
+                torch.nn.init.normal_(value, std=0.004)
+        self.images = image(lattice, 2, device), image(lattice, 1, device)
+        self.adam = torch.optim.Adam(self.network.parameters(), lr=2e-5, weight_decay=1e-3, amsgrad=True)
+
+    def step(self, method: str) -> None:
+        self.adam.zero_grad()
+        self.network(*self.images).all_loss.backward()
+        self.adam.step()
+
+
+def measure(steps: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Median wall and processor seconds and peak memory of each kind of step, taking turns after a warm-up."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for round_ in range(repeats + 1):
+        for name, step in steps.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            wall, processor = time.perf_counter(), time.process_time()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_ == 0:
+                continue
+            record = found.setdefault(name, {"seconds": [], "processor_seconds": [], "peak_bytes": []})
+            record["seconds"].append(time.perf_counter() - wall)
+            record["processor_seconds"].append(time.process_time() - processor)
+            record["peak_bytes"].append(resources.peak_memory(device))
+    return {name: {key: statistics.median(values) for key, values in record.items()} for name, record in found.items()}
+
+
+def shares(step: Callable[[], None]) -> dict[str, float]:
+    """Which part of a step's time is spent in what, by the profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+    totals = dict.fromkeys([*PARTS, "other"], 0.0)
+    for event in profile.key_averages():
+        spent = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        part = next((part for part, words in PARTS.items() if any(word in event.key for word in words)), "other")
+        totals[part] += spent
+    whole = sum(totals.values()) or 1
+    return {part: spent / whole for part, spent in totals.items()}
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """What the device does at best, measured now: copying, and multiplying matrices."""
+    source = torch.empty(2**26, device=device)
+    target = torch.empty_like(source)
+    matrix = (
+        torch.randn(4096 if device.type == "cuda" else 1500, device=device)
+        .expand(4096 if device.type == "cuda" else 1500, -1)
+        .contiguous()
+    )
+
+    def best(action: Callable[[], object]) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            action()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return {
+        "copy_gb_per_s": 2 * source.numel() * 4 / best(lambda: target.copy_(source)) / 1e9,
+        "matrix_product_gflop_per_s": 2 * matrix.shape[0] ** 3 / best(lambda: matrix @ matrix) / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lattice", type=int, nargs="+", default=[96], help="one number, or three")
+    parser.add_argument("--model", default="unigradicon", choices=tuple(models.MODELS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", default="full", choices=("full", "lean"))
+    parser.add_argument("--precision", default="exact", choices=("exact", "fast"))
+    parser.add_argument("--peer", help="folder with the sources of unigradicon and icon_registration")
+    parser.add_argument("--without-peer", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    lattice = tuple(options.lattice * 3 if len(options.lattice) == 1 else options.lattice)
+    device = resources.find_device(options.device)
+    ours = Ours(options.model, lattice, device, options)
+    steps = {f"ours, {method}": lambda method=method: ours.step(method) for method in ("vanilla", "projected")}
+    if options.peer:
+        sys.path[:0] = [options.peer]
+    if not options.without_peer and options.model != "compact":
+        try:
+            peer = Peer(lattice, device)
+            steps["package, vanilla"] = lambda: peer.step("vanilla")
+        except ImportError as error:
+            print(f"without the package ({error})", file=sys.stderr)
+    found = measure(steps, options.repeats, device)
+    for name in steps:
+        found[name]["shares"] = shares(steps[name])
+    report = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "machine": {"system": platform.platform(), "device": resources.describe_device(device),
+                    "threads": torch.get_num_threads(), "python": platform.python_version(),
+                    "torch": torch.__version__},
+        "lattice": lattice, "model": options.model, "memory": options.memory, "precision": options.precision,
+        "ceilings": ceilings(device), "steps": found,
+    }  # fmt: skip
+    show(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def show(report: dict[str, Any]) -> None:
+    steps = report["steps"]
+    whole = steps.get("package, vanilla")
+    print(f"{report['model']} on {' x '.join(map(str, report['lattice']))}, {report['machine']['device']}")
+    print(f"{'':20}{'seconds':>9}{'ratio':>7}{'processor s':>13}{'ratio':>7}{'peak GB':>9}  shares")
+    for name, step in steps.items():
+        ratios = [step[key] / whole[key] if whole else float("nan") for key in ("seconds", "processor_seconds")]
+        parts = ", ".join(f"{part} {share:.0%}" for part, share in step["shares"].items() if share >= 0.01)
+        print(f"{name:20}{step['seconds']:9.2f}{ratios[0]:7.2f}{step['processor_seconds']:13.2f}{ratios[1]:7.2f}"
+              f"{step['peak_bytes'] / 1e9:9.2f}  {parts}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
