@@ -237,7 +237,8 @@ class TestBadInput:
 
     def test_not_enough_memory(self, pair, tmp_path):
         """A process that may take 2.5 GB and a lattice that needs more."""
-        found = command(*register_arguments(pair, tmp_path / "out", "--method", "projected", "--lattice", 220, 220, 220),
+        arguments = register_arguments(pair, tmp_path / "out", "--method", "projected", "--lattice", 220, 220, 220)
+        found = command(*arguments,
                         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 << 29, 5 << 29)))  # fmt: skip
         assert found.returncode == 2, found.stderr
         assert "not enough memory" in found.stderr
