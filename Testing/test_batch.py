@@ -462,20 +462,25 @@ def test_what_was_killed_or_interrupted_leaves_whole_folders_and_goes_on(images,
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments(images, tmp_path):
+    begin = time.monotonic()
+    finish_batch(images, tmp_path / "first")
+    duration = time.monotonic() - begin
     chance = random.Random(7)
-    moments = []
+    output, moments = tmp_path / "out", []
     for turn in range(10):
-        begin = time.monotonic()
-        process = start(images, tmp_path / "out", "--workers", "2")
+        if output.exists() and folders(output) == GOOD:
+            shutil.rmtree(output)
+        process = start(images, output, "--workers", "2")
+        moment = chance.uniform(0.1, 1) * duration
         try:
-            process.wait(chance.uniform(0.5, 15))
+            process.wait(moment)
         except subprocess.TimeoutExpired:
             # The whole group at times, at times only the command: then its workers must notice.
             os.killpg(process.pid, signal.SIGKILL) if turn % 2 else process.kill()
-        moments.append((round(time.monotonic() - begin, 1), process.poll(), len(check_whole(tmp_path / "out"))))
         process.communicate()
-    print("seconds, status, pairs done:", moments)
-    finish_batch(images, tmp_path / "out")
+        moments.append((round(moment, 1), process.returncode, len(check_whole(output))))
+    print(f"seconds of {duration:.1f}, status, pairs that are whole then:", moments)
+    finish_batch(images, output)
 
 
 class Cluster:
