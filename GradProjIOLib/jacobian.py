@@ -38,17 +38,6 @@ class Folding:
         return 100 * self.folded_voxels / self.voxels
 
 
-@dataclass(frozen=True)
-class Fold:
-    """One connected region of folded voxels: its `center` and the `position` of its worst voxel (RAS mm),
-    its size in `voxels` and its smallest `determinant`."""
-
-    center: tuple[float, float, float]
-    position: tuple[float, float, float]
-    voxels: int
-    determinant: float
-
-
 def determinant_map(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     """Jacobian determinant of x → x + u(x) at every voxel of a lattice: float32 [k, j, i].
 
@@ -112,30 +101,6 @@ def summary(determinant: np.ndarray, mask: np.ndarray | None = None) -> dict[str
         "percentile_99": float(high),
         "std_log": float(np.log(positive).std(dtype=np.float64)) if positive.size else 0.0,
     }
-
-
-def folds(determinant: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> list[Fold]:
-    """The connected regions of `mask` [k, j, i] (voxels that touch, also at a corner), worst first.
-
-    `determinant` is the map on the same lattice, `affine` takes its index (i, j, k, 1) to RAS mm.
-    """
-    from scipy import ndimage
-
-    if not mask.any():
-        return []
-    regions, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    inside = np.argwhere(regions)
-    region, depth = regions[regions > 0], determinant[regions > 0]
-    # Sorted by region, and in each by depth, the first voxel of a region is its worst.
-    order = np.lexsort((depth, region))
-    _, first, voxels = np.unique(region[order], return_index=True, return_counts=True)
-    worst = order[first]
-    centers = np.add.reduceat(inside[order], first) / voxels[:, None]
-    found = [
-        Fold(_physical(affine, center), _physical(affine, inside[at]), int(size), float(depth[at]))
-        for center, at, size in zip(centers, worst, voxels, strict=True)
-    ]
-    return sorted(found, key=lambda fold: (fold.determinant, -fold.voxels))
 
 
 def voxel_displacement(
@@ -259,8 +224,3 @@ def _repeat(block: torch.Tensor, axis: int, end: int, inward: int) -> None:
 
 def _extrapolate(block: torch.Tensor, axis: int, end: int, inward: int) -> None:
     block.select(axis, end).copy_(2 * block.select(axis, end + inward) - block.select(axis, end + 2 * inward))
-
-
-def _physical(affine: np.ndarray, position: np.ndarray) -> tuple[float, float, float]:
-    point = affine[:3, :3] @ position[::-1] + affine[:3, 3]
-    return tuple(point.tolist())

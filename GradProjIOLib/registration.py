@@ -37,7 +37,16 @@ from GradProjIOLib.resources import (
     peak_memory,
 )
 from GradProjIOLib.similarity import SIMILARITIES
-from GradProjIOLib.volume import InputError, Volume, atomic_path, check_image, lattice_affine, write_error, write_volume
+from GradProjIOLib.volume import (
+    InputError,
+    Volume,
+    atomic_path,
+    check_image,
+    is_rectangular,
+    lattice_affine,
+    write_error,
+    write_volume,
+)
 
 MODALITIES = ("mri", "ct")
 PRECISIONS = ("exact", "fast")
@@ -230,6 +239,8 @@ def register(
     start = time.perf_counter()
     check_image(fixed)
     check_image(moving)
+    if not is_rectangular(fixed.affine):
+        raise InputError(f"{fixed.name} has skewed axes, which result files cannot have; resample it first.")
     warnings: list[str] = []
     initial = _initial(fixed, moving, settings, initial_transform, warnings)
     device = find_device(settings.device)

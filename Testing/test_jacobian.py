@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from GradProjIOLib import jacobian
 from GradProjIOLib.deformation import Deformation, lattice_points
-from GradProjIOLib.jacobian import determinant_map, folding, folds, jacobian_determinant, summary
+from GradProjIOLib.jacobian import determinant_map, folding, jacobian_determinant, summary
 
 OBLIQUE = oblique_affine((1.3, 0.7, 2.1), (20, -12, 31), (-30, 12, 50))
 
@@ -177,19 +177,3 @@ def test_summary_in_a_mask():
     assert summary(values)["percentile_1"] == pytest.approx(0.51)
     assert summary(values)["percentile_99"] == pytest.approx(1.49)
     assert summary(np.full((2, 2, 2), -1.0))["std_log"] == 0
-
-
-def test_folds_are_listed_worst_first_in_physical_space():
-    determinant = np.ones((20, 21, 22), dtype=np.float32)
-    determinant[3, 4, 5:9] = (-0.1, -0.2, -0.3, -0.1)
-    determinant[15, 16, 17] = -2
-    determinant[10, 10, 10] = determinant[11, 11, 11] = -0.5
-    worst, touching, row = folds(determinant, determinant <= 0, OBLIQUE)
-    assert (worst.voxels, touching.voxels, row.voxels) == (1, 2, 4)
-    assert [fold.determinant for fold in (worst, touching, row)] == pytest.approx([-2, -0.5, -0.3])
-    np.testing.assert_allclose(worst.center, (OBLIQUE @ [17, 16, 15, 1])[:3])
-    np.testing.assert_allclose(worst.position, worst.center)
-    np.testing.assert_allclose(touching.center, (OBLIQUE @ [10.5, 10.5, 10.5, 1])[:3])
-    np.testing.assert_allclose(row.center, (OBLIQUE @ [6.5, 4, 3, 1])[:3])
-    np.testing.assert_allclose(row.position, (OBLIQUE @ [7, 4, 3, 1])[:3])
-    assert folds(determinant, determinant < -5, OBLIQUE) == []
