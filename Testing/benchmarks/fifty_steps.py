@@ -1,0 +1,61 @@
+"""Seconds of 50 projected steps with everything from two arrays on the lattice to the displacements.
+
+python Testing/benchmarks/fifty_steps.py [--model unigradicon] [--lattice 175] [--steps 50] [--device D] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from io_step import image
+
+from GradProjIOLib import models, resources
+from GradProjIOLib.objective import Objective
+from GradProjIOLib.optimization import InstanceOptimizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lattice", type=int, nargs="+", default=[175])
+    parser.add_argument("--model", default="unigradicon", choices=tuple(models.MODELS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--memory", default="full", choices=("full", "lean"))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    lattice = tuple(options.lattice * 3 if len(options.lattice) == 1 else options.lattice)
+    device = resources.find_device(options.device)
+    network = models.build(models.MODELS[options.model])
+    for stage in network.stages:
+        torch.nn.init.normal_(stage.head.weight, std=0.004)
+    network.checkpointed = options.memory == "lean"
+    network = network.to(device)
+    arrays = [image(lattice, seed, torch.device("cpu")) for seed in (1, 2)]
+    start = time.perf_counter()
+    objective = Objective(network, *[array.to(device) for array in arrays])
+    with InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer:
+        seconds = [step.seconds for step in optimizer]
+        displacements = objective.displacements().cpu()
+    whole = time.perf_counter() - start
+    found = {
+        "model": options.model,
+        "lattice": lattice,
+        "memory": options.memory,
+        "device": resources.describe_device(device),
+        "steps": len(seconds),
+        "seconds": whole,
+        "seconds_of_steps": seconds,
+        "peak_bytes": resources.peak_memory(device),
+        "finite": bool(torch.isfinite(displacements).all()),
+    }
+    print(f"{options.model} on {lattice}: {len(seconds)} steps in {whole:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

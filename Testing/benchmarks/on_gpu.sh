@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything to measure on one CUDA card, in one call; needs torch and numpy only.
+#     bash Testing/benchmarks/on_gpu.sh OUTPUT_FOLDER [FOLDER_WITH_THE_PEERS_SOURCES]
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+export PYTHONPATH=. PYTHONUNBUFFERED=1
+out=${1:?give a folder for the results}
+mkdir -p "$out"
+peer=(--without-peer)
+[ $# -gt 1 ] && peer=(--peer "$2")
+step() {
+    local name=$1
+    shift
+    timeout 100 python3 Testing/benchmarks/io_step.py --device cuda --repeats 5 --json "$out/$name.json" "$@"
+}
+step full --lattice 175 "${peer[@]}"
+step lean --lattice 175 --memory lean --without-peer
+step fast --lattice 175 --precision fast --without-peer
+step compact --lattice 96 112 80 --model compact --without-peer
+timeout 60 python3 Testing/benchmarks/fifty_steps.py --device cuda --json "$out/fifty_steps.json"
