@@ -20,8 +20,6 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
-import platformdirs
-
 from GradProjIOLib.volume import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +40,8 @@ def cache_directory() -> Path:
     chosen = os.environ.get("GRADPROJIO_CACHE")
     if chosen:
         return Path(chosen).expanduser()
+    import platformdirs
+
     return Path(platformdirs.user_cache_dir("GradProjIO", appauthor=False))
 
 

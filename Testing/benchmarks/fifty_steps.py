@@ -52,7 +52,8 @@ def main() -> None:
         "peak_bytes": resources.peak_memory(device),
         "finite": bool(torch.isfinite(displacements).all()),
     }
-    print(f"{options.model} on {lattice}: {len(seconds)} steps in {whole:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB")
+    peak = found["peak_bytes"] / 1e9
+    print(f"{options.model} on {lattice}: {len(seconds)} steps in {whole:.1f} s, peak {peak:.2f} GB")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
