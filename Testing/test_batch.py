@@ -420,6 +420,32 @@ def start(images: Path, output: Path, *options: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+ECHO = """
+import json, sys
+for line in sys.stdin:
+    task = json.loads(line)
+    outcome = {"case": task["pair"]["case"], "state": "done", "message": task["pair"]["settings"]["device"]}
+    print(json.dumps({"event": "done", "id": task["id"], "outcome": outcome}), flush=True)
+"""
+
+
+def test_each_graphics_card_has_a_process_of_its_own(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("GradProjIOLib.batch_processes.graphics_cards", lambda: 2)
+    check_device("cuda:1")
+    with pytest.raises(InputError, match="cuda:2"):
+        check_device("cuda:2")
+    devices = ["auto", "cuda", "cpu", "cuda:1", "auto", "auto"]
+    tasks = [
+        Task(Pair(f"pair{number}", images / "a", images / "b", Settings(device=device)), tmp_path / str(number), {})
+        for number, device in enumerate(devices)
+    ]
+    found = outcomes_by_case(list(compute_in_processes(tasks, command=[sys.executable, "-c", ECHO])))
+    used = [found[f"pair{number}"].message for number in range(len(tasks))]
+    assert used[2:4] == ["cpu", "cuda:1"]
+    assert set(used[:2]) == {"cuda:0", "cuda:1"}
+    assert set(used[4:]) <= {"cuda:0", "cuda:1"}
+
+
 def check_whole(output: Path) -> list[str]:
     """The pairs that are there, all of them whole."""
     done = folders(output) if output.exists() else []
