@@ -527,10 +527,14 @@ class Cluster:
         return worker
 
     def close(self) -> None:
+        # Workers first: one that has lost its scheduler may wait for it to come back.
         for process in reversed(self.processes):
             process.terminate()
-        for process in reversed(self.processes):
-            process.wait(20)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture
