@@ -29,6 +29,7 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 SMALLEST_AXIS = 8
 # Size of the header → type and place of the axes' lengths, the bits per voxel and the start of the data.
 NIFTI_FIELDS = {348: (("8h", 40), ("h", 72), ("f", 108)), 540: (("8q", 16), ("h", 14), ("q", 168))}
+NIFTI_FLOATS = {16: np.float32, 64: np.float64}
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -103,11 +104,7 @@ def check_image(volume: Volume) -> None:
             f"choose a volume with at least {SMALLEST_AXIS} voxels along each axis."
         )
     bad = 0 if volume.array.dtype.kind in "bui" else int((~np.isfinite(volume.array)).sum())
-    if bad:
-        raise InputError(
-            f"{volume.name} has NaN or infinity in {bad} of {volume.array.size} voxels; "
-            "replace them by the background value first."
-        )
+    _refuse_not_finite(bad, volume.array.size, volume.name)
     if volume.array.min() == volume.array.max():
         raise InputError(
             f"{volume.name} has the same value ({volume.array.flat[0]:g}) everywhere; "
@@ -203,6 +200,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
 
     path = Path(path)
     check_readable(path)
+    _check_nifti_values(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -320,6 +318,30 @@ def is_complete(path: Path) -> bool:
     except (OSError, EOFError, zlib.error):
         return False
     return length >= _nifti_length(header)
+
+
+def _refuse_not_finite(bad: int, size: int, name: str) -> None:
+    if bad:
+        raise InputError(
+            f"{name} has NaN or infinity in {bad} of {size} voxels; replace them by the background value first."
+        )
+
+
+def _check_nifti_values(path: Path) -> None:
+    """Raise InputError for a NIfTI file with NaN or infinity, which ITK would read as zeros."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        header = file.read(540)
+        order = next(order for order in "<>" if struct.unpack_from(order + "i", header)[0] in NIFTI_FIELDS)
+        second = struct.unpack_from(order + "i", header)[0] == 540
+        code = struct.unpack_from(order + "h", header, 12 if second else 70)[0]
+        offset = struct.unpack_from(order + ("q" if second else "f"), header, 168 if second else 108)[0]
+        if code not in NIFTI_FLOATS:
+            return
+        file.seek(int(offset))
+        values = np.frombuffer(file.read(), np.dtype(NIFTI_FLOATS[code]).newbyteorder(order))
+    _refuse_not_finite(int((~np.isfinite(values)).sum()), values.size, str(path))
 
 
 def _nifti_length(header: bytes) -> float:

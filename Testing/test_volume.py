@@ -337,3 +337,15 @@ def test_a_full_disk_is_one_sentence_and_no_damage(tmp_path):
         assert_one_sentence(message.replace(str(path), "FILE"), "FILE could not be written")
         assert path.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_found_in_every_format(tmp_path, suffix, value):
+    """ITK reads NaN in NIfTI files as zero."""
+    array = smooth_noise((9, 10, 11), 0)
+    array[3, 4, 5] = value
+    path = tmp_path / f"image{suffix}"
+    write_volume(Volume(array, np.eye(4)), path)
+    with pytest.raises(InputError, match=f"image{suffix}.* NaN or infinity in 1 of 990"):
+        check_image(read_volume(path))
