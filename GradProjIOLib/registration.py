@@ -257,7 +257,10 @@ def register(
         learning_rate=settings.learning_rate or loaded.model.learning_rate,
         lattice=settings.lattice or loaded.model.lattice_for(fixed.shape, fixed.spacing),
     )
-    pair = _Pair.on_lattice(fixed, moving, initial, settings, fixed_mask, moving_mask)
+    try:
+        pair = _Pair.on_lattice(fixed, moving, initial, settings, fixed_mask, moving_mask)
+    except MemoryError as error:
+        raise _too_little_memory(loaded, settings, torch.device("cpu"), "full") from error
 
     def started(optimizer: InstanceOptimizer) -> None:
         if on_start is not None:
@@ -413,9 +416,13 @@ def _optimize_in_memory(
             torch.cuda.empty_cache()
         if mode != modes[-1]:
             warnings.append(f"There was too little memory on {device}, so the optimisation began anew in lean mode.")
-    needed = needed_memory(loaded.network, settings.lattice, modes[-1]) / 2**30
+    raise _too_little_memory(loaded, settings, device, modes[-1])
+
+
+def _too_little_memory(loaded: models.LoadedModel, settings: Settings, device: torch.device, mode: str) -> InputError:
+    needed = needed_memory(loaded.network, settings.lattice, mode) / 2**30
     size = " x ".join(map(str, settings.lattice))
-    raise InputError(
+    return InputError(
         f"There is not enough memory on {device}: the model {loaded.name} needs about {needed:.1f} GB on a lattice of "
         f"{size}; choose the model compact, a smaller lattice, or another device."
     )

@@ -265,3 +265,31 @@ def test_a_mask_changes_what_counts(heads):
     assert masked.report["similarity"] != plain.report["similarity"]
     assert isinstance(masked.forward, Deformation)
     assert masked.report["inputs"]["fixed_mask"]["shape"] == list(mask.shape)
+
+
+@pytest.mark.parametrize("memory", ["auto", "full", "lean"])
+def test_running_out_of_memory_goes_one_mode_leaner_and_then_fails(fixed_volume, moving_volume, monkeypatch, memory):
+    """The allocation fails in the first mode that is tried, or in all."""
+    modes = []
+
+    def optimize(loaded, *arguments):
+        modes.append("lean" if loaded.network.checkpointed else "full")
+        if modes[-1] in failing:
+            raise torch.OutOfMemoryError("too little")
+        return original(loaded, *arguments)
+
+    original = registration._optimize
+    monkeypatch.setattr(registration, "_optimize", optimize)
+    failing = {"full"}
+    settings = Settings(model="compact", steps=1, device="cpu", memory=memory)
+    if memory == "full":
+        with pytest.raises(InputError, match="not enough memory on cpu: the model compact needs about"):
+            register(fixed_volume, moving_volume, settings)
+        return
+    found = register(fixed_volume, moving_volume, settings)
+    assert found.report["memory_mode"] == "lean"
+    assert any("lean mode" in warning for warning in found.report["warnings"]) == (memory == "auto")
+    assert modes == (["full", "lean"] if memory == "auto" else ["lean"])
+    failing = {"full", "lean"}
+    with pytest.raises(InputError, match="smaller lattice"):
+        register(fixed_volume, moving_volume, settings)
