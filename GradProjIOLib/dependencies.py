@@ -28,7 +28,7 @@ class Package:
     megabytes: int
 
 
-TORCH = Package("torch", "torch>=2.3", 200)
+TORCH = Package("torch", "torch>=2.6", 200)
 TORCH_VERSION = ">=2.3"
 TORCH_NOTE = "200 MB for the processor, 2500 MB for an NVIDIA graphics card"
 OTHERS = (
