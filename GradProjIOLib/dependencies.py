@@ -29,7 +29,7 @@ class Package:
 
 
 TORCH = Package("torch", "torch>=2.6", 200)
-TORCH_VERSION = ">=2.3"
+TORCH_VERSION = ">=2.6"
 TORCH_NOTE = "200 MB for the processor, 2500 MB for an NVIDIA graphics card"
 OTHERS = (
     Package("scipy", "scipy>=1.11", 40),

@@ -101,7 +101,7 @@ def test_the_torch_of_the_extension_is_asked_for_in_a_version_that_works(monkeyp
     module.PyTorchUtilsLogic = PyTorchUtilsLogic
     monkeypatch.setitem(sys.modules, "PyTorchUtils", module)
     dependencies.SlicerInstaller().install_torch()
-    assert asked[0]["torchVersionRequirement"] == ">=2.3"
+    assert asked[0]["torchVersionRequirement"] == ">=2.6"
     with pytest.raises(RuntimeError, match="not installed"):
         dependencies.SlicerInstaller().install_torch()
 
