@@ -49,3 +49,9 @@ def displaced_identity(fields: Sequence[Tensor], points: Tensor) -> Tensor:
     if first.shape[2:] != lattice:
         first = F.interpolate(first, size=tuple(lattice), mode="trilinear", align_corners=True)
     return displace(outer, points + first.movedim(1, -1))
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Field of x → outer(inner(x)) on the lattice of ``inner``, of two displacement fields."""
+    points = identity(inner.shape[2:], inner.device) + inner.movedim(1, -1)
+    return inner + sample(outer, points)

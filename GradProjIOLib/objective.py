@@ -7,6 +7,7 @@ normalisation keeps the entries apart, so the batch computes what two passes wou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,14 @@ class Objective:
 
     def losses(self, jitter: Tensor) -> Losses:
         """Both losses; jitter comes from ``self.regularity.jitter`` and keeps the regulariser's points random."""
-        fields = self.network(self.sources, self.targets)
+        return self.losses_of(self.fields(), jitter)
+
+    def fields(self) -> list[Tensor]:
+        """The network's chain of displacement fields [2, 3, …], see ``maps.displace``; fixed → moving first."""
+        return self.network(self.sources, self.targets)
+
+    def losses_of(self, fields: Sequence[Tensor], jitter: Tensor) -> Losses:
+        """``losses`` of fields that are there already."""
         warped = maps.sample(self.sources, maps.displaced_identity(fields, self.points), padding="zeros")
         forward = [field[:1] for field in fields]
         backward = [field[1:] for field in fields]
@@ -59,7 +67,7 @@ class Objective:
     @torch.no_grad()
     def displacements(self) -> Tensor:
         """Displacements in samples of the lattice along (x, y, z): [2, 3, D, H, W], fixed → moving first."""
-        mapped = maps.displaced_identity(self.network(self.sources, self.targets), self.points)
+        mapped = maps.displaced_identity(self.fields(), self.points)
         return ((mapped - self.points) * maps.voxels_per_unit(self.lattice, mapped.device)).movedim(-1, 1)
 
 

@@ -35,6 +35,7 @@ from GradProjIOLib.resources import (
     modes_to_try,
     needed_memory,
     peak_memory,
+    recycled_memory,
 )
 from GradProjIOLib.similarity import SIMILARITIES
 from GradProjIOLib.volume import (
@@ -408,7 +409,8 @@ def _optimize_in_memory(
         loaded.network.checkpointed = mode == "lean"
         loaded.network.precision = settings.precision
         try:
-            return *_optimize(loaded, pair, settings, device, started, on_step), mode
+            with recycled_memory(device, needed_memory(loaded.network, settings.lattice, mode)):
+                return *_optimize(loaded, pair, settings, device, started, on_step), mode
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -42,8 +42,19 @@ class GradientInverseConsistency:
         """The loss, a scalar, of two maps given by their chains of displacement fields [1, 3, …]."""
         base = self.points + jitter
         points = torch.cat([base, *(base + step for step in self.steps)])
-        # One copy of the (small) fields per set of points: torch samples batch entries in parallel on a CPU.
-        mapped = maps.displace([field.expand(4, -1, -1, -1, -1) for field in [*forward, *backward]], points)
+        mapped = self._mapped([*forward, *backward], points)
         error = (points - mapped).movedim(-1, 1)
         gradient = (error[0] - error[1:]) * self.derivative_scale
         return gradient.square().mean(dim=(1, 2, 3, 4)).sum()
+
+    @staticmethod
+    def _mapped(fields: Sequence[Tensor], points: Tensor) -> Tensor:
+        """Where a chain of fields [1, 3, …] takes four sets of points.
+
+        On a CPU, torch samples batch entries in parallel, but only these. So there are as many as there are
+        threads, each with its copy of the gradient, which is why there are no more.
+        """
+        threads = torch.get_num_threads() if points.device.type == "cpu" else 1
+        entries = 4 if threads > 2 else threads
+        shared = points.view(entries, -1, *points.shape[2:])
+        return maps.displace([field.expand(entries, -1, -1, -1, -1) for field in fields], shared).view(points.shape)

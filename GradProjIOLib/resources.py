@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -73,6 +76,44 @@ def needed_memory(network: nn.Module, lattice: Sequence[int], mode: str) -> int:
     """About how many bytes an instance optimisation takes on the device."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return 4 * COPIES_OF_PARAMETERS * parameters + BYTES_PER_SAMPLE[mode] * math.prod(lattice)
+
+
+@contextmanager
+def recycled_memory(device: torch.device, size: int) -> Iterator[None]:
+    """While inside, memory that a computation on the CPU frees stays with the process, in huge pages.
+
+    The large tensors of an optimisation step are otherwise given back to the system and fetched again, page by page,
+    in every step. size: bytes for which to ask for huge pages. Does nothing but on Linux with glibc. See mallopt(3).
+    """
+    libc = _glibc() if device.type == "cpu" else None
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    # The block comes from the heap and goes back to it at once: it is asked for only to name its addresses.
+    if block := libc.malloc(ctypes.c_size_t(size)):
+        first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(block + size - first), mmap.MADV_HUGEPAGE)
+        libc.free(ctypes.c_void_p(block))
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, 65536)
+        libc.mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        libc.malloc_trim(ctypes.c_size_t(0))
+
+
+# Parameters of mallopt(3), in malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    return libc
 
 
 def modes_to_try(memory: str, network: nn.Module, lattice: Sequence[int], device: torch.device) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 from GradProjIOLib import maps, models
-from GradProjIOLib.models.convolution import convolve
+from GradProjIOLib.models import network as network_module
+from GradProjIOLib.models.doubling import double_and_convolve
 from GradProjIOLib.models.network import Cascade
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.optimization import InstanceOptimizer
@@ -148,17 +150,44 @@ class TestNetwork:
         assert parameters("unigradicon") == 70_680_916
         assert 1e6 < parameters("compact") < 3e6
 
-    def test_a_folded_normalisation_computes_the_same(self):
-        network = tiny_network()
-        for norm in (norm for stage in network.stages for norm in stage.norm):
+    @pytest.mark.parametrize("decoder", [(8, 8), (8,)])
+    def test_a_unet_computes_what_its_layers_say(self, decoder):
+        """Layer by layer, with normalisations that do something; the shorter decoder ends at half the resolution."""
+        torch.manual_seed(0)
+        unet = network_module.UNet((2, 8, 16), decoder).eval()
+        torch.nn.init.normal_(unet.head.weight, std=0.1)
+        for norm in unet.norm:
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
             torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
             norm.running_mean.uniform_(-0.2, 0.2)
             norm.running_var.uniform_(0.5, 2)
-        stage, images = network.stages[0], torch.cat([smooth_image(0), smooth_image(1)], dim=1)
-        folded = stage(images)
-        stage.training = True  # the other branch, with each normalisation still in evaluation mode
-        torch.testing.assert_close(folded, stage(images), rtol=1e-4, atol=1e-5)
+        images = torch.cat([smooth_image(0), smooth_image(1)], dim=1)
+        skips = [images]
+        for down in unet.down:
+            x = down(F.leaky_relu(skips[-1]))
+            x[:, -skips[-1].shape[1] :] += F.avg_pool3d(skips[-1], 2, ceil_mode=True)
+            skips.append(x)
+        x, below = skips.pop(), None
+        for up, norm in reversed(list(zip(unet.up, unet.norm, strict=True))):
+            below, skip = F.leaky_relu(x) if below is None else below, skips.pop()
+            size = skip.shape[2:]
+            doubled = up(below) + F.interpolate(x[:, : up.out_channels], scale_factor=2, mode="trilinear")
+            x = norm(doubled)[:, :, : size[0], : size[1], : size[2]]
+            below = torch.cat([F.leaky_relu(x), F.leaky_relu(skip)], dim=1)
+            last = torch.cat([x, skip], dim=1)
+        torch.testing.assert_close(unet(images), unet.head(last), rtol=1e-4, atol=1e-5)
+
+    def test_a_composed_cascade_has_one_field_with_the_map_of_all(self):
+        apart = tiny_network()
+        together = Cascade((TINY, TINY), (1, 0), 4.0, composed=True).eval()
+        together.load_state_dict(apart.state_dict())
+        images = torch.cat([smooth_image(0), smooth_image(1)])
+        with torch.no_grad():
+            fields, (field,) = apart(images, images.flip(0)), together(images, images.flip(0))
+        points = maps.identity(LATTICE)
+        expected = maps.displaced_identity(fields, points)
+        torch.testing.assert_close(points + field.movedim(1, -1), expected, rtol=0, atol=2e-6)
+        assert (expected - points).abs().max() > 0.01
 
     def test_lean_and_fast_change_nothing_that_matters(self):
         jitter = torch.zeros(1, 10, 13, 9, 3)
@@ -284,20 +313,25 @@ class TestOptimization:
             self.run(objective)
 
 
-@pytest.mark.parametrize("width", [12, 13])
-@pytest.mark.parametrize("inputs", [2, 16])
-def test_a_convolution_with_few_outputs_is_a_convolution(width, inputs):
+@pytest.mark.parametrize("size", [(8, 10, 6), (7, 9, 11), (3, 10, 7)])
+def test_the_last_two_layers_as_one_convolution_are_the_two(size):
+    """With even and odd lattices, up to the border, with their gradients."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, inputs, 5, 6, width, generator=generator, requires_grad=True)
-    weight = torch.randn(3, inputs, 3, 3, 3, generator=generator, requires_grad=True)
-    bias = torch.randn(3, generator=generator, requires_grad=True)
-    expected = torch.nn.functional.conv3d(x, weight, bias, padding=1)
-    found = convolve(x, weight, bias)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    cotangent = torch.randn(expected.shape, generator=generator)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    coarse = [-(-length // 2) for length in size]
+    inputs = draw(2, 5, *coarse), draw(2, 4, *coarse), draw(5, 4, 4, 4, 4), draw(3, 4, 3, 3, 3)
+    activated, residual, up, head = inputs
+    doubled = F.interpolate(residual, scale_factor=2, mode="trilinear") + F.conv_transpose3d(
+        activated, up, stride=2, padding=1
+    )
+    expected = F.conv3d(doubled[:, :, : size[0], : size[1], : size[2]], head, padding=1)
+    found = double_and_convolve(*inputs, size)
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for mine, theirs in zip(
-        torch.autograd.grad(found, (x, weight, bias), cotangent),
-        torch.autograd.grad(expected, (x, weight, bias), cotangent),
-        strict=True,
+        torch.autograd.grad(found, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent), strict=True
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(mine, theirs)

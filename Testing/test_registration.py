@@ -1,6 +1,8 @@
 """From two volumes to deformations: the right place in space, whatever the lattices."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -293,3 +295,32 @@ def test_running_out_of_memory_goes_one_mode_leaner_and_then_fails(fixed_volume,
     failing = {"full", "lean"}
     with pytest.raises(InputError, match="smaller lattice"):
         register(fixed_volume, moving_volume, settings)
+
+
+@pytest.mark.skipif(resources._glibc() is None, reason="needs Linux with glibc")
+def test_memory_stays_for_the_next_step_and_goes_back_at_the_end():
+    """In a process of its own, whose memory nothing else uses."""
+    program = """
+import resource, torch
+from GradProjIOLib.resources import recycled_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(64 * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+faults()
+usual = faults()
+with recycled_memory(torch.device("cpu"), 2**29):
+    faults()
+    recycled, held = faults(), resident()
+print(usual, recycled, held - resident(), faults())
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
+    usual, recycled, given_back, afterwards = map(int, found.stdout.split())
+    assert recycled < 0.05 * usual
+    assert given_back > 200 * 2**20
+    assert afterwards > 0.5 * usual

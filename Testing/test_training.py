@@ -25,6 +25,7 @@ from GradProjIOLib.models.network import Cascade
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.similarity import LNCC
 from GradProjIOLib.training import augmentation, pairs, validation, volumes
+from GradProjIOLib.training.overlap import Overlap
 from GradProjIOLib.training.pairs import SyntheticPairs, TrainingPair
 from GradProjIOLib.training.trainer import Plan, Trainer
 from GradProjIOLib.volume import InputError, Volume, write_volume
@@ -302,6 +303,39 @@ def test_losses_that_are_not_finite_end_the_training(tmp_path):
         next(iter(run))
 
 
+def test_overlap_is_the_dice_coefficient_of_both_directions():
+    fixed, moving = torch.zeros(2, 1, *LATTICE, dtype=torch.uint8)
+    fixed[0, 4:12, 4:12, 4:12] = 3
+    moving[0, 6:14, 4:12, 4:12] = 3
+    moving[0, :2, :2, :2] = 5  # not in the other
+    field = torch.zeros(2, 3, *LATTICE, requires_grad=True)
+    still = Overlap(fixed, moving)([field])
+    assert still.item() == pytest.approx(2 * 0.25, abs=1e-4)
+    (gradient,) = torch.autograd.grad(still, field)
+    unit = (LATTICE[0] / 2 - 1) / 2
+    moved = torch.zeros(2, 3, *LATTICE)
+    moved[0, 2], moved[1, 2] = 1 / unit, -1 / unit
+    assert Overlap(fixed, moving)([moved]).item() == pytest.approx(0, abs=1e-5)
+    assert (gradient * moved).sum() < 0
+    nothing = Overlap(fixed, torch.zeros_like(moving))([field])
+    assert nothing == 0
+    assert nothing.requires_grad
+
+
+def test_labels_have_their_share_in_the_gradient(tmp_path):
+    gradients = []
+    for weight in (0.0, 2.0):
+        run = trainer(tmp_path / str(weight), Plan(batch=1, label_weight=weight))
+        torch.nn.init.normal_(run.network.stages[-1].head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+        pair = run.training[0]
+        run._learn(0, pair)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in run.network.parameters()]))
+    overlap = Overlap(pair.fixed_labels, pair.moving_labels)(run._objective(pair, run.network).fields())
+    expected = torch.cat([part.flatten() for part in torch.autograd.grad(2 * overlap, list(run.network.parameters()))])
+    assert expected.norm() > 0.01
+    torch.testing.assert_close(gradients[1] - gradients[0], expected, rtol=1e-3, atol=1e-5)
+
+
 # --- validation ---
 
 
@@ -353,6 +387,19 @@ def test_the_first_stages_are_a_network_on_the_coarser_lattice(tmp_path):
     assert not whole.stages[2].head.weight.any()
     with pytest.raises(InputError, match="does not fit"):
         models.start_from(network, coarse, _saved(tmp_path / "no.pt", {"a": torch.ones(1)}))
+
+
+def test_the_first_stages_start_from_the_whole_network_s_weights(tmp_path):
+    weights = models.weights_path("compact")
+    arguments = [
+        *("train", "--synthetic", "1", "--batch", "1", "--epochs", "1", "--stages", "1", "--learning-rate", "1e-9"),
+        *("--model", "compact", "--weights", str(weights), "--lattice", "16", "16", "16", "--quiet"),
+    ]
+    assert main([*arguments, "-o", str(tmp_path)]) == 0
+    whole, part = (torch.load(path, weights_only=True) for path in (weights, tmp_path / "weights.pt"))
+    assert part.keys() == {key for key in whole if key.startswith("stages.0.")}
+    for key, value in part.items():
+        torch.testing.assert_close(value, whole[key], rtol=0, atol=1e-5)
 
 
 def _saved(path: Path, state: dict[str, torch.Tensor]) -> Path:

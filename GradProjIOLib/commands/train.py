@@ -13,6 +13,7 @@ from torch import distributed
 from GradProjIOLib import models
 from GradProjIOLib.commands.register import check_output
 from GradProjIOLib.registration import MODALITIES, PRECISIONS, find_device
+from GradProjIOLib.resources import needed_memory, recycled_memory
 from GradProjIOLib.similarity import SIMILARITIES
 from GradProjIOLib.training.pairs import VALIDATION, PairSource, SyntheticPairs, TrainingPair
 from GradProjIOLib.training.trainer import VALIDATION_LOG, WEIGHTS, Plan, Trainer
@@ -50,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="(lncc)")
     parser.add_argument("--sigma", type=float, default=default.sigma, metavar="X", help="LNCC's window in samples (5)")
     parser.add_argument(
+        "--label-weight",
+        type=float,
+        default=default.label_weight,
+        metavar="X",
+        help="weight of the overlap of labels in the loss, for synthetic pairs (0)",
+    )
+    parser.add_argument(
         "--augment-from", type=int, default=AUGMENTED_FROM, metavar="N", help="epoch from which images change (50)"
     )
     parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps to validate with, named as the images")
@@ -76,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.stages is not None:
             model = models.first_stages(model, arguments.stages)
         network = _network(arguments, model)
-        training, validating = _pairs(arguments, model)
+        lattice, training, validating = _pairs(arguments, model)
         trainer = Trainer(
             network,
             model,
@@ -88,7 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
             loaders=arguments.loaders,
             checkpoint_every=arguments.checkpoint_every,
         )
-        _train(trainer, arguments)
+        with recycled_memory(device, needed_memory(network, lattice, "full")):
+            _train(trainer, arguments)
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
@@ -100,9 +109,11 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be more than 0.")
-    for name in ("loaders", "warm_up", "augment_from", "seed", "regularity_weight"):
+    for name in ("loaders", "warm_up", "augment_from", "seed", "regularity_weight", "label_weight"):
         if getattr(arguments, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more.")
+    if arguments.label_weight and not arguments.synthetic:
+        raise InputError("--label-weight needs pairs with known labels; use it with --synthetic.")
     stages = len(models.find(arguments.model).widths)
     if arguments.stages is not None and not 1 <= arguments.stages <= stages:
         raise InputError(f"--stages is {arguments.stages}; the model {arguments.model} has 1 to {stages}.")
@@ -123,23 +134,31 @@ def _join_processes(device: str) -> torch.device:
 
 
 def _network(arguments: argparse.Namespace, model: models.Model) -> models.Cascade:
+    """The network of a model, or of its first stages, with the weights to start from."""
     network = models.build(model)
     if not arguments.from_scratch and (path := models.weights_path(arguments.model, arguments.weights)):
-        models.start_from(network, model, path)
+        whole = models.find(arguments.model)
+        source = models.build(whole)
+        models.start_from(source, whole, path)
+        state = source.state_dict()
+        network.load_state_dict({key: state[key] for key in network.state_dict()})
     return network
 
 
-def _pairs(arguments: argparse.Namespace, model: models.Model) -> tuple[PairSource, PairSource | list[TrainingPair]]:
+def _pairs(
+    arguments: argparse.Namespace, model: models.Model
+) -> tuple[models.Lattice, PairSource, PairSource | list[TrainingPair]]:
+    """The lattice, the pairs on it to learn from, and those to validate with."""
     if arguments.synthetic:
         lattice = tuple(arguments.lattice or model.lattice_for(SYNTHETIC_VOXELS, (2.0, 2.0, 2.0)))
         held_out = SyntheticPairs(lattice, SYNTHETIC_VALIDATION_PAIRS, arguments.seed, VALIDATION)
         source = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
-        return source, [held_out[number] for number in range(len(held_out))]
+        return lattice, source, [held_out[number] for number in range(len(held_out))]
     files = find_images(arguments.data, arguments.labels, arguments.seed)
     lattice = tuple(arguments.lattice or _lattice_of(files, model))
     reader = Reader(lattice, arguments.cache or arguments.output / "cache", arguments.modality)
     source = VolumePairs(files.training, reader, arguments.augment_from, arguments.seed)
-    return source, ValidationPairs(files.validation, reader)
+    return lattice, source, ValidationPairs(files.validation, reader)
 
 
 def _lattice_of(files: ImageFiles, model: models.Model) -> models.Lattice:

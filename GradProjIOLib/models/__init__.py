@@ -30,7 +30,7 @@ COMPACT_WIDTHS: Widths = ((2, 16, 32, 64, 64), (16, 32, 32, 64))
 class Model:
     """One network: its shape, the lattice it works on, its learning rate and its weights.
 
-    widths, halvings and voxels are :class:`network.Cascade`'s. lattice is a fixed (D, H, W); with ``samples``
+    widths, halvings, voxels and composed are :class:`network.Cascade`'s. lattice is a fixed (D, H, W); with ``samples``
     the lattice follows the image's proportions instead and has about so many samples. ``url`` is where
     published weights are, ``bundled`` the file in this folder that holds them, ``published_keys`` the
     prefix of each U-Net's entries in the published file.
@@ -42,6 +42,7 @@ class Model:
     learning_rate: float
     license: str
     voxels: float | None = None
+    composed: bool = False
     lattice: Lattice | None = None
     samples: int | None = None
     url: str | None = None
@@ -92,6 +93,7 @@ MODELS: dict[str, Model] = {
         learning_rate=1e-3,
         license="Apache-2.0",
         voxels=10.0,
+        composed=True,
         samples=860_000,
         bundled="compact.pt",
     ),
@@ -133,7 +135,7 @@ def build(model: Model) -> Cascade:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Cascade(model.widths, model.halvings, model.voxels).eval()
+        return Cascade(model.widths, model.halvings, model.voxels, model.composed).eval()
 
 
 def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from GradProjIOLib import maps
-from GradProjIOLib.models.convolution import convolve
+from GradProjIOLib.models.doubling import double_and_convolve
 
 
 class UNet(nn.Module):
@@ -55,36 +55,53 @@ class UNet(nn.Module):
             activated = F.leaky_relu(x)
             if level == len(self.down) - len(self.up):
                 finest = x
-        for level in reversed(range(len(self.up))):
+        for level in reversed(range(1, len(self.up))):
             skip = skips.pop()
             x = _crop(self._double(level, x, activated), skip.shape[2:])
-            if level > 0:
-                activated = torch.cat([F.leaky_relu(x), skip], dim=1)
-        return self._head(x, finest)
+            activated = torch.cat([F.leaky_relu(x), skip], dim=1)
+        return self._finish(x, activated, finest)
 
     def _double(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
         """``norm(up(activated) + upsampled(x))``: [N, C, …] at twice the resolution.
 
-        In evaluation the normalisation is a factor and an offset per channel. Applied to the weights and to
-        the small input of the upsampling, it saves passes over the large output.
+        The normalisation, a factor and an offset per channel, is applied to the weights and to the small input
+        of the upsampling, which saves passes over the large output; where the weights outweigh that, to the output.
         """
-        up, norm = self.up[level], self.norm[level]
-        residual = x[:, : up.out_channels]
+        up = self.up[level]
         activated = _laid_out(activated, up)
-        if self.training or up.weight.numel() > activated.numel():
-            return norm(up(activated) + _double_resolution(residual))
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        offset = norm.bias + scale * (up.bias - norm.running_mean)
-        scale = scale.view(1, -1, 1, 1, 1)
-        weight = (up.weight * scale).contiguous(memory_format=torch.channels_last_3d)
-        y = F.conv_transpose3d(activated, weight, offset, stride=2, padding=1)
-        return y + _double_resolution(residual * scale)
+        if up.weight.numel() > activated.numel():
+            scale, offset = self._normalization(level)
+            doubled = F.conv_transpose3d(activated, up.weight, stride=2, padding=1)
+            return (doubled + _double_resolution(x[:, : up.out_channels])) * scale + offset
+        weight, residual = self._normalized(level, x)
+        y = F.conv_transpose3d(activated, weight.contiguous(memory_format=torch.channels_last_3d), stride=2, padding=1)
+        return y.add_(_double_resolution(residual))
 
-    def _head(self, x: Tensor, skip: Tensor) -> Tensor:
-        """The last convolution of both beside each other, without making that large tensor."""
-        channels = x.shape[1]
-        weight, bias = self.head.weight, self.head.bias
-        return convolve(x, weight[:, :channels], bias) + convolve(skip, weight[:, channels:])
+    def _finish(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
+        """The last doubling, and the last convolution of its result beside ``skip``."""
+        weight, residual = self._normalized(0, x)
+        channels = weight.shape[1]
+        head = self.head.weight
+        found = double_and_convolve(
+            _laid_out(activated, self.up[0]), residual, weight, head[:, :channels], skip.shape[2:]
+        )
+        return found + F.conv3d(skip, head[:, channels:], self.head.bias, padding=1)
+
+    def _normalized(self, level: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of a doubling and what is added to its result before interpolation, both normalised."""
+        scale, offset = self._normalization(level)
+        up = self.up[level]
+        return up.weight * scale, x[:, : up.out_channels] * scale + offset
+
+    def _normalization(self, level: int) -> tuple[Tensor, Tensor]:
+        """What normalisation does to a doubling without bias: factor and offset, [1, C, 1, 1, 1].
+
+        The statistics are always those that the network came with, as in evaluation mode.
+        """
+        norm = self.norm[level]
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        offset = norm.bias + scale * (self.up[level].bias - norm.running_mean)
+        return scale.view(1, -1, 1, 1, 1), offset.view(1, -1, 1, 1, 1)
 
 
 def _laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
@@ -93,7 +110,10 @@ def _laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
     That is channels last, except where the weights outweigh the image: there reordering them would cost more.
     """
     deep = convolution.weight.numel() > x.numel()
-    return x.contiguous(memory_format=torch.contiguous_format if deep else torch.channels_last_3d)
+    if deep:
+        # A single sample has its channels last and first at once; a view of a line settles it.
+        return x.flatten().view(x.shape)
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _add_to_last(y: Tensor, x: Tensor) -> Tensor:
@@ -122,7 +142,9 @@ class Cascade(nn.Module):
 
     widths: one (encoder, decoder) per U-Net, see :class:`UNet`. halvings: how often the resolution of the
     images is halved for each of them. voxels: how many samples of the full lattice an output of 1 means;
-    None makes it a tenth of the lattice's extent along each axis, as in uniGradICON.
+    None makes it a tenth of the lattice's extent along each axis, as in uniGradICON. composed: whether the
+    U-Nets' fields are composed into one on the lattice of the latest, rather than at every point where the map is
+    read, as uniGradICON does; that saves most of the sampling.
     """
 
     def __init__(
@@ -130,11 +152,13 @@ class Cascade(nn.Module):
         widths: Sequence[tuple[Sequence[int], Sequence[int]]],
         halvings: Sequence[int],
         voxels: float | None = None,
+        composed: bool = False,
     ):
         super().__init__()
         self.stages = nn.ModuleList(UNet(encoder, decoder) for encoder, decoder in widths)
         self.halvings = tuple(halvings)
         self.voxels = voxels
+        self.composed = composed
         self.checkpointed = False
         """Whether to compute intermediate results again in the backward pass rather than to keep them."""
         self.precision = "exact"
@@ -144,7 +168,7 @@ class Cascade(nn.Module):
         """Displacement fields that together warp ``source`` onto ``target``, both [N, 1, D, H, W].
 
         The map at a point of the target's lattice is ``maps.displace(fields, point)``: see there for the
-        frame and the order. Each field is [N, 3, …] at the resolution of its stage.
+        frame and the order. Each field is [N, 3, …] at the resolution of its stage; a composed cascade has one.
         """
         lattice = source.shape[2:]
         pyramid = [torch.cat([source, target], dim=1)]
@@ -166,7 +190,8 @@ class Cascade(nn.Module):
                     field = checkpoint(stage, images, use_reentrant=False)
                 else:
                     field = stage(images)
-            fields.append(field.float() * unit)
+            field = field.float() * unit
+            fields = [maps.compose(*fields, field)] if self.composed and fields else [*fields, field]
         return fields
 
     def _unit(self, lattice: Sequence[int], device: torch.device) -> Tensor:

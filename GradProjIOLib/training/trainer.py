@@ -1,4 +1,4 @@
-"""Unsupervised training of a registration network, with the losses of the instance optimisation.
+"""Training of a registration network with the losses of the instance optimisation, and of labels where there are any.
 
 Zhang, Zhao and Tao (Learn2Reg 2024), section 3.2: Adam, learning rate 5e-5, batches of 4 pairs, 80 epochs. The
 network stays in evaluation mode, as in the instance optimisation: its normalisation keeps the statistics it
@@ -30,6 +30,7 @@ from GradProjIOLib.models.network import Cascade
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.similarity import LNCC, SIGMA
 from GradProjIOLib.training import pairs, validation
+from GradProjIOLib.training.overlap import Overlap
 from GradProjIOLib.training.pairs import PairSource, TrainingPair
 from GradProjIOLib.volume import InputError, atomic_path
 
@@ -43,9 +44,9 @@ VALIDATION_LOG = "validation.csv"
 class Plan:
     """How to train; the defaults are the paper's.
 
-    batch: pairs per step, of all processes together. sigma: of LNCC's window, in samples. warm_up: steps in which
-    the learning rate rises linearly. decay: it then falls along a cosine to nothing at the end. precision
-    "fast" computes the network in bfloat16.
+    batch: pairs per step, of all processes together. sigma: of LNCC's window, in samples. label_weight: of the
+    overlap of the pairs' labels (``overlap.Overlap``). warm_up: steps in which the learning rate rises linearly.
+    decay: it then falls along a cosine to nothing at the end. precision "fast" computes the network in bfloat16.
     """
 
     learning_rate: float = 5e-5
@@ -54,6 +55,7 @@ class Plan:
     regularity_weight: float = 1.5
     similarity: str = "lncc"
     sigma: float = SIGMA
+    label_weight: float = 0.0
     warm_up: int = 0
     decay: bool = False
     precision: str = "exact"
@@ -178,8 +180,12 @@ class Trainer:
         """Add the gradient of a pair's share of the loss; returns its similarity and regularity."""
         objective = self._objective(pair, self.parallel)
         noise = pairs.generator(self.plan.seed, pairs.JITTER, number, device=self.device)
-        losses = objective.losses(objective.regularity.jitter(noise))
+        fields = objective.fields()
+        losses = objective.losses_of(fields, objective.regularity.jitter(noise))
         loss = losses.similarity + self.plan.regularity_weight * losses.regularity
+        if self.plan.label_weight:
+            overlap = Overlap(pair.fixed_labels, pair.moving_labels, self.device)
+            loss = loss + self.plan.label_weight * overlap(fields)
         (loss * self.processes / self.plan.batch).backward()
         return torch.stack([losses.similarity, losses.regularity]).detach()
 
