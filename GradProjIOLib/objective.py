@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from GradProjIOLib import maps
+from GradProjIOLib.models.network import Cascade, halve_resolution
 from GradProjIOLib.regularity import GradientInverseConsistency
-from GradProjIOLib.similarity import SIMILARITIES
+from GradProjIOLib.similarity import SIGMA, SIMILARITIES
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Losses:
 class Objective:
     """Losses of a network for one pair of images [1, 1, D, H, W] with intensities in [0, 1].
 
-    similarity: a key of ``similarity.SIMILARITIES``. Masks [1, 1, D, H, W] say where each image counts.
+    similarity: a key of ``similarity.SIMILARITIES``; sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W] say
+    where each image counts.
     """
 
     def __init__(
@@ -40,13 +42,16 @@ class Objective:
         similarity: str = "lncc",
         fixed_mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
+        sigma: float = SIGMA,
     ):
         self.network = network
         self.sources = torch.cat([moving, fixed])
         self.targets = torch.cat([fixed, moving])
         self.lattice = tuple(fixed.shape[2:])
         self.points = maps.identity(self.lattice, fixed.device)
-        self.similarity = SIMILARITIES[similarity](self.targets, _stack_masks(fixed, fixed_mask, moving_mask))
+        masks = _stack_masks(fixed, fixed_mask, moving_mask)
+        window = {} if similarity == "mind" else {"sigma": sigma}
+        self.similarity = SIMILARITIES[similarity](self.targets, masks, **window)
         self.regularity = GradientInverseConsistency(self.lattice, fixed.device)
 
     def losses(self, jitter: Tensor) -> Losses:
@@ -69,6 +74,23 @@ class Objective:
         """Displacements in samples of the lattice along (x, y, z): [2, 3, D, H, W], fixed → moving first."""
         mapped = maps.displaced_identity(self.fields(), self.points)
         return ((mapped - self.points) * maps.voxels_per_unit(self.lattice, mapped.device)).movedim(-1, 1)
+
+
+def at_half_resolution(
+    network: Cascade,
+    fixed: Tensor,
+    moving: Tensor,
+    similarity: str = "lncc",
+    fixed_mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+) -> Objective:
+    """The objective of the same images for those U-Nets alone that work at half the resolution or less.
+
+    They see what they see in the whole cascade; LNCC's window covers the same part of the images.
+    """
+    halved = [halve_resolution(image) for image in (fixed, moving)]
+    masks = [None if mask is None else (halve_resolution(mask) >= 0.5).float() for mask in (fixed_mask, moving_mask)]
+    return Objective(network.coarser(), *halved, similarity, *masks, sigma=SIGMA / 2)
 
 
 def _stack_masks(image: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None) -> Tensor | None:

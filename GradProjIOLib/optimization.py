@@ -55,6 +55,9 @@ class InstanceOptimizer:
     A loop that was left goes on where it stopped when it is entered again, and in another process after
     ``restore(state())``.
 
+    coarse: another objective of the same network's parameters, or of some of them, for the first ``coarse_steps`` of
+    the steps (``objective.at_half_resolution``).
+
     method "direct" takes no step, whatever ``steps`` says. The same seed gives the same steps, bit for bit on a
     CPU with the same number of threads. Raises ValueError for settings that make no sense and
     FloatingPointError when a loss is no longer finite.
@@ -70,14 +73,19 @@ class InstanceOptimizer:
         regularity_weight: float = REGULARITY_WEIGHT,
         projection: ProjectionRule = "random",
         seed: int = 0,
+        coarse: Objective | None = None,
+        coarse_steps: int = 0,
     ):
         if method not in METHODS:
             raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
         if projection not in PROJECTION_RULES:
             raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {projection!r}.")
+        if coarse_steps and (coarse is None or not 0 <= coarse_steps <= steps):
+            raise ValueError("Coarse steps need a coarse objective, and there cannot be more of them than steps.")
         if steps < 0 or learning_rate <= 0 or regularity_weight < 0:
             raise ValueError("Steps and the regularity weight cannot be negative, the learning rate must be positive.")
         self.objective = objective
+        self.coarse, self.coarse_steps = coarse, coarse_steps
         self.method = method
         self.steps = 0 if method == "direct" else steps
         self.learning_rate = learning_rate
@@ -133,7 +141,8 @@ class InstanceOptimizer:
 
     def _step(self, index: int) -> Step:
         start = time.perf_counter()
-        losses = self.objective.losses(self.objective.regularity.jitter(self.noise))
+        objective = self.coarse if index < self.coarse_steps else self.objective
+        losses = objective.losses(objective.regularity.jitter(self.noise))
         similarity, regularity = losses.similarity.item(), losses.regularity.item()
         if not (abs(similarity) + abs(regularity) < float("inf")):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
@@ -142,7 +151,7 @@ class InstanceOptimizer:
         else:
             gradients = self._gradient(losses.similarity + self.regularity_weight * losses.regularity)
             weights = None
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+        for parameter, gradient in zip(self._used(), gradients, strict=True):
             parameter.grad = gradient
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
@@ -155,6 +164,12 @@ class InstanceOptimizer:
             time.perf_counter() - start,
         )
 
+    def _used(self) -> list[Tensor]:
+        """The parameters that the present step depends on."""
+        if self.taken < self.coarse_steps:
+            return [p for p in self.coarse.network.parameters() if p.requires_grad]
+        return self.parameters
+
     def _projected_gradient(self, similarity: Tensor, regularity: Tensor) -> tuple[list[Tensor], Weighting]:
         similarity_gradient = self._gradient(similarity, retain_graph=True)
         regularity_gradient = self._gradient(regularity)
@@ -163,8 +178,9 @@ class InstanceOptimizer:
 
     def _gradient(self, loss: Tensor, retain_graph: bool = False) -> list[Tensor]:
         """The gradient with each part in the memory layout of its parameter: fused Adam goes by the memory."""
-        found = torch.autograd.grad(loss, self.parameters, retain_graph=retain_graph)
+        parameters = self._used()
+        found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
         return [
             part if part.stride() == parameter.stride() else torch.empty_like(parameter).copy_(part)
-            for part, parameter in zip(found, self.parameters, strict=True)
+            for part, parameter in zip(found, parameters, strict=True)
         ]

@@ -24,7 +24,7 @@ from torch import Tensor
 from GradProjIOLib import __version__, alignment, jacobian, models
 from GradProjIOLib.deformation import Deformation
 from GradProjIOLib.models.weights import checksum
-from GradProjIOLib.objective import Objective
+from GradProjIOLib.objective import Objective, at_half_resolution
 from GradProjIOLib.optimization import METHODS, REGULARITY_WEIGHT, InstanceOptimizer, Step
 from GradProjIOLib.projection import PROJECTION_RULES
 from GradProjIOLib.resources import (
@@ -38,6 +38,7 @@ from GradProjIOLib.resources import (
     recycled_memory,
 )
 from GradProjIOLib.similarity import SIMILARITIES
+from GradProjIOLib.stopping import FoldingBudget, Plateau
 from GradProjIOLib.volume import (
     InputError,
     Volume,
@@ -51,6 +52,7 @@ from GradProjIOLib.volume import (
 
 MODALITIES = ("mri", "ct")
 PRECISIONS = ("exact", "fast")
+STOPS = ("never", "plateau")
 CT_RANGE = (-1000.0, 1000.0)
 MRI_QUANTILE = 0.99
 LEAST_OVERLAP = 0.01
@@ -96,6 +98,9 @@ class Settings:
     lattice: tuple[int, int, int] | None = None
     precision: str = "exact"
     memory: str = "auto"
+    coarse_steps: int = 0
+    stop: str = "never"
+    folding_budget: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -106,6 +111,10 @@ class Settings:
                 )
         if not isinstance(self.steps, int) or self.steps < 0:
             raise InputError(f"The number of steps is {self.steps!r}; it must be a whole number, 0 or more.")
+        if not isinstance(self.coarse_steps, int) or not 0 <= self.coarse_steps <= self.steps:
+            raise InputError(f"The number of coarse steps is {self.coarse_steps!r}; it must be from 0 to {self.steps}.")
+        if self.folding_budget is not None and not 0 <= self.folding_budget <= 100:
+            raise InputError(f"The folding budget is {self.folding_budget}; it must be from 0 to 100 percent.")
         if not 0 <= self.regularity_weight < float("inf"):
             raise InputError(f"The regularity weight is {self.regularity_weight}; it must be 0 or more.")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
@@ -122,7 +131,7 @@ class Settings:
 _CHOICES = {
     "model": ("auto", *models.MODELS), "method": METHODS, "similarity": tuple(SIMILARITIES),
     "fixed_modality": MODALITIES, "moving_modality": MODALITIES, "align": alignment.KINDS,
-    "projection": PROJECTION_RULES, "precision": PRECISIONS, "memory": MEMORY_MODES,
+    "projection": PROJECTION_RULES, "precision": PRECISIONS, "memory": MEMORY_MODES, "stop": STOPS,
 }  # fmt: skip
 
 
@@ -267,10 +276,8 @@ def register(
         if on_start is not None:
             on_start(Running(optimizer, lambda: _forward(optimizer.objective.displacements(), pair.affine, initial)))
 
-    steps, final, displacements, memory = _optimize_in_memory(
-        loaded, pair, settings, device, started, on_step, warnings
-    )
-    forward, inverse = _deformations(displacements, pair.affine, fixed, moving, initial, loaded.model)
+    outcome, memory = _optimize_in_memory(loaded, pair, settings, device, started, on_step, warnings)
+    forward, inverse = _deformations(outcome.displacements, pair.affine, fixed, moving, initial, loaded.model)
     report = {
         "version": __version__,
         "settings": asdict(settings) | {"lattice": list(settings.lattice)},
@@ -284,9 +291,9 @@ def register(
                    (("fixed", fixed), ("moving", moving), ("fixed_mask", fixed_mask), ("moving_mask", moving_mask))
                    if volume is not None},
         "initial_transform": None if isinstance(initial, Deformation) else initial.tolist(),
-        "steps": [asdict(step) for step in steps],
-        "stopped": "finished" if len(steps) == _planned(settings) else "by request",
-        **final,
+        "steps": [asdict(step) for step in outcome.steps],
+        "stopped": outcome.stopped,
+        **outcome.losses,
         "jacobian": describe_jacobian(forward, fixed),
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": peak_memory(device),
@@ -394,6 +401,17 @@ def _initial(
     return matrix
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """Of an optimisation: its steps, why it ended, the losses at the end, and displacements in samples along (x, y, z):
+    [2, 3, K, J, I]."""
+
+    steps: list[Step]
+    stopped: str
+    losses: dict[str, float]
+    displacements: np.ndarray
+
+
 def _optimize_in_memory(
     loaded: models.LoadedModel,
     pair: _Pair,
@@ -402,15 +420,15 @@ def _optimize_in_memory(
     started: Callable[[InstanceOptimizer], None],
     on_step: OnStep | None,
     warnings: list[str],
-) -> tuple[list[Step], dict[str, float], np.ndarray, str]:
-    """What ``_optimize`` gives, and the memory mode in which it fitted: where it does not, a leaner one is tried."""
+) -> tuple[_Outcome, str]:
+    """The outcome, and the memory mode in which it fitted: where it does not, a leaner one is tried."""
     modes = modes_to_try(settings.memory, loaded.network, settings.lattice, device)
     for mode in modes:
         loaded.network.checkpointed = mode == "lean"
         loaded.network.precision = settings.precision
         try:
             with recycled_memory(device, needed_memory(loaded.network, settings.lattice, mode)):
-                return *_optimize(loaded, pair, settings, device, started, on_step), mode
+                return _optimize(loaded, pair, settings, device, started, on_step, warnings), mode
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -437,13 +455,14 @@ def _optimize(
     device: torch.device,
     started: Callable[[InstanceOptimizer], None],
     on_step: OnStep | None,
-) -> tuple[list[Step], dict[str, float], np.ndarray]:
-    """Steps, losses at the end, and displacements in samples along (x, y, z): [2, 3, K, J, I]."""
-    tensors = [None if tensor is None else tensor.to(device) for tensor in
-               (pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask)]  # fmt: skip
-    fixed, moving, fixed_mask, moving_mask = tensors
-    objective = Objective(loaded.network, fixed, moving, settings.similarity, fixed_mask, moving_mask)
-    steps: list[Step] = []
+    warnings: list[str],
+) -> _Outcome:
+    images = [image.to(device) for image in (pair.fixed, pair.moving)]
+    masks = [None if mask is None else mask.to(device) for mask in (pair.fixed_mask, pair.moving_mask)]
+    objective = Objective(loaded.network, *images, settings.similarity, *masks)
+    coarse = None
+    if settings.coarse_steps:
+        coarse = at_half_resolution(loaded.network, *images, settings.similarity, *masks)
     with InstanceOptimizer(
         objective,
         learning_rate=settings.learning_rate,
@@ -452,16 +471,42 @@ def _optimize(
         regularity_weight=settings.regularity_weight,
         projection=settings.projection,
         seed=settings.seed,
+        coarse=coarse,
+        coarse_steps=settings.coarse_steps,
     ) as optimizer:
         started(optimizer)
-        for step in optimizer:
-            steps.append(step)
-            if on_step is not None and on_step(step) is False:
-                break
+        steps, stopped = _take_steps(optimizer, settings, on_step, warnings)
         with torch.no_grad():
             losses = objective.losses(torch.zeros_like(objective.regularity.points))
         final = {"similarity": losses.similarity.item(), "regularity": losses.regularity.item()}
-        return steps, final, objective.displacements().cpu().numpy()
+        return _Outcome(steps, stopped, final, objective.displacements().cpu().numpy())
+
+
+def _take_steps(
+    optimizer: InstanceOptimizer, settings: Settings, on_step: OnStep | None, warnings: list[str]
+) -> tuple[list[Step], str]:
+    """The steps that count, and why there are no more of them."""
+    plateau = Plateau(settings.regularity_weight) if settings.stop == "plateau" else None
+    budget = None if settings.folding_budget is None else FoldingBudget(optimizer, settings.folding_budget)
+    steps: list[Step] = []
+    if budget is not None and budget.exceeded:
+        warnings.append(
+            f"More than {settings.folding_budget:g} % of the samples were folded before the first step, "
+            "so none was taken."
+        )
+        return steps, "folding budget"
+    first = optimizer.taken
+    for step in optimizer:
+        steps.append(step)
+        requested = on_step is not None and on_step(step) is False
+        if budget is not None and budget():
+            return steps[: budget.go_back() - first], "folding budget"
+        if requested:
+            return steps, "by request"
+        fine = step.index >= settings.coarse_steps
+        if fine and plateau is not None and plateau(step.similarity, step.regularity):
+            return steps, "no improvement"
+    return steps, "finished"
 
 
 def _deformations(
@@ -499,10 +544,6 @@ def _as_deformation(transform: Deformation | np.ndarray, shape: Sequence[int], a
 def _corners(volume: Volume) -> np.ndarray:
     """Affine of a lattice of 2x2x2 samples at the corners of the volume."""
     return volume.affine @ np.diag([*(max(n - 1, 1) for n in reversed(volume.shape)), 1])
-
-
-def _planned(settings: Settings) -> int:
-    return 0 if settings.method == "direct" else settings.steps
 
 
 def _describe(volume: Volume) -> dict[str, Any]:

@@ -8,9 +8,9 @@ It reads requests and writes events, one JSON object per line, on its standard i
 
 An image is a path, or the record of an array (see exchange.py). `fixed_mask`, `moving_mask`,
 `moving_labels` and `initial_transform` may be added; the last is a path, a field's record, or {"matrix": 4x4,
-RAS mm, fixed to moving}. `settings` are those of registration.Settings, and "stop": "plateau" to end before
-all steps are done (stopping.py). `format` "files" (unless given) writes what the command `gradprojio register`
-writes, "arrays" raw arrays for Slicer. `allow_download` permits to fetch the model's weights.
+RAS mm, fixed to moving}. `settings` are those of registration.Settings. `format` "files" (unless given) writes
+what the command `gradprojio register` writes, "arrays" raw arrays for Slicer. `allow_download` permits to fetch the
+model's weights.
 
     {"event": "ready", "pid"}, {"event": "devices", "devices"},
     {"event": "started", "id", "total"}, {"event": "download", "id", "received", "total"},
@@ -40,7 +40,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from GradProjIOLib import exchange
-from GradProjIOLib.stopping import Plateau
 from GradProjIOLib.volume import InputError, Volume
 
 IDLE_SECONDS = 600.0
@@ -103,8 +102,6 @@ class Job:
         self.number = request["id"]
         self.folder = Path(request["output"])
         self.step_seconds: list[float] = []
-        self.plateau: Plateau | None = None
-        self.flat = False
 
     def run(self) -> None:
         """Register and report; errors become an event."""
@@ -128,10 +125,7 @@ class Job:
     def _register(self) -> None:
         from GradProjIOLib.registration import Settings, register
 
-        keywords = dict(self.request.get("settings", {}))
-        stop_early = keywords.pop("stop", "never") == "plateau"
-        settings = make(Settings, keywords)
-        self.plateau = Plateau(settings.regularity_weight) if stop_early else None
+        settings = make(Settings, self.request.get("settings", {}))
         self.total = 0 if settings.method == "direct" else settings.steps
         self._send("started", total=self.total)
         if not self._fetch_weights(settings):
@@ -147,8 +141,6 @@ class Job:
             moving_mask=read_image(self.request.get("moving_mask")),
             on_step=self._on_step,
         )
-        if self.flat:
-            registration.report["stopped"] = "no improvement"
         result = self._write(registration)
         event = "cancelled" if self.connection.canceled(self.number) else "done"
         self._send(event, output=str(self.folder), report=registration.report, result=result)
@@ -158,8 +150,7 @@ class Job:
         recent = self.step_seconds[-5:]
         remaining = (self.total - len(self.step_seconds)) * sum(recent) / len(recent)
         self._send("step", **asdict(step), remaining_seconds=remaining)
-        self.flat = self.plateau is not None and self.plateau(step.similarity, step.regularity)
-        return not self.flat and not self.connection.canceled(self.number)
+        return not self.connection.canceled(self.number)
 
     def _fetch_weights(self, settings: Any) -> bool:
         """Download the model's weights where they are missing and may be fetched; False where canceled."""

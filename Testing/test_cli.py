@@ -207,6 +207,8 @@ class TestBadInput:
         (["--moving-labels", "nowhere.nii"], ["nowhere.nii"]),
         (["--regularity-weight", -1], ["regularity weight"]),
         (["--lattice", 2, 2, 2], ["lattice"]),
+        (["--coarse-steps", 99], ["coarse steps", "99"]),
+        (["--folding-budget", -1], ["folding budget"]),
     ])  # fmt: skip
     def test_options_that_make_no_sense(self, pair, tmp_path, capsys, monkeypatch, more, words):
         monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path / "cache"))

@@ -12,7 +12,7 @@ from GradProjIOLib import maps, models
 from GradProjIOLib.models import network as network_module
 from GradProjIOLib.models.doubling import double_and_convolve
 from GradProjIOLib.models.network import Cascade
-from GradProjIOLib.objective import Objective
+from GradProjIOLib.objective import Objective, at_half_resolution
 from GradProjIOLib.optimization import InstanceOptimizer
 from GradProjIOLib.regularity import GradientInverseConsistency
 from GradProjIOLib.similarity import LNCC, MINDSSC, SquaredLNCC, gaussian_blur
@@ -311,6 +311,52 @@ class TestOptimization:
             objective.network.stages[1].head.weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match="step 0"):
             self.run(objective)
+
+
+class TestCoarseSteps:
+    def objectives(self):
+        network = tiny_network()
+        fixed, moving = smooth_image(0), smooth_image(1)
+        return Objective(network, fixed, moving), at_half_resolution(network, fixed, moving)
+
+    def test_the_coarse_network_is_a_part_of_the_whole(self):
+        whole, part = self.objectives()
+        with torch.no_grad():
+            # Half the samples of the whole are not quite the samples of half the lattice: (n − 1) / 2 and n / 2 − 1.
+            torch.testing.assert_close(part.fields()[0], whole.fields()[0], rtol=0.07, atol=1e-6)
+        assert part.lattice == (10, 13, 9)
+        assert part.network.stages[0] is whole.network.stages[0]
+        assert len(part.network.stages) == 1
+        with pytest.raises(ValueError, match="full resolution"):
+            part.network.coarser()
+
+    def test_the_finest_stage_waits_for_the_last_steps(self):
+        whole, part = self.objectives()
+        before = [parameter.clone() for parameter in whole.network.parameters()]
+        coarse, fine = (list(whole.network.stages[n].parameters()) for n in (0, 1))
+        changed = []
+        with InstanceOptimizer(whole, learning_rate=1e-3, steps=5, coarse=part, coarse_steps=3) as optimizer:
+            for _ in optimizer:
+                now = [[p.clone() for p in stage] for stage in (coarse, fine)]
+                old = before[: len(coarse)], before[len(coarse) :]
+                changed.append([not all(map(torch.equal, a, b)) for a, b in zip(now, old, strict=True)])
+        assert changed == [[True, False]] * 3 + [[True, True]] * 2
+        assert all(map(torch.equal, before, whole.network.parameters()))
+
+    def test_they_lower_the_loss_of_the_full_resolution(self):
+        whole, part = self.objectives()
+        still = torch.zeros_like(whole.regularity.points)
+        with InstanceOptimizer(whole, learning_rate=1e-3, steps=15, coarse=part, coarse_steps=15) as optimizer:
+            before = whole.losses(still).similarity.item()
+            list(optimizer)
+            assert whole.losses(still).similarity.item() < before - 0.01
+
+    def test_more_coarse_steps_than_steps_are_refused(self):
+        whole, part = self.objectives()
+        with pytest.raises(ValueError, match="coarse"):
+            InstanceOptimizer(whole, learning_rate=1e-3, steps=5, coarse=part, coarse_steps=6)
+        with pytest.raises(ValueError, match="coarse"):
+            InstanceOptimizer(whole, learning_rate=1e-3, steps=5, coarse_steps=2)
 
 
 @pytest.mark.parametrize("size", [(8, 10, 6), (7, 9, 11), (3, 10, 7)])

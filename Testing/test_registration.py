@@ -195,6 +195,21 @@ class TestReport:
         assert len(found.report["steps"]) == 2
         assert found.report["stopped"] == "by request"
 
+    @pytest.mark.parametrize(("more", "stopped"), [
+        ({"stop": "plateau", "learning_rate": 1e-12, "steps": 60}, "no improvement"),
+        ({"folding_budget": 0.0, "learning_rate": 0.05, "regularity_weight": 0.0, "steps": 30}, "folding budget"),
+        ({"coarse_steps": 3, "steps": 4}, "finished"),
+    ])  # fmt: skip
+    def test_the_report_says_why_it_ended(self, fixed_volume, moving_volume, more, stopped):
+        settings = Settings(model="compact", device="cpu", lattice=(16, 16, 16), **more)
+        report = register(fixed_volume, moving_volume, settings).report
+        assert report["stopped"] == stopped
+        assert (len(report["steps"]) == settings.steps) == (stopped == "finished")
+        if settings.folding_budget is not None:
+            assert report["jacobian"]["folded_voxels"] == 0
+        if settings.coarse_steps:
+            assert report["settings"]["coarse_steps"] == 3
+
     def test_an_existing_folder_keeps_what_is_not_replaced(self, fixed_volume, moving_volume, tmp_path):
         (tmp_path / "notes.txt").write_text("mine")
         (tmp_path / "report.json").write_text("old")
@@ -237,6 +252,7 @@ class TestSettings:
         ("steps", -1), ("steps", 1.5), ("method", "best"), ("model", "huge"), ("similarity", "ssd"), ("align", "magic"),
         ("regularity_weight", -1), ("regularity_weight", float("nan")), ("learning_rate", 0), ("lattice", (4, 4, 4)),
         ("fixed_modality", "pet"), ("precision", "wild"), ("memory", "none"), ("projection", "none"),
+        ("stop", "soon"), ("coarse_steps", -1), ("coarse_steps", 51), ("folding_budget", 101),
     ])  # fmt: skip
     def test_senseless_values_are_refused_in_one_sentence(self, name, value):
         with pytest.raises(InputError) as error:

@@ -1,10 +1,15 @@
-"""When an optimization counts as no longer improving."""
+"""When an optimisation ends before all its steps are done."""
 
 import random
 
 import pytest
+import torch
 
-from GradProjIOLib.stopping import Plateau
+from GradProjIOLib import jacobian
+from GradProjIOLib.models.network import Cascade
+from GradProjIOLib.objective import Objective
+from GradProjIOLib.optimization import InstanceOptimizer
+from GradProjIOLib.stopping import FoldingBudget, Plateau
 
 
 def steps_until_stop(losses, **keywords):
@@ -34,3 +39,40 @@ def test_better_similarity_bought_with_as_much_roughness_is_no_improvement():
 def test_settings_without_sense_are_refused(keywords):
     with pytest.raises(ValueError, match="expected"):
         Plateau(1.5, **keywords)
+
+
+@pytest.fixture
+def optimizer():
+    """One whose large steps and small weight of the regularity make the deformation fold."""
+    torch.manual_seed(0)
+    network = Cascade((((2, 8, 16), (8, 8)),), (0,), 4.0).eval()
+    fixed, moving = torch.rand(2, 1, 1, 16, 18, 20)
+    objective = Objective(network, fixed, moving)
+    with InstanceOptimizer(objective, learning_rate=2e-2, steps=40, regularity_weight=0.0) as entered:
+        yield entered
+
+
+def folded_percent(optimizer):
+    displacement = optimizer.objective.displacements()[0].flip(0)
+    return 100 * (jacobian.jacobian_determinant(displacement) <= 0).float().mean().item()
+
+
+def test_a_folding_budget_ends_the_steps_and_goes_back(optimizer):
+    budget = FoldingBudget(optimizer, percent=0.5, every=2)
+    assert not budget.exceeded
+    taken = next(step.index + 1 for step in optimizer if budget())
+    assert folded_percent(optimizer) > 0.5
+    assert budget.go_back() == taken - 2
+    assert folded_percent(optimizer) <= 0.5
+
+
+def test_a_budget_that_is_kept_ends_nothing(optimizer):
+    optimizer.steps = 6
+    budget = FoldingBudget(optimizer, percent=100)
+    assert not any(budget() for _ in optimizer)
+    assert budget.go_back() == 6
+
+
+def test_a_budget_without_sense_is_refused(optimizer):
+    with pytest.raises(ValueError, match="expected"):
+        FoldingBudget(optimizer, percent=-1)

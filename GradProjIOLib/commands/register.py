@@ -17,6 +17,7 @@ from GradProjIOLib.registration import (
     MEMORY_MODES,
     MODALITIES,
     PRECISIONS,
+    STOPS,
     OnStep,
     Registration,
     Settings,
@@ -64,6 +65,20 @@ def add_setting_arguments(parser: argparse.ArgumentParser, method: bool = True) 
             help="optimisation with projected gradients, with their weighted sum, or none (projected)",
         )
         parser.add_argument("--steps", type=int, default=default.steps, metavar="N", help="optimisation steps (50)")
+        parser.add_argument(
+            "--coarse-steps",
+            type=int,
+            default=default.coarse_steps,
+            metavar="N",
+            help="how many of them, the first, at half the resolution (0)",
+        )
+        parser.add_argument("--stop", choices=STOPS, default=default.stop, help="end where nothing improves (never)")
+        parser.add_argument(
+            "--folding-budget",
+            type=float,
+            metavar="PERCENT",
+            help="end before more of the lattice than that is folded (no limit)",
+        )
     parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="(lncc)")
     for side in ("fixed", "moving"):
         parser.add_argument(f"--{side}-modality", choices=MODALITIES, default="mri", help="(mri)")

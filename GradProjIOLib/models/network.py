@@ -51,7 +51,7 @@ class UNet(nn.Module):
         x, activated, skips, finest = images, F.leaky_relu(images), [], images
         for level, down in enumerate(self.down, start=1):
             skips.append(activated)
-            x = _add_to_last(down(_laid_out(activated, down)), _halve_resolution(x))
+            x = _add_to_last(down(_laid_out(activated, down)), halve_resolution(x))
             activated = F.leaky_relu(x)
             if level == len(self.down) - len(self.up):
                 finest = x
@@ -132,7 +132,7 @@ def _double_resolution(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
 
 
-def _halve_resolution(x: Tensor) -> Tensor:
+def halve_resolution(x: Tensor) -> Tensor:
     """Means of 2x2x2 samples; an axis of one sample keeps it."""
     return F.avg_pool3d(x, [min(2, size) for size in x.shape[2:]], stride=2, ceil_mode=True)
 
@@ -173,7 +173,7 @@ class Cascade(nn.Module):
         lattice = source.shape[2:]
         pyramid = [torch.cat([source, target], dim=1)]
         for _ in range(max(self.halvings)):
-            pyramid.append(_halve_resolution(pyramid[-1]))
+            pyramid.append(halve_resolution(pyramid[-1]))
         points = [maps.identity(level.shape[2:], source.device) for level in pyramid]
         unit = self._unit(lattice, source.device)
         kind = source.device.type
@@ -193,6 +193,20 @@ class Cascade(nn.Module):
             field = field.float() * unit
             fields = [maps.compose(*fields, field)] if self.composed and fields else [*fields, field]
         return fields
+
+    def coarser(self) -> Cascade:
+        """The U-Nets that work at half the resolution or less as a cascade for images of half the resolution.
+
+        It shares their parameters. Raises ValueError where there is none.
+        """
+        kept = sum(halvings > 0 for halvings in self.halvings)
+        if not kept:
+            raise ValueError("All U-Nets of this network work at the full resolution.")
+        voxels = None if self.voxels is None else self.voxels / 2
+        part = Cascade((), [halvings - 1 for halvings in self.halvings[:kept]], voxels, self.composed).eval()
+        part.stages = self.stages[:kept]
+        part.checkpointed, part.precision = self.checkpointed, self.precision
+        return part
 
     def _unit(self, lattice: Sequence[int], device: torch.device) -> Tensor:
         """One unit of a U-Net's output in the frame of :mod:`GradProjIOLib.maps`: [3, 1, 1, 1]."""

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Subset
 from GradProjIOLib.models import Model, state_for_file
 from GradProjIOLib.models.network import Cascade
 from GradProjIOLib.objective import Objective
-from GradProjIOLib.similarity import LNCC, SIGMA
+from GradProjIOLib.similarity import SIGMA
 from GradProjIOLib.training import pairs, validation
 from GradProjIOLib.training.overlap import Overlap
 from GradProjIOLib.training.pairs import PairSource, TrainingPair
@@ -209,10 +209,7 @@ class Trainer:
                 return network(source, target)
 
         fixed, moving = (image[None].to(self.device) for image in (pair.fixed, pair.moving))
-        objective = Objective(forward, fixed, moving, self.plan.similarity)
-        if isinstance(objective.similarity, LNCC) and self.plan.sigma != SIGMA:
-            objective.similarity = type(objective.similarity)(objective.targets, sigma=self.plan.sigma)
-        return objective
+        return Objective(forward, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
 
     def _validate(self) -> None:
         if self.rank > 0 or not len(self.validating):
