@@ -9,6 +9,7 @@ import vtk
 from slicer import (
     vtkMRMLGridTransformNode,
     vtkMRMLLabelMapVolumeNode,
+    vtkMRMLMarkupsFiducialNode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
     vtkMRMLTransformNode,
@@ -82,7 +83,7 @@ def choiceLabels():
         "fixedModalityComboBox": (_("MRI"), _("CT")),
         "movingModalityComboBox": (_("MRI"), _("CT")),
         "alignComboBox": (_("no"), _("centers"), _("rigid"), _("affine")),
-        "modelComboBox": ("uniGradICON", "multiGradICON", _("compact")),
+        "modelComboBox": (_("automatic"), "uniGradICON", "multiGradICON", _("compact")),
         "methodComboBox": (_("gradient projection"), _("weighted sum")),
         "similarityComboBox": ("LNCC", _("LNCC, squared"), "MIND-SSC"),
         "projectionComboBox": (_("at random"), _("both"), _("similarity"), _("smoothness")),
@@ -107,7 +108,7 @@ class GradProjIOParameterNode:
     fixedMask: Labels
     movingMask: Labels
     movingSegmentation: Labels
-    model: Annotated[str, Choice(["unigradicon", "multigradicon", "compact"])] = "unigradicon"
+    model: Annotated[str, Choice(["auto", "unigradicon", "multigradicon", "compact"])] = "auto"
     steps: Annotated[int, WithinRange(0, 300)] = 50
     method: Annotated[str, Choice(["projected", "vanilla"])] = "projected"
     similarity: Annotated[str, Choice(["lncc", "lncc2", "mind"])] = "lncc"
@@ -128,6 +129,10 @@ class GradProjIOParameterNode:
     outputWarpedLabels: vtkMRMLSegmentationNode
     outputJacobian: vtkMRMLScalarVolumeNode
     result: vtkMRMLScalarVolumeNode
+    evaluationFixedLabels: Labels
+    evaluationMovingLabels: Labels
+    evaluationFixedPoints: vtkMRMLMarkupsFiducialNode
+    evaluationMovingPoints: vtkMRMLMarkupsFiducialNode
 
 
 class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -149,7 +154,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", "GradProjIO.role", "jacobian")
         self.logic = GradProjIOLogic()
-        self.session = self.logic.session
+        self.session, self.evaluation = self.logic.session, self.logic.evaluation
         self.folding = FoldingView()
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MILLISECONDS)
@@ -175,12 +180,14 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.worstButton.clicked.connect(lambda *_: self.onFold(self.folding.go_to, 0))
         ui.previousButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, -1))
         ui.nextButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, 1))
+        ui.evaluateButton.clicked.connect(self.onEvaluate)
 
     def cleanup(self):
         """Called when Slicer ends or the module is reloaded."""
         self._timer.stop()
         self.setParameterNode(None)
         self.removeObservers()
+        self.evaluation.abandon()
         self.session.close()
 
     def enter(self):
@@ -196,6 +203,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneStartClose(self, caller, event):
         """The nodes of a run are about to go: so does the run."""
+        self.evaluation.abandon()
         self.session.abandon(_("The scene was closed, which canceled the registration."))
         self.setParameterNode(None)
         self.showResult(None)
@@ -270,9 +278,16 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ui.deviceComboBox.setCurrentIndex(max(ui.deviceComboBox.findData(chosen), 0))
         if parameters.result is not self.folding.jacobian:
             self.showResult(parameters.result)
+        problem = self.logic.evaluationProblem(parameters)
+        ui.evaluateButton.setEnabled(not problem and not self.evaluation.active)
+        ui.evaluateButton.setToolTip(problem or _("Measure the result chosen under Folding."))
+        ui.evaluationLabel.setText(problem or self.evaluation.message)
 
     def onTimer(self):
-        """Take in what the worker has said."""
+        """Take in what the workers have said."""
+        if self.evaluation.poll():
+            self.ui.evaluationTableView.setMRMLTableNode(self.evaluation.table)
+            self.update()
         if not self.session.poll():
             return
         self._showNewResult()
@@ -372,14 +387,24 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._updateFold()
 
 
+    def onEvaluate(self, *_args):
+        """Measure the result with labels and landmarks."""
+        if self._agreeToPackages():
+            self.logic.evaluate(self._parameterNode)
+            self._timer.start()
+            self.update()
+
+
 class GradProjIOLogic(ScriptedLoadableModuleLogic):
     """Registration of nodes, with or without the panel."""
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
+        from GradProjIOLib.scene_evaluation import SceneEvaluation
         from GradProjIOLib.scene_registration import SceneRegistration
 
         self.session = SceneRegistration(slicer.mrmlScene)
+        self.evaluation = SceneEvaluation(slicer.mrmlScene)
 
     def getParameterNode(self):
         """The parameter node of this module in the scene."""
@@ -411,6 +436,19 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
         arguments = choices.inputs(parameters), choices.settings(parameters), choices.outputs(parameters)
         self.session.try_start(*arguments, allow_download=allowDownload)
+
+    @staticmethod
+    def evaluationProblem(parameters):
+        """Why the chosen result cannot be measured; empty where it can."""
+        from GradProjIOLib import panel_choices
+
+        return panel_choices.evaluation_problem(parameters)
+
+    def evaluate(self, parameters):
+        """Start to measure the result that the parameter node names; `evaluation` then tells how it goes."""
+        from GradProjIOLib import panel_choices
+
+        self.evaluation.try_start(panel_choices.measured(parameters))
 
     def register(
         self,

@@ -166,7 +166,7 @@ class WorkerClient:
             self._worker_pid = event.get("pid")
         elif number is not None:
             self._heard_of.add(number)
-        if event["event"] in ("done", "failed", "cancelled"):
+        if event["event"] in ("done", "failed", "cancelled", "evaluated"):
             self._pending.pop(number, None)
         return event
 

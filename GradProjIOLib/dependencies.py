@@ -35,6 +35,7 @@ OTHERS = (
     Package("scipy", "scipy>=1.11", 40),
     Package("matplotlib", "matplotlib>=3.7", 10),
     Package("platformdirs", "platformdirs>=4", 1),
+    Package("surface_distance", "surface-distance==0.1", 1),
     Package("tqdm", "tqdm>=4.60", 1),
 )
 # Replacing these under a running Slicer breaks it, or makes passing images to SimpleITK slow.

@@ -42,16 +42,32 @@ def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
     """The row of `case` (see `tables`). Raises InputError where something cannot be read or does not fit."""
     labels = [read_labels(path) if path else None for path in _both(case.fixed_labels, case.moving_labels, "labels")]
     deformation, reference = read_result(case.result, labels[0])
+    paths = _both(case.fixed_points, case.moving_points, "points")
+    points = _read_points(case, paths, reference, labels[1]) if paths[0] is not None else None
+    mask = read_labels(case.mask) if case.mask else None
     row: tables.Row = {"case": case.case or case.result.name, "group": case.group, "result": str(case.result)}
-    if labels[0] is not None:
+    both = None if labels[0] is None else (labels[0], labels[1])
+    return row | measure_result(deformation, reference, both, points, mask, structures)
+
+
+def measure_result(
+    deformation: Deformation,
+    reference: Volume,
+    labels: tuple[Volume, Volume] | None = None,
+    points: tuple[Landmarks, Landmarks] | None = None,
+    mask: Volume | None = None,
+    structures: Sequence[int] | None = None,
+) -> tables.Row:
+    """The measured columns of a row: with fixed and moving labels and landmarks where given, and folding on the
+    lattice of `reference`. Raises InputError."""
+    row: tables.Row = {}
+    if labels is not None:
         row |= label_row(evaluation.evaluate_labels(deformation, *labels, structures))
-    points = _both(case.fixed_points, case.moving_points, "points")
-    if points[0] is not None:
-        fixed, moving = _read_points(case, points, reference, labels[1])
+    if points is not None:
+        fixed, moving = points
         row |= landmark_row(
             evaluation.evaluate_landmarks(deformation, fixed.points, moving.points, fixed.names, moving.names)
         )
-    mask = read_labels(case.mask) if case.mask else None
     return row | folding_row(*evaluation.evaluate_folding(deformation, reference, mask))
 
 

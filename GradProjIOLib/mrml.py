@@ -309,6 +309,28 @@ def grid_transform(displacement: np.ndarray, affine: np.ndarray) -> slicer.vtkOr
     return transform
 
 
+def grid_from_node(node: slicer.vtkMRMLTransformNode) -> tuple[np.ndarray, np.ndarray]:
+    """Displacement [k, j, i, 3] in RAS mm and affine of a node that `deformation_to_node` filled.
+
+    Raises InputError where it has become something else since, or lies below another transform.
+    """
+    transform = node.GetTransformFromParent()
+    is_grid = isinstance(transform, slicer.vtkOrientedGridTransform) and transform.GetDisplacementGrid() is not None
+    if node.GetParentTransformNode() is not None or not is_grid or transform.GetGridDirectionMatrix() is None:
+        raise InputError(
+            f"{node.GetName()} is not as the registration left it; take it out of its parent transform, "
+            "or register again."
+        )
+    grid = transform.GetDisplacementGrid()
+    affine = np.eye(4)
+    directions = slicer.util.arrayFromVTKMatrix(transform.GetGridDirectionMatrix())
+    affine[:3, :3] = directions[:3, :3] * np.array(grid.GetSpacing())
+    affine[:3, 3] = grid.GetOrigin()
+    values = vtk_to_numpy(grid.GetPointData().GetScalars())
+    displacement = values * transform.GetDisplacementScale() + transform.GetDisplacementShift()
+    return displacement.astype(np.float32).reshape(*grid.GetDimensions()[::-1], 3), affine
+
+
 def put_under(node: slicer.vtkMRMLTransformableNode, transform: slicer.vtkMRMLTransformNode) -> None:
     """Apply `transform` in the world to `node`: its outermost parent, if it has one, goes below `transform`.
 

@@ -7,7 +7,7 @@ keeps its volume, 2 doubles it, 0.5 halves it, and where it is 0 or less the def
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,21 +141,27 @@ def fill_table(
     mask_name: str = "mask",
 ) -> slicer.vtkMRMLTableNode:
     """Write the figures of the Jacobian (keys as in report.json) into `node`, in the mask beside them."""
-    node.RemoveAllColumns()
     rows = [(label, key) for label, key in TABLE_ROWS if key in figures]
-    labels = vtk.vtkStringArray()
-    labels.SetName("Jacobian determinant")
-    for label, _ in rows:
-        labels.InsertNextValue(label)
-    node.AddColumn(labels)
-    columns = [("In the fixed image", figures)]
-    if masked:
-        columns.append((f"In {mask_name}", masked))
-    for title, source in columns:
+    columns = {"In the fixed image": figures} | ({f"In {mask_name}": masked} if masked else {})
+    values = {title: [source.get(key) for _, key in rows] for title, source in columns.items()}
+    return fill_columns(node, "Jacobian determinant", [label for label, _ in rows], values)
+
+
+def fill_columns(
+    node: slicer.vtkMRMLTableNode, title: str, labels: Sequence[str], columns: Mapping[str, Sequence[float | None]]
+) -> slicer.vtkMRMLTableNode:
+    """Write a column of `labels` and columns of numbers by their titles into `node`; None becomes NaN."""
+    node.RemoveAllColumns()
+    first = vtk.vtkStringArray()
+    first.SetName(title)
+    for label in labels:
+        first.InsertNextValue(label)
+    node.AddColumn(first)
+    for name, numbers in columns.items():
         values = vtk.vtkDoubleArray()
-        values.SetName(title)
-        for _, key in rows:
-            values.InsertNextValue(float(source[key]) if source.get(key) is not None else float("nan"))
+        values.SetName(name)
+        for number in numbers:
+            values.InsertNextValue(float("nan") if number is None else float(number))
         node.AddColumn(values)
     node.SetUseColumnTitleAsColumnHeader(True)
     node.SetLocked(True)

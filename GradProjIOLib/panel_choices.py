@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import slicer
 
 from GradProjIOLib import scene_registration as roles
+from GradProjIOLib.scene_evaluation import Measured
 from GradProjIOLib.scene_registration import Inputs
 from GradProjIOLib.volume import InputError
 
@@ -69,11 +71,30 @@ def outputs(choices: Any) -> dict[str, slicer.vtkMRMLNode | None]:
     return wanted
 
 
+def measured(choices: Any) -> Measured:
+    """The chosen result and what to measure it with."""
+    return Measured(
+        choices.result,
+        choices.evaluationFixedLabels,
+        choices.evaluationMovingLabels,
+        choices.evaluationFixedPoints,
+        choices.evaluationMovingPoints,
+    )
+
+
 def problem(choices: Any) -> str:
     """Why these choices cannot be registered, in one sentence; empty where they can."""
+    return _complaint(lambda: (inputs(choices).check(), _check_outputs(choices)))
+
+
+def evaluation_problem(choices: Any) -> str:
+    """Why the chosen result cannot be measured, in one sentence; empty where it can."""
+    return _complaint(measured(choices).check)
+
+
+def _complaint(check: Callable[[], Any]) -> str:
     try:
-        inputs(choices).check()
-        _check_outputs(choices)
+        check()
     except InputError as error:
         return str(error)
     return ""

@@ -255,6 +255,8 @@ def register(
     initial = _initial(fixed, moving, settings, initial_transform, warnings)
     device = find_device(settings.device)
     name = models.default_model() if settings.model == "auto" else settings.model
+    if name != settings.model and name == "compact":
+        warnings.append("The weights of unigradicon are not on this computer, so the model compact was taken.")
     loaded = models.load(name, settings.weights, device)
     if loaded.weights is None:
         warnings.append(

@@ -424,8 +424,11 @@ class SceneRegistration:
             return
         self.results = _Placement(self.scene, run, result, event["report"], self.chart).nodes
         self._drop_run()
-        done = _("Done in {time}.").format(time=duration(time.monotonic() - run.started))
-        self._become(State.IDLE, " ".join([done, *(event["report"].get("warnings") or [])]))
+        report = event["report"]
+        done = _("Done in {time} with the model {model}.").format(
+            time=duration(time.monotonic() - run.started), model=report["model"]["name"]
+        )
+        self._become(State.IDLE, " ".join([done, *report["warnings"]]))
 
 
 class _Placement:

@@ -3,6 +3,7 @@
 It reads requests and writes events, one JSON object per line, on its standard input and output:
 
     {"request": "register", "id": n, "fixed": …, "moving": …, "output": folder, "settings": {…}}
+    {"request": "evaluate", "id": n, "transform": …, "reference": …}
     {"request": "cancel", "id": n}
     {"request": "quit"}
 
@@ -10,12 +11,14 @@ An image is a path, or the record of an array (see exchange.py). `fixed_mask`, `
 `moving_labels` and `initial_transform` may be added; the last is a path, a field's record, or {"matrix": 4x4,
 RAS mm, fixed to moving}. `settings` are those of registration.Settings. `format` "files" (unless given) writes
 what the command `gradprojio register` writes, "arrays" raw arrays for Slicer. `allow_download` permits to fetch the
-model's weights.
+model's weights. To be measured is a field's record on the lattice of `reference`, with `fixed_labels` and
+`moving_labels`, or `fixed_points` and `moving_points` ({"names", "positions" in RAS mm, "source"}).
 
     {"event": "ready", "pid"}, {"event": "devices", "devices"},
     {"event": "started", "id", "total"}, {"event": "download", "id", "received", "total"},
     {"event": "step", "id", "index", "similarity", "regularity", "cosine", "projected", "seconds",
      "remaining_seconds"},
+    {"event": "evaluated", "id", "row"},
     {"event": "done" | "cancelled", "id", "output", "report", "result"},
     {"event": "failed", "id", "message", "kind": "input" | "weights" | "internal"}
 
@@ -189,6 +192,39 @@ class Job:
         return write_arrays(registration, labels, self.folder)
 
 
+def evaluate(request: Mapping[str, Any], connection: Connection) -> None:
+    """Measure a deformation and report; errors become an event."""
+    number = request["id"]
+    try:
+        connection.send("evaluated", id=number, row=measured(request))
+    except InputError as error:
+        connection.send("failed", id=number, message=str(error), kind="input")
+    except Exception as error:
+        traceback.print_exc()
+        connection.send("failed", id=number, message=f"{type(error).__name__}: {error}", kind="internal")
+
+
+def measured(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of `evaluate.measure_result` for a request."""
+    import numpy as np
+
+    from GradProjIOLib.deformation import Deformation
+    from GradProjIOLib.evaluate import measure_result
+    from GradProjIOLib.landmarks import Landmarks
+
+    def pair(kind: str, read: Callable[[Any], Any]) -> Any:
+        if f"fixed_{kind}" not in request:
+            return None
+        return tuple(read(request[f"{role}_{kind}"]) for role in ("fixed", "moving"))
+
+    def landmarks(record: Mapping[str, Any]) -> Landmarks:
+        return Landmarks(record["names"], np.array(record["positions"]), record["source"])
+
+    deformation = Deformation(*exchange.read_field(request["transform"]))
+    reference = exchange.read_volume(request["reference"])
+    return measure_result(deformation, reference, pair("labels", read_image), pair("points", landmarks))
+
+
 class WeightsMissing(Exception):  # noqa: N818 - nothing went wrong
     """The model's weights have to be fetched first, for which the user must be asked."""
 
@@ -294,6 +330,8 @@ def serve(connection: Connection, idle_seconds: float) -> None:
             return
         if request.get("request") == "register":
             Job(request, connection).run()
+        if request.get("request") == "evaluate":
+            evaluate(request, connection)
 
 
 def main(arguments: list[str] | None = None) -> int:

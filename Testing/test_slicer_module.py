@@ -66,6 +66,7 @@ def open_panel(application, worker):
     panel = application.module.GradProjIOWidget(parent)
     panel.setup()
     panel.session.client = worker
+    panel.evaluation.client = new_worker()
     panel.enter()
     return panel
 
@@ -127,7 +128,8 @@ def test_the_choices_are_those_of_the_engine(application):
         for name, hint in hints.items()
         if any(hasattr(note, "choices") for note in getattr(hint, "__metadata__", ()))
     }
-    assert choices["model"] == list(models.MODELS)
+    assert choices["model"] == ["auto", *models.MODELS]
+    assert tuple(choices["stop"]) == registration.STOPS
     assert set(choices["method"]) == set(optimization.METHODS) - {"direct"}
     assert choices["similarity"] == list(similarity.SIMILARITIES)
     assert set(choices["projection"]) == set(projection.PROJECTION_RULES)
@@ -143,6 +145,8 @@ def test_the_panel_suggests_the_first_two_volumes(panel):
     assert panel._parameterNode.movingVolume.GetName() == "moving"
     assert panel.ui.registerButton.isEnabled()
     assert panel.ui.modelComboBox.property("currentText") == "compact"
+    panel._parameterNode.model = "auto"
+    assert panel.ui.modelComboBox.property("currentText") == "automatic"
 
 
 def test_the_settings_are_those_of_the_panel(panel):
@@ -151,8 +155,8 @@ def test_the_settings_are_those_of_the_panel(panel):
     parameters = panel._parameterNode
     parameters.steps, parameters.learningRate, parameters.regularityWeight = 0, 20.0, 2.5
     chosen = panel_choices.settings(parameters)
-    assert chosen.pop("stop") == "never"
     settings = Settings(**chosen)
+    assert settings.stop == "never"
     assert (settings.method, settings.regularity_weight) == ("direct", 2.5)
     assert settings.learning_rate == pytest.approx(2e-4)
     parameters.align = "rigid"
@@ -286,6 +290,29 @@ def test_a_disabled_button_says_why(panel):
 def test_an_output_may_not_be_an_input(panel):
     panel._parameterNode.outputWarped = panel._parameterNode.fixedVolume
     assert "chosen twice" in panel.ui.registerButton.property("toolTip")
+
+
+def test_a_result_is_measured_with_labels(panel, application):
+    ui, parameters = panel.ui, panel._parameterNode
+    assert not ui.evaluateButton.isEnabled()
+    assert "no result" in ui.evaluationLabel.property("text")
+    register(panel)
+    assert "Nothing to measure" in ui.evaluationLabel.property("text")
+    for role, node in (("Fixed", parameters.fixedVolume), ("Moving", parameters.movingVolume)):
+        volume = mrml.volume_from_node(node)
+        labels = Volume((volume.array > 400).astype(np.uint8), volume.affine, f"{role} labels")
+        setattr(parameters, f"evaluation{role}Labels", add(slicer.mrmlScene, labels, "vtkMRMLLabelMapVolumeNode"))
+    assert ui.evaluateButton.isEnabled()
+    ui.evaluateButton.click()
+    assert not ui.evaluateButton.isEnabled()
+    assert ui.evaluationLabel.property("text") == "Measuring …"
+    wait_until(lambda: not panel.evaluation.active, process_events)
+    process_events()
+    assert ui.evaluationLabel.property("text") == "Measured."
+    assert ui.evaluationTableView.item(0, 0).text() == "Dice"
+    assert 0.5 < float(ui.evaluationTableView.item(0, 1).text()) <= 1
+    slicer.mrmlScene.Clear()
+    assert not panel.evaluation.client.running
 
 
 def test_weights_are_asked_for_once_and_a_no_is_respected(panel, application):

@@ -37,7 +37,10 @@ def main() -> None:
     arrays = [image(lattice, seed, torch.device("cpu")) for seed in (1, 2)]
     start = time.perf_counter()
     objective = Objective(network, *[array.to(device) for array in arrays])
-    with InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer:
+    with (
+        resources.recycled_memory(device, resources.needed_memory(network, lattice, options.memory)),
+        InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer,
+    ):
         seconds = [step.seconds for step in optimizer]
         displacements = objective.displacements().cpu()
     whole = time.perf_counter() - start

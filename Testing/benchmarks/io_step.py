@@ -2,21 +2,28 @@
 
     python Testing/benchmarks/io_step.py --lattice 96 [--device cpu] [--json FILE] [--model unigradicon|compact]
 
-Both run in this process on the same random weights (last layers not zero), images and lattice, taking turns.
-Where the package `unigradicon` is not installed (say, on a machine with torch and numpy only), ours runs alone, or
-with ``--peer DIR`` against a folder that holds the package's and icon_registration's sources.
+All in this process and on the same random weights (last layers not zero), images and lattice; one after the other, so
+that the memory of each is its own. On a CPU ours runs as in a registration, with ``resources.recycled_memory``, and the
+package both as it comes and with that. Where the package `unigradicon` is not installed (say, on a machine with torch
+and numpy only), ours runs alone, or with ``--peer DIR`` against a folder that holds the package's and
+icon_registration's sources.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
+import mmap
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,69 +50,98 @@ def image(lattice: tuple[int, int, int], seed: int, device: torch.device) -> tor
     return ((smooth - smooth.min()) / (smooth.max() - smooth.min())).to(device)
 
 
-class Ours:
-    """Steps of this project."""
-
-    def __init__(self, name: str, lattice: tuple[int, int, int], device: torch.device, options: argparse.Namespace):
-        network = models.build(models.MODELS[name])
-        torch.manual_seed(0)
-        for stage in network.stages:
-            torch.nn.init.normal_(stage.head.weight, std=0.004)
-        network.checkpointed = options.memory == "lean"
-        network.precision = options.precision
-        objective = Objective(network.to(device), image(lattice, 1, device), image(lattice, 2, device))
-        self.iterators = {
-            method: iter(InstanceOptimizer(objective, learning_rate=2e-5, steps=10**6, method=method))
-            for method in ("vanilla", "projected")
-        }
-
-    def step(self, method: str) -> None:
-        next(self.iterators[method])
+def ours(
+    method: str, options: argparse.Namespace, lattice: tuple[int, int, int], device: torch.device
+) -> Callable[[], object]:
+    """A step of this project."""
+    network = models.build(models.MODELS[options.model])
+    torch.manual_seed(0)
+    for stage in network.stages:
+        torch.nn.init.normal_(stage.head.weight, std=0.004)
+    network.checkpointed = options.memory == "lean"
+    network.precision = options.precision
+    objective = Objective(network.to(device), image(lattice, 1, device), image(lattice, 2, device))
+    optimizer = InstanceOptimizer(objective, learning_rate=2e-5, steps=10**6, method=method)
+    return partial(next, iter(optimizer))
 
 
-class Peer:
-    """Vanilla steps of the published package; it has no others."""
+def package(lattice: tuple[int, int, int], device: torch.device) -> Callable[[], object]:
+    """A vanilla step of the published package; it has no others."""
+    import unigradicon
+    from icon_registration import config
 
-    def __init__(self, lattice: tuple[int, int, int], device: torch.device):
-        import unigradicon
-        from icon_registration import config
+    config.device = device
+    network = unigradicon.make_network([1, 1, *lattice], include_last_step=True).to(device).eval()
+    torch.manual_seed(0)
+    for key, value in network.named_parameters():
+        if "lastConv.weight" in key:
+            torch.nn.init.normal_(value, std=0.004)
+    images = image(lattice, 2, device), image(lattice, 1, device)
+    adam = torch.optim.Adam(network.parameters(), lr=2e-5, weight_decay=1e-3, amsgrad=True)
 
-        config.device = device
-        self.network = unigradicon.make_network([1, 1, *lattice], include_last_step=True).to(device).eval()
-        for key, value in self.network.named_parameters():
-            if "lastConv.weight" in key:
-                torch.nn.init.normal_(value, std=0.004)
-        self.images = image(lattice, 2, device), image(lattice, 1, device)
-        self.adam = torch.optim.Adam(self.network.parameters(), lr=2e-5, weight_decay=1e-3, amsgrad=True)
+    def step() -> None:
+        adam.zero_grad()
+        network(*images).all_loss.backward()
+        adam.step()
 
-    def step(self, method: str) -> None:
-        self.adam.zero_grad()
-        self.network(*self.images).all_loss.backward()
-        self.adam.step()
+    return step
 
 
-def measure(steps: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Median wall and processor seconds and peak memory of each kind of step, taking turns after a warm-up."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for round_ in range(repeats + 1):
-        for name, step in steps.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            wall, processor = time.perf_counter(), time.process_time()
+class PeakMemory:
+    """Most memory in use while inside, beyond what was at the beginning: ``.bytes``."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            return self
+        self.before = self.bytes = _resident()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated()
+            return
+        self.ended.set()
+        self.thread.join()
+        self.bytes -= self.before
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.005):
+            self.bytes = max(self.bytes, _resident())
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+def measure(build: Callable[[], Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Any]:
+    """Median wall and processor seconds of a step after two for a warm-up, peak memory, and shares of the parts."""
+    seconds, processor = [], []
+    with PeakMemory(device) as memory:
+        step = build()
+        for _ in range(repeats + 2):
+            wall, busy = time.perf_counter(), time.process_time()
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if round_ == 0:
-                continue
-            record = found.setdefault(name, {"seconds": [], "processor_seconds": [], "peak_bytes": []})
-            record["seconds"].append(time.perf_counter() - wall)
-            record["processor_seconds"].append(time.process_time() - processor)
-            record["peak_bytes"].append(resources.peak_memory(device))
-    return {name: {key: statistics.median(values) for key, values in record.items()} for name, record in found.items()}
+            seconds.append(time.perf_counter() - wall)
+            processor.append(time.process_time() - busy)
+    return {
+        "seconds": statistics.median(seconds[2:]),
+        "processor_seconds": statistics.median(processor[2:]),
+        "peak_bytes": memory.bytes,
+        "shares": shares(step),
+    }
 
 
-def shares(step: Callable[[], None]) -> dict[str, float]:
+def shares(step: Callable[[], object]) -> dict[str, float]:
     """Which part of a step's time is spent in what, by the profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
@@ -161,19 +197,27 @@ def main() -> None:
     options = parser.parse_args()
     lattice = tuple(options.lattice * 3 if len(options.lattice) == 1 else options.lattice)
     device = resources.find_device(options.device)
-    ours = Ours(options.model, lattice, device, options)
-    steps = {f"ours, {method}": lambda method=method: ours.step(method) for method in ("vanilla", "projected")}
+    usual = nullcontext
+    recycled = partial(resources.recycled_memory, device, 8 * 2**30)
+    contestants = {}
     if options.peer:
         sys.path[:0] = [options.peer]
     if not options.without_peer and options.model != "compact":
         try:
-            peer = Peer(lattice, device)
-            steps["package, vanilla"] = lambda: peer.step("vanilla")
+            import unigradicon  # noqa: F401
+
+            contestants["package, vanilla"] = partial(package, lattice, device), usual
+            if device.type == "cpu":
+                contestants["package, recycled"] = partial(package, lattice, device), recycled
         except ImportError as error:
             print(f"without the package ({error})", file=sys.stderr)
-    found = measure(steps, options.repeats, device)
-    for name in steps:
-        found[name]["shares"] = shares(steps[name])
+    for method in ("vanilla", "projected"):
+        contestants[f"ours, {method}"] = partial(ours, method, options, lattice, device), recycled
+    found = {}
+    for name, (build, memory) in contestants.items():
+        with memory():
+            found[name] = measure(build, options.repeats, device)
+            gc.collect()
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
