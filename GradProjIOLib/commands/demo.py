@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the images and results (demo-output)",
     )
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="optimisation steps (20)")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="optimisation steps (50)")
     parser.add_argument(
         "--size", type=int, default=96, metavar="N", help="voxels across the head; fewer are faster and coarser (96)"
     )
