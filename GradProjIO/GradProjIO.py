@@ -352,6 +352,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Turn the folding part of the panel to another result."""
         ui, folding = self.ui, self.folding
         folding.show(jacobian)
+        self.evaluation.message = ""
+        ui.evaluationTableView.setMRMLTableNode(None)
         ui.foldingSummaryLabel.setText(folding.summary)
         ui.tableView.setMRMLTableNode(folding.table)
         ui.overlayCheckBox.setEnabled(jacobian is not None)

@@ -112,6 +112,8 @@ def labels_from_node(
         labels = volume_from_node(node, role)
         if labels.array.dtype.kind == "f" and not np.array_equal(labels.array, np.rint(labels.array)):
             raise InputError(f"{node.GetName()} is no label map: its values are not all whole numbers.")
+        if labels.array.dtype.kind == "f":
+            labels = Volume(labels.array.astype(np.int32), labels.affine, labels.name)
     if not labels.array.any():
         raise InputError(f"{node.GetName()} is empty; draw something in it or choose none as {role}.")
     return labels

@@ -86,11 +86,12 @@ def at_half_resolution(
 ) -> Objective:
     """The objective of the same images for those U-Nets alone that work at half the resolution or less.
 
-    They see what they see in the whole cascade; LNCC's window covers the same part of the images.
+    They see what they see in the whole cascade; LNCC's window covers the same part of the images, and a mask every
+    sample with a part of it.
     """
     halved = [halve_resolution(image) for image in (fixed, moving)]
-    masks = [None if mask is None else (halve_resolution(mask) >= 0.5).float() for mask in (fixed_mask, moving_mask)]
-    return Objective(network.coarser(), *halved, similarity, *masks, sigma=SIGMA / 2)
+    masks = [None if mask is None else (halve_resolution(mask) > 0).float() for mask in (fixed_mask, moving_mask)]
+    return Objective(network.coarser(fixed.shape[2:]), *halved, similarity, *masks, sigma=SIGMA / 2)
 
 
 def _stack_masks(image: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None) -> Tensor | None:

@@ -256,7 +256,7 @@ def register(
     device = find_device(settings.device)
     name = models.default_model() if settings.model == "auto" else settings.model
     if name != settings.model and name == "compact":
-        warnings.append("The weights of unigradicon are not on this computer, so the model compact was taken.")
+        warnings.append(models.FALLBACK_NOTE)
     loaded = models.load(name, settings.weights, device)
     if loaded.weights is None:
         warnings.append(
@@ -489,7 +489,9 @@ def _take_steps(
 ) -> tuple[list[Step], str]:
     """The steps that count, and why there are no more of them."""
     plateau = Plateau(settings.regularity_weight) if settings.stop == "plateau" else None
-    budget = None if settings.folding_budget is None else FoldingBudget(optimizer, settings.folding_budget)
+    budget = None
+    if settings.folding_budget is not None and optimizer.taken < optimizer.steps:
+        budget = FoldingBudget(optimizer, settings.folding_budget)
     steps: list[Step] = []
     if budget is not None and budget.exceeded:
         warnings.append(
@@ -500,14 +502,15 @@ def _take_steps(
     first = optimizer.taken
     for step in optimizer:
         steps.append(step)
-        requested = on_step is not None and on_step(step) is False
-        if budget is not None and budget():
+        stopped = ""
+        if on_step is not None and on_step(step) is False:
+            stopped = "by request"
+        elif plateau is not None and step.index >= settings.coarse_steps:
+            stopped = "no improvement" if plateau(step.similarity, step.regularity) else ""
+        if budget is not None and budget(last=bool(stopped)):
             return steps[: budget.go_back() - first], "folding budget"
-        if requested:
-            return steps, "by request"
-        fine = step.index >= settings.coarse_steps
-        if fine and plateau is not None and plateau(step.similarity, step.regularity):
-            return steps, "no improvement"
+        if stopped:
+            return steps, stopped
     return steps, "finished"
 
 

@@ -83,7 +83,8 @@ def recycled_memory(device: torch.device, size: int) -> Iterator[None]:
     """While inside, memory that a computation on the CPU frees stays with the process, in huge pages.
 
     The large tensors of an optimisation step are otherwise given back to the system and fetched again, page by page,
-    in every step. size: bytes for which to ask for huge pages. Does nothing but on Linux with glibc. See mallopt(3).
+    in every step. size: bytes for which to ask for huge pages. Works on Linux with glibc, in the main thread.
+    Afterwards the process keeps fixed thresholds, the highest that glibc chooses by itself. See mallopt(3).
     """
     libc = _glibc() if device.type == "cpu" else None
     if libc is None:
@@ -100,12 +101,13 @@ def recycled_memory(device: torch.device, size: int) -> Iterator[None]:
         yield
     finally:
         libc.mallopt(_M_MMAP_MAX, 65536)
-        libc.mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
         libc.malloc_trim(ctypes.c_size_t(0))
 
 
 # Parameters of mallopt(3), in malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def _glibc() -> ctypes.CDLL | None:

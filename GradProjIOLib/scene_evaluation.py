@@ -31,6 +31,9 @@ FIGURES = (
 )
 
 
+MOVED_MM = 1e-3
+
+
 @dataclass(frozen=True)
 class Measured:
     """What to measure: the Jacobian map of a result, and labels or landmarks (or both) of its two images.
@@ -47,8 +50,10 @@ class Measured:
 
     def check(self) -> None:
         """Raise InputError where the choice cannot be measured. Looks at no voxels."""
-        if self.jacobian is None or linked(self.jacobian, TRANSFORM) is None:
+        transform = linked(self.jacobian, TRANSFORM) if self.jacobian is not None else None
+        if transform is None:
             raise InputError("There is no result with a transform; register two images, or choose a result.")
+        self._check_place(transform)
         for fixed, moving, what in (
             (self.fixed_labels, self.moving_labels, "labels"),
             (self.fixed_points, self.moving_points, "landmarks"),
@@ -63,6 +68,22 @@ class Measured:
             raise InputError("One of the labels is a segmentation, the other a label map; choose two of one kind.")
 
 
+    def _check_place(self, transform: slicer.vtkMRMLTransformNode) -> None:
+        """Raise InputError where something lies elsewhere than when the images were registered."""
+        moving = linked(self.jacobian, MOVING) if self.moving_labels is not None else None
+        for node in (self.moving_labels, self.moving_points, moving):
+            if node is not None and mrml.is_under(node, transform):
+                raise InputError(
+                    f"{node.GetName()} lies under {transform.GetName()}, which would count twice; take it out of there."
+                )
+        affine = (mrml.recall(self.jacobian, "report") or {}).get("inputs", {}).get("fixed", {}).get("affine")
+        now = mrml.world_affine(self.jacobian)
+        if affine is not None and (now is None or not np.allclose(now, affine, atol=MOVED_MM)):
+            raise InputError(
+                f"{self.jacobian.GetName()} has been moved since the registration; undo that, or register again."
+            )
+
+
 class SceneEvaluation:
     """Measures one result at a time. Call `poll` from a timer while `active`; `message` then says what happened.
 
@@ -71,7 +92,8 @@ class SceneEvaluation:
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
         self.scene = scene
-        self.client = client or WorkerClient()
+        # Measuring needs no graphics card, and a registration may need all of its memory.
+        self.client = client or WorkerClient(environment={"CUDA_VISIBLE_DEVICES": ""})
         self.message = ""
         self.table: slicer.vtkMRMLTableNode | None = None
         self.row: dict[str, Any] = {}
@@ -144,6 +166,7 @@ class SceneEvaluation:
         displacement, affine = mrml.grid_from_node(transform)
         request = {
             "request": "evaluate",
+            "output": str(folder),
             "transform": exchange.write_field(displacement, affine, folder, "transform"),
             "reference": exchange.write_volume(reference, folder, "reference"),
         }

@@ -42,8 +42,8 @@ class Plateau:
 class FoldingBudget:
     """True for a step with which more than ``percent`` of the lattice's samples came to be folded.
 
-    The deformation fixed → moving is looked at before the first step and after every ``every``-th; ``go_back``
-    returns to the last look that found it within the budget, or to the start.
+    The deformation fixed → moving is looked at before the first step, after every ``every``-th and after the last;
+    ``go_back`` returns to the last look that found it within the budget, or to the start.
     """
 
     def __init__(self, optimizer: InstanceOptimizer, percent: float, every: int = STEPS_BETWEEN_FOLDING) -> None:
@@ -53,10 +53,10 @@ class FoldingBudget:
         self._keep()
         self.exceeded = self._folded_percent() > percent
 
-    def __call__(self) -> bool:
-        """Called after each step."""
+    def __call__(self, last: bool = False) -> bool:
+        """Called after each step; ``last``: whether no other will be taken."""
         taken = self.optimizer.taken
-        if taken % self.every == 0 or taken == self.optimizer.steps:
+        if last or taken % self.every == 0 or taken == self.optimizer.steps:
             self.exceeded = self._folded_percent() > self.percent
             if not self.exceeded:
                 self._keep()

@@ -3,7 +3,7 @@
 It reads requests and writes events, one JSON object per line, on its standard input and output:
 
     {"request": "register", "id": n, "fixed": …, "moving": …, "output": folder, "settings": {…}}
-    {"request": "evaluate", "id": n, "transform": …, "reference": …}
+    {"request": "evaluate", "id": n, "transform": …, "reference": …, "output": folder}
     {"request": "cancel", "id": n}
     {"request": "quit"}
 
@@ -195,13 +195,16 @@ class Job:
 def evaluate(request: Mapping[str, Any], connection: Connection) -> None:
     """Measure a deformation and report; errors become an event."""
     number = request["id"]
+    connection.work_in(request["output"])
     try:
         connection.send("evaluated", id=number, row=measured(request))
-    except InputError as error:
-        connection.send("failed", id=number, message=str(error), kind="input")
+    except (InputError, MemoryError) as error:
+        connection.send("failed", id=number, message=str(error) or "There is not enough memory.", kind="input")
     except Exception as error:
         traceback.print_exc()
         connection.send("failed", id=number, message=f"{type(error).__name__}: {error}", kind="internal")
+    finally:
+        connection.work_in(None)
 
 
 def measured(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from slice_view import SliceView
 
 from GradProjIOLib.phantom import make_pair
 
-STEPS = 14
+STEPS = 50
+FOLDING_STEPS = 14
 
 
 def main(folder: Path) -> None:
@@ -26,38 +27,51 @@ def main(folder: Path) -> None:
     scene = slicer.vtkMRMLScene()
     application = slicer_application.start(scene)
     view = SliceView(scene, size=(420, 420))
-    pair = make_pair(seed=3, shape=(34, 38, 34), spacing=5.8, mean_displacement=7.0, noise=2.0)
+    pair = make_pair(seed=3, shape=(80, 92, 80), spacing=2.4, mean_displacement=7.0, noise=2.0)
     fixed = add(scene, pair.fixed)
     fixed.SetName("MRBrain1")
     moving = add(scene, pair.moving)
     moving.SetName("MRBrain2")
     for node in (fixed, moving):
         node.GetDisplayNode().SetAutoWindowLevel(True)
+    labels = [add(scene, volume, "vtkMRMLLabelMapVolumeNode") for volume in (pair.fixed_labels, pair.moving_labels)]
     panel = open_panel(application)
     parameters = panel._parameterNode
-    parameters.model, parameters.steps, parameters.regularityWeight = "compact", STEPS, 0.0
-    # Large steps without smoothness, so that there is something to find.
-    parameters.learningRate = 250.0
-    panel.ui.registerButton.click()
-    while len(panel.session.progress.steps) < STEPS // 2 and panel.session.active:
-        wait(application)
-    save_panel(panel, folder / "panel_running.png", ())
-    while panel.session.active:
-        wait(application)
-    print(panel.ui.statusLabel.property("text"), panel.ui.foldingSummaryLabel.property("text"))
+    parameters.model, parameters.steps = "compact", STEPS
+    register(panel, application, folder / "panel_running.png")
 
     view.fit(fixed)
     panel.onCompare(after=False)
     view.save(folder / "before.png")
     panel.onCompare(after=True)
     view.save(folder / "after.png")
+    parameters.evaluationFixedLabels, parameters.evaluationMovingLabels = labels
+    panel.ui.evaluateButton.click()
+    while panel.evaluation.active:
+        wait(application)
+    save_panel(panel, folder / "panel_evaluation.png", "evaluationCollapsibleButton")
+
+    # Large steps without smoothness, so that there is something to find.
+    parameters.learningRate, parameters.regularityWeight, parameters.steps = 250.0, 0.0, FOLDING_STEPS
+    register(panel, application)
     panel.ui.overlayCheckBox.setChecked(True)
     panel.ui.worstButton.click()
     view.save(folder / "folding.png")
     panel.ui.gridCheckBox.setChecked(True)
     view.save(folder / "grid.png")
-    save_panel(panel, folder / "panel_folding.png", ("foldingCollapsibleButton",))
+    save_panel(panel, folder / "panel_folding.png", "foldingCollapsibleButton")
     panel.cleanup()
+
+
+def register(panel, application, picture: Path | None = None) -> None:
+    """Press Register and wait; halfway draw the panel."""
+    panel.ui.registerButton.click()
+    while panel.session.active:
+        wait(application)
+        if picture and len(panel.session.progress.steps) > panel.session.progress.total // 2:
+            save_panel(panel, picture)
+            picture = None
+    print(panel.ui.statusLabel.property("text"), panel.ui.foldingSummaryLabel.property("text"))
 
 
 def open_panel(application):
@@ -76,10 +90,10 @@ def wait(application) -> None:
     time.sleep(0.02)
 
 
-def save_panel(panel, path: Path, opened: tuple[str, ...]) -> None:
-    """Draw the panel with the sections `opened` open."""
-    for name in opened:
-        getattr(panel.ui, name).collapsed = False
+def save_panel(panel, path: Path, opened: str | None = None) -> None:
+    """Draw the panel, with one of its lower sections open."""
+    for name in ("foldingCollapsibleButton", "evaluationCollapsibleButton"):
+        getattr(panel.ui, name).collapsed = name != opened
     panel.parent.resize(430, 100)
     panel.parent.show()
     QtWidgets.QApplication.processEvents()

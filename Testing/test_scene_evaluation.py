@@ -75,7 +75,9 @@ def test_label_maps_and_landmarks(result, worker, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scene, fixed, moving, nodes = result
     volumes = [labels_of(mrml.volume_from_node(node), node.GetName()) for node in (fixed, moving)]
-    labels = [add(scene, volume, "vtkMRMLLabelMapVolumeNode") for volume in volumes]
+    # Some programs write whole numbers as floats.
+    labels = [add(scene, Volume(volume.array.astype(np.float32), volume.affine, volume.name),
+                  "vtkMRMLLabelMapVolumeNode") for volume in volumes]  # fmt: skip
     points = []
     for name, shift in (("fixed points", 0.0), ("moving points", 4.0)):
         node = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name)
@@ -145,6 +147,27 @@ def test_a_choice_that_cannot_be_measured_is_explained(result, worker):
         found.try_start(measured)
         assert not found.active
         assert words in found.message
+
+
+def test_what_was_moved_since_the_registration_is_not_measured(result, worker):
+    scene, fixed, moving, nodes = result
+    jacobian, transform = nodes["jacobian"], nodes["transform"]
+    labels = [add(scene, labels_of(mrml.volume_from_node(node), "labels"), "vtkMRMLLabelMapVolumeNode")
+              for node in (fixed, moving)]  # fmt: skip
+    Measured(jacobian, *labels).check()
+    points = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "points")
+    with_points = Measured(jacobian, None, None, points, points)
+    for node, measured in ((labels[1], Measured(jacobian, *labels)), (points, with_points)):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+        with pytest.raises(InputError, match="count twice"):
+            measured.check()
+        node.SetAndObserveTransformNodeID(None)
+    parent = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "shift")
+    parent.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(oblique_affine((1, 1, 1), (0, 0, 0), (0, 5, 0))))
+    jacobian.SetAndObserveTransformNodeID(parent.GetID())
+    with pytest.raises(InputError, match="has been moved"):
+        Measured(jacobian, *labels).check()
+    jacobian.SetAndObserveTransformNodeID(None)
 
 
 def test_a_worker_that_dies_and_a_scene_that_goes(result, tmp_path, monkeypatch):

@@ -294,6 +294,16 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         trainer(tmp_path / "new", Plan(batch=8))
 
 
+def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(tmp_path):
+    list(trainer(tmp_path, Plan(batch=2, epochs=1)))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["plan"]["label_weight"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert trainer(tmp_path, Plan(batch=2, epochs=1)).taken == 2
+    with pytest.raises(InputError, match=r"label weight 0\.0 instead of 1\.0"):
+        trainer(tmp_path, Plan(batch=2, epochs=1, label_weight=1.0))
+
+
 def test_losses_that_are_not_finite_end_the_training(tmp_path):
     run = trainer(tmp_path, Plan(batch=1))
     run.validating = []

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from GradProjIOLib import alignment, batch, batch_processes
+from GradProjIOLib import alignment, batch, batch_processes, models
 from GradProjIOLib.batch_pair import DONE, FAILED, FILE_ROLES, KEPT, OPEN, Outcome, Pair, failure
 from GradProjIOLib.batch_summary import PAGE
 from GradProjIOLib.commands import register
@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"The number of workers is {arguments.workers}; it must be 1 or more.")
     register.check_output(arguments.output)
     pairs, unusable = read_pairs(arguments.pairs, arguments)
+    if arguments.model == "auto" and models.default_model() == "compact" and not arguments.quiet:
+        print(f"note: where no model is chosen: {models.FALLBACK_NOTE}", file=sys.stderr)
     teller = _Teller(len(pairs) + len(unusable), arguments.quiet)
     for outcome in unusable:
         teller.tell(outcome)

@@ -115,6 +115,9 @@ class LoadedModel:
     sha256: str | None
 
 
+FALLBACK_NOTE = "The weights of unigradicon are not on this computer, so the model compact was taken."
+
+
 def default_model() -> str:
     """ "unigradicon" where its weights are in the cache, else "compact"."""
     model = MODELS["unigradicon"]

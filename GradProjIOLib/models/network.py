@@ -159,6 +159,8 @@ class Cascade(nn.Module):
         self.halvings = tuple(halvings)
         self.voxels = voxels
         self.composed = composed
+        self.full_lattice: tuple[int, ...] | None = None
+        """The lattice whose samples ``voxels`` counts where it is not that of the images, see ``coarser``."""
         self.checkpointed = False
         """Whether to compute intermediate results again in the backward pass rather than to keep them."""
         self.precision = "exact"
@@ -175,7 +177,7 @@ class Cascade(nn.Module):
         for _ in range(max(self.halvings)):
             pyramid.append(halve_resolution(pyramid[-1]))
         points = [maps.identity(level.shape[2:], source.device) for level in pyramid]
-        unit = self._unit(lattice, source.device)
+        unit = self._unit(self.full_lattice or lattice, source.device)
         kind = source.device.type
         half = self.precision == "fast" or torch.is_autocast_enabled(kind)
         fields: list[Tensor] = []
@@ -194,17 +196,18 @@ class Cascade(nn.Module):
             fields = [maps.compose(*fields, field)] if self.composed and fields else [*fields, field]
         return fields
 
-    def coarser(self) -> Cascade:
-        """The U-Nets that work at half the resolution or less as a cascade for images of half the resolution.
+    def coarser(self, lattice: Sequence[int]) -> Cascade:
+        """The U-Nets that work at half the resolution or less, for images of half the resolution of ``lattice``.
 
-        It shares their parameters. Raises ValueError where there is none.
+        They share their parameters with, and compute the same fields as, those in the whole cascade. Raises
+        ValueError where there is none.
         """
         kept = sum(halvings > 0 for halvings in self.halvings)
         if not kept:
             raise ValueError("All U-Nets of this network work at the full resolution.")
-        voxels = None if self.voxels is None else self.voxels / 2
-        part = Cascade((), [halvings - 1 for halvings in self.halvings[:kept]], voxels, self.composed).eval()
+        part = Cascade((), [halvings - 1 for halvings in self.halvings[:kept]], self.voxels, self.composed).eval()
         part.stages = self.stages[:kept]
+        part.full_lattice = tuple(lattice)
         part.checkpointed, part.precision = self.checkpointed, self.precision
         return part
 

@@ -252,12 +252,12 @@ class Trainer:
             _keep_rows(self.folder / VALIDATION_LOG, self.taken + (self.taken > 0))
 
     def _check_plan(self, before: dict[str, Any], path: Path) -> None:
-        now = asdict(self.plan)
-        changed = [name for name in now if name != "epochs" and now[name] != before.get(name)]
+        now, before = asdict(self.plan), asdict(Plan()) | before
+        changed = [name for name in now if name != "epochs" and now[name] != before[name]]
         if changed:
             name = changed[0]
             raise InputError(
-                f"{path} is of a training with {name.replace('_', ' ')} {before.get(name)} instead of {now[name]}; "
+                f"{path} is of a training with {name.replace('_', ' ')} {before[name]} instead of {now[name]}; "
                 "choose another folder, or the same settings."
             )
 
