@@ -30,8 +30,7 @@ def double_and_convolve(activated: Tensor, residual: Tensor, up: Tensor, head: T
     trilinear interpolation (align_corners=False) and ``crop`` cuts the last sample off the axes that have an odd
     ``size`` (2D or 2D − 1, …). Returns [N, 3, *size].
     """
-    with torch.autocast(activated.device.type, enabled=False):
-        kernel, kernel_of_residual = _within_coarse(F.conv3d(up, head, padding=2)), _within_coarse(_interpolating(head))
+    kernel, kernel_of_residual = _within_coarse(F.conv3d(up, head, padding=2)), _within_coarse(_interpolating(head))
     coarse = F.conv3d(activated, kernel, padding=1)
     coarse = coarse + F.conv3d(F.pad(residual, [1] * 6, mode="replicate"), kernel_of_residual)
     fine = _spread(coarse)[:, :, : size[0], : size[1], : size[2]]

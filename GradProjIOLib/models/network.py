@@ -78,14 +78,17 @@ class UNet(nn.Module):
         return y.add_(_double_resolution(residual))
 
     def _finish(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
-        """The last doubling, and the last convolution of its result beside ``skip``."""
-        weight, residual = self._normalized(0, x)
-        channels = weight.shape[1]
-        head = self.head.weight
-        found = double_and_convolve(
-            _laid_out(activated, self.up[0]), residual, weight, head[:, :channels], skip.shape[2:]
-        )
-        return found + F.conv3d(skip, head[:, channels:], self.head.bias, padding=1)
+        """The last doubling, and the last convolution of its result beside ``skip``.
+
+        Always in full precision: what is rounded here is the displacement itself.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x, activated = x.float(), _laid_out(activated.float(), self.up[0])
+            weight, residual = self._normalized(0, x)
+            channels = weight.shape[1]
+            head = self.head.weight
+            found = double_and_convolve(activated, residual, weight, head[:, :channels], skip.shape[2:])
+            return found + F.conv3d(skip.float(), head[:, channels:], self.head.bias, padding=1)
 
     def _normalized(self, level: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of a doubling and what is added to its result before interpolation, both normalised."""
