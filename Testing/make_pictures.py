@@ -17,7 +17,7 @@ from slice_view import SliceView
 
 from GradProjIOLib.phantom import make_pair
 
-STEPS = 50
+STEPS = 30
 FOLDING_STEPS = 14
 
 
