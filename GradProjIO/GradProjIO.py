@@ -388,7 +388,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         go(number)
         self._updateFold()
 
-
     def onEvaluate(self, *_args):
         """Measure the result with labels and landmarks."""
         if self._agreeToPackages():
