@@ -64,10 +64,28 @@ class Objective:
 
     def losses_of(self, fields: Sequence[Tensor], jitter: Tensor) -> Losses:
         """``losses`` of fields that are there already."""
+        return Losses(self._similarity_of(fields), self._regularity_of(fields, jitter))
+
+    def gradients(self, fields: Sequence[Tensor], jitter: Tensor) -> tuple[Losses, list[Tensor], list[Tensor]]:
+        """Both losses and their gradients with respect to the fields: of the similarity, of the regularity.
+
+        One loss after the other, so that the intermediate results of the two, and those of the network's backward
+        pass after them, are never there at the same time.
+        """
+        ends = [field.detach().requires_grad_() for field in fields]
+        similarity = self._similarity_of(ends)
+        of_similarity = list(torch.autograd.grad(similarity, ends))
+        regularity = self._regularity_of(ends, jitter)
+        of_regularity = list(torch.autograd.grad(regularity, ends))
+        return Losses(similarity.detach(), regularity.detach()), of_similarity, of_regularity
+
+    def _similarity_of(self, fields: Sequence[Tensor]) -> Tensor:
         warped = maps.sample(self.sources, maps.displaced_identity(fields, self.points), padding="zeros")
-        forward = [field[:1] for field in fields]
-        backward = [field[1:] for field in fields]
-        return Losses(self.similarity(warped).sum(), self.regularity(forward, backward, jitter))
+        return self.similarity(warped).sum()
+
+    def _regularity_of(self, fields: Sequence[Tensor], jitter: Tensor) -> Tensor:
+        forward, backward = [field[:1] for field in fields], [field[1:] for field in fields]
+        return self.regularity(forward, backward, jitter)
 
     @torch.no_grad()
     def displacements(self) -> Tensor:

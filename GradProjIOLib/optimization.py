@@ -142,15 +142,17 @@ class InstanceOptimizer:
     def _step(self, index: int) -> Step:
         start = time.perf_counter()
         objective = self.coarse if index < self.coarse_steps else self.objective
-        losses = objective.losses(objective.regularity.jitter(self.noise))
+        fields = objective.fields()
+        losses, of_similarity, of_regularity = objective.gradients(fields, objective.regularity.jitter(self.noise))
         similarity, regularity = losses.similarity.item(), losses.regularity.item()
         if not (abs(similarity) + abs(regularity) < float("inf")):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
         if self.method == "projected":
-            gradients, weights = self._projected_gradient(losses.similarity, self.regularity_weight * losses.regularity)
+            torch._foreach_mul_(of_regularity, self.regularity_weight)
+            gradients, weights = self._projected_gradient(fields, of_similarity, of_regularity)
         else:
-            gradients = self._gradient(losses.similarity + self.regularity_weight * losses.regularity)
-            weights = None
+            torch._foreach_add_(of_similarity, of_regularity, alpha=self.regularity_weight)
+            gradients, weights = self._gradient(fields, of_similarity), None
         for parameter, gradient in zip(self._used(), gradients, strict=True):
             parameter.grad = gradient
         self.adam.step()
@@ -170,16 +172,22 @@ class InstanceOptimizer:
             return [p for p in self.coarse.network.parameters() if p.requires_grad]
         return self.parameters
 
-    def _projected_gradient(self, similarity: Tensor, regularity: Tensor) -> tuple[list[Tensor], Weighting]:
-        similarity_gradient = self._gradient(similarity, retain_graph=True)
-        regularity_gradient = self._gradient(regularity)
-        weights = weighting(gram_matrix(similarity_gradient, regularity_gradient), self.projection, self.choice)
-        return combine_(similarity_gradient, regularity_gradient, weights), weights
+    def _projected_gradient(
+        self, fields: list[Tensor], of_similarity: list[Tensor], of_regularity: list[Tensor]
+    ) -> tuple[list[Tensor], Weighting]:
+        similarity = self._gradient(fields, of_similarity, retain_graph=True)
+        regularity = self._gradient(fields, of_regularity)
+        weights = weighting(gram_matrix(similarity, regularity), self.projection, self.choice)
+        return combine_(similarity, regularity, weights), weights
 
-    def _gradient(self, loss: Tensor, retain_graph: bool = False) -> list[Tensor]:
-        """The gradient with each part in the memory layout of its parameter: fused Adam goes by the memory."""
+    def _gradient(self, fields: list[Tensor], of_fields: list[Tensor], retain_graph: bool = False) -> list[Tensor]:
+        """From the gradient with respect to the fields, which it clears, that with respect to the parameters.
+
+        Each part is in the memory layout of its parameter: fused Adam goes by the memory.
+        """
         parameters = self._used()
-        found = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
+        found = torch.autograd.grad(fields, parameters, of_fields, retain_graph=retain_graph)
+        of_fields.clear()
         return [
             part if part.stride() == parameter.stride() else torch.empty_like(parameter).copy_(part)
             for part, parameter in zip(found, parameters, strict=True)

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SIGMA = 5
 """Standard deviation of LNCC's Gaussian window in samples; the window ends at two standard deviations."""
@@ -33,27 +34,75 @@ class LNCC:
         self.targets = targets
         self.sigma = sigma
         self.weights = _weights(masks, targets)
-        self.mean, second_moment = self._blurred(targets, targets.square())
+        self.mean, second_moment = self._blurred(targets), self._blurred(targets.square())
         self.variance = torch.relu(second_moment - self.mean.square()) + VARIANCE_FLOOR
 
     def __call__(self, warped: Tensor) -> Tensor:
-        return 1 - _mean(self.correlation(warped), self.weights)
+        needed = torch.is_grad_enabled() and warped.requires_grad
+        with torch.no_grad():
+            statistics = self._statistics(warped)
+            value = 1 - _mean(self._counted(statistics[-1]), self.weights)
+            gradient = self._gradient(warped, *statistics) if needed else None
+        return _WithGradient.apply(warped, value, gradient) if needed else value
 
-    def correlation(self, warped: Tensor) -> Tensor:
-        """Correlation coefficient in the window around every sample: [N, 1, D, H, W]."""
-        mean, second_moment, product = self._blurred(warped, warped.square(), warped * self.targets)
-        variance = torch.relu(second_moment - mean.square()) + VARIANCE_FLOOR
-        return (product - mean * self.mean) * torch.rsqrt(variance * self.variance)
+    def _statistics(self, warped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance of the warped images, and the correlation, in the window around every sample."""
+        mean = self._blurred(warped)
+        variance = self._blurred(warped.square()).addcmul_(mean, mean, value=-1).relu_().add_(VARIANCE_FLOOR)
+        covariance = self._blurred(warped * self.targets).addcmul_(mean, self.mean, value=-1)
+        return mean, variance, covariance.mul_(torch.rsqrt(variance * self.variance))
 
-    def _blurred(self, *images: Tensor) -> tuple[Tensor, ...]:
-        return gaussian_blur(torch.cat(images, dim=1), self.sigma).split(1, dim=1)
+    def _gradient(self, warped: Tensor, mean: Tensor, variance: Tensor, correlation: Tensor) -> Tensor:
+        """Of the loss with respect to the warped images, by hand: autograd would keep a dozen images for it."""
+        of_correlation = self._slope(correlation).mul_(1 / warped[0].numel() if self.weights is None else self.weights)
+        of_product = of_correlation * torch.rsqrt(variance * self.variance)
+        # Where rounding made the variance negative, it is the floor, whatever the images do.
+        varies = variance > VARIANCE_FLOOR
+        of_second_moment = of_correlation.mul_(correlation).div_(variance).mul_(varies).mul_(-0.5)
+        of_mean = (of_product * self.mean).addcmul_(of_second_moment, mean, value=2).neg_()
+        # The blur is symmetric, so it is its own gradient.
+        gradient = self._blurred(of_second_moment).mul_(warped).mul_(2)
+        return gradient.addcmul_(self._blurred(of_product), self.targets).add_(self._blurred(of_mean)).neg_()
+
+    @staticmethod
+    def _counted(correlation: Tensor) -> Tensor:
+        """What is averaged."""
+        return correlation
+
+    @staticmethod
+    def _slope(correlation: Tensor) -> Tensor:
+        """The derivative of ``_counted``."""
+        return torch.ones_like(correlation)
+
+    def _blurred(self, image: Tensor) -> Tensor:
+        return gaussian_blur(image, self.sigma)
 
 
 class SquaredLNCC(LNCC):
     """1 − mean squared local normalised cross-correlation, in [0, 1]: blind to the sign of the contrast."""
 
-    def __call__(self, warped: Tensor) -> Tensor:
-        return 1 - _mean(self.correlation(warped).square(), self.weights)
+    @staticmethod
+    def _counted(correlation: Tensor) -> Tensor:
+        return correlation.square()
+
+    @staticmethod
+    def _slope(correlation: Tensor) -> Tensor:
+        return 2 * correlation
+
+
+class _WithGradient(torch.autograd.Function):
+    """One value per batch entry of x, and its gradient with respect to x, which is known already."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_value: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * of_value.view(-1, 1, 1, 1, 1), None, None
 
 
 class MINDSSC:

@@ -75,6 +75,14 @@ class TestSimilarity:
         assert SquaredLNCC(targets)(targets).max() < 0.1
         assert MINDSSC(targets)(targets).max() == 0
 
+    @pytest.mark.parametrize("kind", [LNCC, SquaredLNCC])
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_the_gradient_of_lncc_is_that_of_finite_differences(self, kind, masked):
+        generator = torch.Generator().manual_seed(0)
+        targets, warped, masks = torch.rand(3, 2, 1, 5, 7, 6, generator=generator, dtype=torch.float64)
+        similarity = kind(targets, masks.round() if masked else None, sigma=1)
+        assert torch.autograd.gradcheck(similarity, warped.requires_grad_())
+
     def test_lncc_sees_the_sign_of_the_contrast_and_its_square_does_not(self):
         targets = smooth_image(0)
         assert LNCC(targets)(-targets).item() > 1.95
@@ -378,11 +386,13 @@ def test_the_last_two_layers_as_one_convolution_are_the_two(size):
         return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
     coarse = [-(-length // 2) for length in size]
-    inputs = draw(2, 5, *coarse), draw(2, 4, *coarse), draw(5, 4, 4, 4, 4), draw(3, 4, 3, 3, 3)
-    activated, residual, up, head = inputs
+    activated, residual, up, head = draw(2, 5, *coarse), draw(2, 4, *coarse), draw(5, 4, 4, 4, 4), draw(3, 4, 3, 3, 3)
+    scale, offset = draw(1, 4, 1, 1, 1), draw(1, 4, 1, 1, 1)
+    inputs = activated, residual, scale, offset, up, head
     doubled = F.interpolate(residual, scale_factor=2, mode="trilinear") + F.conv_transpose3d(
         activated, up, stride=2, padding=1
     )
+    doubled = doubled * scale + offset
     expected = F.conv3d(doubled[:, :, : size[0], : size[1], : size[2]], head, padding=1)
     found = double_and_convolve(*inputs, size)
     torch.testing.assert_close(found, expected)

@@ -23,53 +23,89 @@ FACES = tuple((dimension, edge) for dimension in (2, 3, 4) for edge in (0, -1))
 """Dimension and index of the outermost samples of a tensor [N, C, D, H, W]."""
 
 
-def double_and_convolve(activated: Tensor, residual: Tensor, up: Tensor, head: Tensor, size: Sequence[int]) -> Tensor:
-    """``F.conv3d(crop(F.conv_transpose3d(activated, up, stride=2, padding=1) + double(residual)), head, padding=1)``.
+def double_and_convolve(
+    activated: Tensor, residual: Tensor, scale: Tensor, offset: Tensor, up: Tensor, head: Tensor, size: Sequence[int]
+) -> Tensor:
+    """``F.conv3d(crop(y · scale + offset), head, padding=1)``, y = conv_transpose3d(activated, up) + double(residual).
 
-    activated [N, A, D, H, W], up [A, B, 4, 4, 4], residual [N, B, D, H, W], head [3, B, 3, 3, 3]; ``double`` is
-    trilinear interpolation (align_corners=False) and ``crop`` cuts the last sample off the axes that have an odd
-    ``size`` (2D or 2D − 1, …). Returns [N, 3, *size].
+    activated [N, A, D, H, W], up [A, B, 4, 4, 4] (stride 2, padding 1), residual [N, B, D, H, W], scale and offset
+    [1, B, 1, 1, 1], head [3, B, 3, 3, 3]; ``double`` is trilinear interpolation (align_corners=False) and ``crop``
+    cuts the last sample off the axes that have an odd ``size`` (2D or 2D − 1, …). Returns [N, 3, *size].
     """
-    kernel, kernel_of_residual = _within_coarse(F.conv3d(up, head, padding=2)), _within_coarse(_interpolating(head))
-    coarse = F.conv3d(activated, kernel, padding=1)
-    coarse = coarse + F.conv3d(F.pad(residual, [1] * 6, mode="replicate"), kernel_of_residual)
-    fine = _spread(coarse)[:, :, : size[0], : size[1], : size[2]]
-    faces = zip(FACES, _Faces.apply(activated), _Faces.apply(residual), strict=True)
-    return _WithoutExcess.apply(fine, *(_excess(*face, up, head, activated.shape[2:], size) for face in faces))
+    up, scaled_head = up * scale, head * scale
+    activated, *activated_faces = _WithFaces.apply(activated)
+    residual, *residual_faces = _WithFaces.apply(residual)
+    excesses = [
+        _excess(face, of_activated, of_residual * scale[..., 0] + offset[..., 0], up, head, activated.shape[2:], size)
+        for face, of_activated, of_residual in zip(FACES, activated_faces, residual_faces, strict=True)
+    ]
+    constant = (head * offset).sum(dim=(1, 2, 3, 4)).repeat(8)
+    coarse = F.conv3d(_Padded.apply(residual), _within_coarse(_interpolating(scaled_head)), constant)
+    coarse.add_(F.conv3d(activated, _within_coarse(F.conv3d(up, head, padding=2)), padding=1))
+    return _Spread.apply(coarse, size, *excesses)
 
 
-class _Faces(torch.autograd.Function):
-    """The outermost samples [N, C, D, H, W] at each of FACES; their gradients share one tensor."""
+class _WithFaces(torch.autograd.Function):
+    """[N, C, D, H, W] as it is, and its outermost samples at each of FACES; they share one gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x)
-        return tuple(x.select(*face).clone() for face in FACES)
+        return x.view_as(x), *(x.select(*face).clone() for face in FACES)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        of_x = torch.zeros_like(x)
-        for face, gradient in zip(FACES, gradients, strict=True):
-            of_x.select(*face).add_(gradient)
-        return of_x
+    def backward(ctx, gradient: Tensor, *of_faces: Tensor) -> Tensor:
+        # In place: this gradient comes from the one convolution or padding that read x, and nobody else has it.
+        for face, of_face in zip(FACES, of_faces, strict=True):
+            gradient.select(*face).add_(of_face)
+        return gradient
 
 
-class _WithoutExcess(torch.autograd.Function):
-    """[N, 3, D, H, W] less what belongs off at each of FACES, in place."""
+class _Padded(torch.autograd.Function):
+    """``F.pad(x, [1] * 6, mode="replicate")``, which for its gradient would keep x."""
 
     @staticmethod
-    def forward(ctx, fine: Tensor, *excesses: Tensor) -> Tensor:
-        ctx.mark_dirty(fine)
+    def forward(ctx, x: Tensor) -> Tensor:
+        return F.pad(x, [1] * 6, mode="replicate")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # In place, as in _WithFaces.
+        for dimension in (2, 3, 4):
+            for outside, edge in ((0, 1), (-1, -2)):
+                gradient.select(dimension, edge).add_(gradient.select(dimension, outside))
+            gradient = gradient.narrow(dimension, 1, gradient.shape[dimension] - 2)
+        return gradient
+
+
+class _Spread(torch.autograd.Function):
+    """[N, 8 · 3, D, H, W] → [N, 3, *size], the fine samples to their places, less what belongs off at each of FACES.
+
+    All with the channels last in memory.
+    """
+
+    @staticmethod
+    def forward(ctx, coarse: Tensor, size: Sequence[int], *excesses: Tensor) -> Tensor:
+        n, channels, d, h, w = ctx.coarse = coarse.shape
+        split = coarse.permute(0, 2, 3, 4, 1).reshape(n, d, h, w, 2, 2, 2, channels // 8)
+        fine = split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(n, 2 * d, 2 * h, 2 * w, channels // 8)
+        fine = fine.permute(0, 4, 1, 2, 3)[:, :, : size[0], : size[1], : size[2]]
         for face, excess in zip(FACES, excesses, strict=True):
             fine.select(*face).sub_(excess)
         return fine
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient, *(-gradient.select(*face) for face in FACES)
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        n, channels, d, h, w = ctx.coarse
+        cut = [2 * coarse - fine for coarse, fine in zip((w, h, d), reversed(gradient.shape[2:]), strict=True)]
+        fine = gradient.permute(0, 2, 3, 4, 1)
+        if any(cut):
+            fine = F.pad(fine, [0, 0, 0, cut[0], 0, cut[1], 0, cut[2]])
+        split = fine.reshape(n, d, 2, h, 2, w, 2, channels // 8).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        coarse = split.reshape(n, d, h, w, channels).permute(0, 4, 1, 2, 3)
+        return coarse, None, *(-gradient.select(*face) for face in FACES)
 
 
 def _interpolating(head: Tensor) -> Tensor:
@@ -90,14 +126,6 @@ def _within_coarse(kernel: Tensor) -> Tensor:
     split = kernel.view(inputs, outputs, 3, 2, 3, 2, 3, 2).flip(2, 4, 6)
     joined = split.permute(3, 5, 7, 1, 0, 2, 4, 6).reshape(8 * outputs, inputs, 3, 3, 3)
     return joined.contiguous(memory_format=torch.channels_last_3d)
-
-
-def _spread(coarse: Tensor) -> Tensor:
-    """[N, 8 · 3, D, H, W] → [N, 3, 2D, 2H, 2W], the fine samples to their places; both with the channels last."""
-    n, channels, d, h, w = coarse.shape
-    split = coarse.permute(0, 2, 3, 4, 1).reshape(n, d, h, w, 2, 2, 2, channels // 8)
-    fine = split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(n, 2 * d, 2 * h, 2 * w, channels // 8)
-    return fine.permute(0, 4, 1, 2, 3)
 
 
 def _excess(

@@ -9,15 +9,20 @@ Tian et al., "uniGradICON", MICCAI 2024). With the widths of :data:`UNIGRADICON`
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from GradProjIOLib import maps
 from GradProjIOLib.models.doubling import double_and_convolve
+
+
+SLOPE = 0.01
+"""Of the leaky rectifier for negative values; torch's default."""
 
 
 class UNet(nn.Module):
@@ -55,10 +60,11 @@ class UNet(nn.Module):
             activated = F.leaky_relu(x)
             if level == len(self.down) - len(self.up):
                 finest = x
+        x = x[:, : self.up[-1].out_channels]
         for level in reversed(range(1, len(self.up))):
             skip = skips.pop()
             x = _crop(self._double(level, x, activated), skip.shape[2:])
-            activated = torch.cat([F.leaky_relu(x), skip], dim=1)
+            activated, x = _Activated.apply(x, skip, self.up[level - 1].out_channels)
         return self._finish(x, activated, finest)
 
     def _double(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
@@ -69,13 +75,13 @@ class UNet(nn.Module):
         """
         up = self.up[level]
         activated = _laid_out(activated, up)
+        scale, offset = self._normalization(level)
         if up.weight.numel() > activated.numel():
-            scale, offset = self._normalization(level)
             doubled = F.conv_transpose3d(activated, up.weight, stride=2, padding=1)
-            return (doubled + _double_resolution(x[:, : up.out_channels])) * scale + offset
-        weight, residual = self._normalized(level, x)
-        y = F.conv_transpose3d(activated, weight.contiguous(memory_format=torch.channels_last_3d), stride=2, padding=1)
-        return y.add_(_double_resolution(residual))
+            return (doubled + _double_resolution(x)) * scale + offset
+        weight = (up.weight * scale).contiguous(memory_format=torch.channels_last_3d)
+        y = F.conv_transpose3d(activated, weight, stride=2, padding=1)
+        return y.add_(_double_resolution(x * scale + offset))
 
     def _finish(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
         """The last doubling, and the last convolution of its result beside ``skip``.
@@ -83,18 +89,13 @@ class UNet(nn.Module):
         Always in full precision: what is rounded here is the displacement itself.
         """
         with torch.autocast(x.device.type, enabled=False):
+            up, head = self.up[0].weight, self.head.weight
             x, activated = x.float(), _laid_out(activated.float(), self.up[0])
-            weight, residual = self._normalized(0, x)
-            channels = weight.shape[1]
-            head = self.head.weight
-            found = double_and_convolve(activated, residual, weight, head[:, :channels], skip.shape[2:])
-            return found + F.conv3d(skip.float(), head[:, channels:], self.head.bias, padding=1)
-
-    def _normalized(self, level: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of a doubling and what is added to its result before interpolation, both normalised."""
-        scale, offset = self._normalization(level)
-        up = self.up[level]
-        return up.weight * scale, x[:, : up.out_channels] * scale + offset
+            channels, size = x.shape[1], skip.shape[2:]
+            # Before the other convolution: computed again in the backward pass, that one is left out as the last.
+            beside = F.conv3d(skip.float(), head[:, channels:], self.head.bias, padding=1)
+            found = double_and_convolve(activated, x, *self._normalization(0), up, head[:, :channels], size)
+            return beside.add_(found)
 
     def _normalization(self, level: int) -> tuple[Tensor, Tensor]:
         """What normalisation does to a doubling without bias: factor and offset, [1, C, 1, 1, 1].
@@ -105,6 +106,32 @@ class UNet(nn.Module):
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         offset = norm.bias + scale * (self.up[level].bias - norm.running_mean)
         return scale.view(1, -1, 1, 1, 1), offset.view(1, -1, 1, 1, 1)
+
+
+class _Activated(torch.autograd.Function):
+    """``torch.cat([F.leaky_relu(x), skip], dim=1)``, and the first channels of x as they are.
+
+    Of the former nothing but the result is kept, and its gradient becomes that of x without a copy.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        both = torch.cat([x, skip], dim=1)
+        ctx.channels = x.shape[1]
+        F.leaky_relu_(both[:, : ctx.channels])
+        ctx.save_for_backward(both)
+        return both, x[:, :first]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_both: Tensor, of_first: Tensor) -> tuple[Tensor, Tensor, None]:
+        (both,) = ctx.saved_tensors
+        # In place: this gradient comes from the one convolution that read the result, and nobody else has it.
+        of_x, of_skip = of_both.tensor_split([ctx.channels], dim=1)
+        activated = both[:, : ctx.channels]
+        torch.ops.aten.leaky_relu_backward(of_x, activated, SLOPE, self_is_result=True, grad_input=of_x)
+        of_x[:, : of_first.shape[1]].add_(of_first)
+        return of_x, of_skip, None
 
 
 def _laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
@@ -140,6 +167,12 @@ def halve_resolution(x: Tensor) -> Tensor:
     return F.avg_pool3d(x, [min(2, size) for size in x.shape[2:]], stride=2, ceil_mode=True)
 
 
+def _warped(images: Tensor, *fields: Tensor) -> Tensor:
+    """Images [N, 2, D, H, W] of which the first is warped by displacement fields, see ``maps.displace``."""
+    mapped = maps.displaced_identity(fields, maps.identity(images.shape[2:], images.device))
+    return torch.cat([maps.sample(images[:, :1], mapped), images[:, 1:]], dim=1)
+
+
 class Cascade(nn.Module):
     """U-Nets applied one after the other, the first at the coarsest resolution.
 
@@ -166,8 +199,6 @@ class Cascade(nn.Module):
         """The lattice whose samples ``voxels`` counts where it is not that of the images, see ``coarser``."""
         self.checkpointed = False
         """Whether to compute intermediate results again in the backward pass rather than to keep them."""
-        self.precision = "exact"
-        """ "fast" computes the U-Nets in bfloat16."""
 
     def forward(self, source: Tensor, target: Tensor) -> list[Tensor]:
         """Displacement fields that together warp ``source`` onto ``target``, both [N, 1, D, H, W].
@@ -179,25 +210,21 @@ class Cascade(nn.Module):
         pyramid = [torch.cat([source, target], dim=1)]
         for _ in range(max(self.halvings)):
             pyramid.append(halve_resolution(pyramid[-1]))
-        points = [maps.identity(level.shape[2:], source.device) for level in pyramid]
         unit = self._unit(self.full_lattice or lattice, source.device)
-        kind = source.device.type
-        half = self.precision == "fast" or torch.is_autocast_enabled(kind)
         fields: list[Tensor] = []
         for stage, halvings in zip(self.stages, self.halvings, strict=True):
             images = pyramid[halvings]
             if fields:
-                mapped = maps.displaced_identity(fields, points[halvings])
-                images = torch.cat([maps.sample(images[:, :1], mapped), images[:, 1:]], dim=1)
-            images = images.contiguous(memory_format=torch.channels_last_3d)
-            with torch.autocast(kind, torch.bfloat16, enabled=half):
-                if self.checkpointed and torch.is_grad_enabled():
-                    field = checkpoint(stage, images, use_reentrant=False)
-                else:
-                    field = stage(images)
-            field = field.float() * unit
+                images = self._call(_warped, images, *fields)
+            found = self._call(stage, images.contiguous(memory_format=torch.channels_last_3d))
+            field = found.float() * unit
             fields = [maps.compose(*fields, field)] if self.composed and fields else [*fields, field]
         return fields
+
+    def _call(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
 
     def coarser(self, lattice: Sequence[int]) -> Cascade:
         """The U-Nets that work at half the resolution or less, for images of half the resolution of ``lattice``.
@@ -211,7 +238,7 @@ class Cascade(nn.Module):
         part = Cascade((), [halvings - 1 for halvings in self.halvings[:kept]], self.voxels, self.composed).eval()
         part.stages = self.stages[:kept]
         part.full_lattice = tuple(lattice)
-        part.checkpointed, part.precision = self.checkpointed, self.precision
+        part.checkpointed = self.checkpointed
         return part
 
     def _unit(self, lattice: Sequence[int], device: torch.device) -> Tensor:
