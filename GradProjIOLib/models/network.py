@@ -53,18 +53,19 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, C, D, H, W] → [N, 3, D', H', W']."""
-        x, activated, skips, finest = images, F.leaky_relu(images), [], images
+        x, skips, finest = images, [], images
         for level, down in enumerate(self.down, start=1):
+            activated, halved = _ActivatedAndHalved.apply(x)
             skips.append(activated)
-            x = _add_to_last(down(_laid_out(activated, down)), halve_resolution(x))
-            activated = F.leaky_relu(x)
+            x = _add_to_last(down(_laid_out(activated, down)), halved)
             if level == len(self.down) - len(self.up):
                 finest = x
+        activated = F.leaky_relu(x)
         x = x[:, : self.up[-1].out_channels]
         for level in reversed(range(1, len(self.up))):
             skip = skips.pop()
             x = _crop(self._double(level, x, activated), skip.shape[2:])
-            activated, x = _Activated.apply(x, skip, self.up[level - 1].out_channels)
+            activated, x = _ActivatedBeside.apply(x, skip, self.up[level - 1].out_channels)
         return self._finish(x, activated, finest)
 
     def _double(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
@@ -108,7 +109,28 @@ class UNet(nn.Module):
         return scale.view(1, -1, 1, 1, 1), offset.view(1, -1, 1, 1, 1)
 
 
-class _Activated(torch.autograd.Function):
+class _ActivatedAndHalved(torch.autograd.Function):
+    """``F.leaky_relu(x)`` and ``halve_resolution(x)``, of which nothing but the former is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        activated = F.leaky_relu(x)
+        ctx.save_for_backward(activated)
+        return activated, halve_resolution(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_activated: Tensor, of_halved: Tensor) -> Tensor:
+        (activated,) = ctx.saved_tensors
+        of_x = torch.ops.aten.leaky_relu_backward(of_activated, activated, SLOPE, self_is_result=True)
+        # Of the images that were halved, torch wants to know no more than the shape.
+        kernel = _halving_kernel(activated)
+        return of_x.add_(
+            torch.ops.aten.avg_pool3d_backward(of_halved, activated, kernel, [2], [0], True, True, None)
+        )
+
+
+class _ActivatedBeside(torch.autograd.Function):
     """``torch.cat([F.leaky_relu(x), skip], dim=1)``, and the first channels of x as they are.
 
     Of the former nothing but the result is kept, and its gradient becomes that of x without a copy.
@@ -131,7 +153,8 @@ class _Activated(torch.autograd.Function):
         activated = both[:, : ctx.channels]
         torch.ops.aten.leaky_relu_backward(of_x, activated, SLOPE, self_is_result=True, grad_input=of_x)
         of_x[:, : of_first.shape[1]].add_(of_first)
-        return of_x, of_skip, None
+        # A copy, for else the whole would stay as long as this part of it.
+        return of_x, of_skip.clone(), None
 
 
 def _laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
@@ -164,7 +187,11 @@ def _double_resolution(x: Tensor) -> Tensor:
 
 def halve_resolution(x: Tensor) -> Tensor:
     """Means of 2x2x2 samples; an axis of one sample keeps it."""
-    return F.avg_pool3d(x, [min(2, size) for size in x.shape[2:]], stride=2, ceil_mode=True)
+    return F.avg_pool3d(x, _halving_kernel(x), stride=2, ceil_mode=True)
+
+
+def _halving_kernel(x: Tensor) -> list[int]:
+    return [min(2, size) for size in x.shape[2:]]
 
 
 def _warped(images: Tensor, *fields: Tensor) -> Tensor:
