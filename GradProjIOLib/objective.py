@@ -90,7 +90,11 @@ class Objective:
     @torch.no_grad()
     def displacements(self) -> Tensor:
         """Displacements in samples of the lattice along (x, y, z): [2, 3, D, H, W], fixed → moving first."""
-        mapped = maps.displaced_identity(self.fields(), self.points)
+        return self.displacements_of(self.fields())
+
+    def displacements_of(self, fields: Sequence[Tensor]) -> Tensor:
+        """``displacements`` of fields that are there already."""
+        mapped = maps.displaced_identity(fields, self.points)
         return ((mapped - self.points) * maps.voxels_per_unit(self.lattice, mapped.device)).movedim(-1, 1)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from GradProjIOLib.objective import Objective
+from GradProjIOLib.precision import PRECISIONS, convolutions
 from GradProjIOLib.projection import PROJECTION_RULES, ProjectionRule, Weighting, combine_, gram_matrix, weighting
 
 Method = Literal["projected", "vanilla", "direct"]
@@ -55,6 +56,8 @@ class InstanceOptimizer:
     A loop that was left goes on where it stopped when it is entered again, and in another process after
     ``restore(state())``.
 
+    precision: of the gradients, on a graphics card (``precision.PRECISIONS``).
+
     coarse: another objective of the same network's parameters, or of some of them, for the first ``coarse_steps`` of
     the steps (``objective.at_half_resolution``).
 
@@ -75,11 +78,14 @@ class InstanceOptimizer:
         seed: int = 0,
         coarse: Objective | None = None,
         coarse_steps: int = 0,
+        precision: str = "exact",
     ):
         if method not in METHODS:
             raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
         if projection not in PROJECTION_RULES:
             raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {projection!r}.")
+        if precision not in PRECISIONS:
+            raise ValueError(f"The precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if coarse_steps and (coarse is None or not 0 <= coarse_steps <= steps):
             raise ValueError("Coarse steps need a coarse objective, and there cannot be more of them than steps.")
         if steps < 0 or learning_rate <= 0 or regularity_weight < 0:
@@ -91,6 +97,7 @@ class InstanceOptimizer:
         self.learning_rate = learning_rate
         self.regularity_weight = regularity_weight
         self.projection = projection
+        self.precision = precision
         self.parameters = [p for p in objective.network.parameters() if p.requires_grad]
         self.choice = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.parameters[0].device).manual_seed(seed)
@@ -143,16 +150,18 @@ class InstanceOptimizer:
         start = time.perf_counter()
         objective = self.coarse if index < self.coarse_steps else self.objective
         fields = objective.fields()
-        losses, of_similarity, of_regularity = objective.gradients(fields, objective.regularity.jitter(self.noise))
-        similarity, regularity = losses.similarity.item(), losses.regularity.item()
-        if not (abs(similarity) + abs(regularity) < float("inf")):
-            raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
+        jitter = objective.regularity.jitter(self.noise)
+        losses, of_similarity, of_regularity = objective.gradients(fields, jitter)
         if self.method == "projected":
             torch._foreach_mul_(of_regularity, self.regularity_weight)
             gradients, weights = self._projected_gradient(fields, of_similarity, of_regularity)
         else:
             torch._foreach_add_(of_similarity, of_regularity, alpha=self.regularity_weight)
             gradients, weights = self._gradient(fields, of_similarity), None
+        # Read only now: a graphics card has its work for the whole step by then.
+        similarity, regularity = losses.similarity.item(), losses.regularity.item()
+        if not (abs(similarity) + abs(regularity) < float("inf")):
+            raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
         for parameter, gradient in zip(self._used(), gradients, strict=True):
             parameter.grad = gradient
         self.adam.step()
@@ -186,7 +195,8 @@ class InstanceOptimizer:
         Each part is in the memory layout of its parameter: fused Adam goes by the memory.
         """
         parameters = self._used()
-        found = torch.autograd.grad(fields, parameters, of_fields, retain_graph=retain_graph)
+        with convolutions(self.precision):
+            found = torch.autograd.grad(fields, parameters, of_fields, retain_graph=retain_graph)
         of_fields.clear()
         return [
             part if part.stride() == parameter.stride() else torch.empty_like(parameter).copy_(part)

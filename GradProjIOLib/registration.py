@@ -26,6 +26,7 @@ from GradProjIOLib.deformation import Deformation
 from GradProjIOLib.models.weights import checksum
 from GradProjIOLib.objective import Objective, at_half_resolution
 from GradProjIOLib.optimization import METHODS, REGULARITY_WEIGHT, InstanceOptimizer, Step
+from GradProjIOLib.precision import PRECISIONS, convolutions, has_tf32
 from GradProjIOLib.projection import PROJECTION_RULES
 from GradProjIOLib.resources import (
     MEMORY_MODES,
@@ -51,7 +52,6 @@ from GradProjIOLib.volume import (
 )
 
 MODALITIES = ("mri", "ct")
-PRECISIONS = ("exact", "fast")
 STOPS = ("never", "plateau")
 CT_RANGE = (-1000.0, 1000.0)
 MRI_QUANTILE = 0.99
@@ -263,6 +263,10 @@ def register(
             f"The model {name} has no trained weights: it starts as the identity and only the "
             "optimisation steps move it."
         )
+    if settings.precision == "fast" and not has_tf32(device):
+        warnings.append(
+            f"The precision fast makes no difference on {device}, only on NVIDIA graphics cards since Ampere."
+        )
     settings = replace(
         settings,
         model=name,
@@ -427,9 +431,9 @@ def _optimize_in_memory(
     modes = modes_to_try(settings.memory, loaded.network, settings.lattice, device)
     for mode in modes:
         loaded.network.checkpointed = mode == "lean"
-        loaded.network.precision = settings.precision
         try:
-            with recycled_memory(device, needed_memory(loaded.network, settings.lattice, mode)):
+            needed = needed_memory(loaded.network, settings.lattice, mode)
+            with recycled_memory(device, needed), convolutions("exact"):
                 return _optimize(loaded, pair, settings, device, started, on_step, warnings), mode
         except Exception as error:
             if not is_out_of_memory(error):
@@ -475,13 +479,16 @@ def _optimize(
         seed=settings.seed,
         coarse=coarse,
         coarse_steps=settings.coarse_steps,
+        precision=settings.precision,
     ) as optimizer:
         started(optimizer)
         steps, stopped = _take_steps(optimizer, settings, on_step, warnings)
         with torch.no_grad():
-            losses = objective.losses(torch.zeros_like(objective.regularity.points))
+            fields = objective.fields()
+            losses = objective.losses_of(fields, torch.zeros_like(objective.regularity.points))
+            displacements = objective.displacements_of(fields)
         final = {"similarity": losses.similarity.item(), "regularity": losses.regularity.item()}
-        return _Outcome(steps, stopped, final, objective.displacements().cpu().numpy())
+        return _Outcome(steps, stopped, final, displacements.cpu().numpy())
 
 
 def _take_steps(

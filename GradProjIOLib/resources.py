@@ -23,7 +23,7 @@ MEMORY_MODES = ("auto", "full", "lean")
 COPIES_OF_PARAMETERS = 6
 # Bytes of intermediate results per sample of the lattice, network (unigradicon) alone and the rest, as PyTorch
 # keeps them for the backward pass (measured, see Docs/benchmarks.md); with the temporary ones of that pass.
-BYTES_PER_SAMPLE = {"full": 1500, "lean": 1200}
+BYTES_PER_SAMPLE = {"full": 1000, "lean": 800}
 
 
 def find_device(name: str) -> torch.device:

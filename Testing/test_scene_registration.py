@@ -23,8 +23,10 @@ from scene_tools import (
     right_angled,
     wait_until,
 )
+from scipy import ndimage
 
 from GradProjIOLib import exchange, mrml, mrml_folding
+from GradProjIOLib.sampling import apply_matrix
 from GradProjIOLib.scene_registration import Inputs, SceneRegistration, State, duration, linked
 from GradProjIOLib.volume import InputError, Volume
 
@@ -91,6 +93,16 @@ def test_moving_under_the_transform_equals_the_registered_volume(session, folder
 
     warped = mrml.volume_from_node(nodes["warped"])
     assert np.allclose(warped.affine, fixed_volume.affine)
+    # The moving image, read once where MRML's transform says, is the registered volume.
+    points = mrml.lattice_points(warped.shape, warped.affine).reshape(*warped.shape, 3)
+    mapped = points + nodes_displacement(nodes["transform"], warped)
+    placed = mrml.volume_from_node(moving)
+    indices = apply_matrix(np.linalg.inv(placed.affine), mapped)
+    read = ndimage.map_coordinates(placed.array, np.moveaxis(indices[..., ::-1], -1, 0), order=1, mode="nearest")
+    covered = ((indices >= 0) & (indices <= np.array(placed.shape[::-1]) - 1)).all(axis=-1)
+    assert covered.mean() > 0.5
+    assert np.abs(read - warped.array)[covered].max() < 1e-4 * np.ptp(warped.array)
+
     mrml.put_under(moving, nodes["transform"])
     hardened = mrml.volume_from_node(moving)
     from GradProjIOLib.deformation import Deformation

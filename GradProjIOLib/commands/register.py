@@ -109,7 +109,7 @@ def add_setting_arguments(parser: argparse.ArgumentParser, method: bool = True) 
         "--precision",
         choices=PRECISIONS,
         default=default.precision,
-        help="fast computes the network in half precision (exact)",
+        help="fast computes gradients in TF32 on NVIDIA cards since Ampere (exact)",
     )
     parser.add_argument(
         "--memory", choices=MEMORY_MODES, default=default.memory, help="lean takes less memory and more time (auto)"

@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from GradProjIOLib import maps
+from GradProjIOLib.models import transposed
 from GradProjIOLib.models.doubling import double_and_convolve
-
 
 SLOPE = 0.01
 """Of the leaky rectifier for negative values; torch's default."""
@@ -51,8 +51,8 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [N, C, D, H, W] → [N, 3, D', H', W']."""
+    def forward(self, images: Tensor, unit: Tensor) -> Tensor:
+        """Images [N, C, D, H, W] → [N, 3, D', H', W'], in terms of ``unit`` [3]."""
         x, skips, finest = images, [], images
         for level, down in enumerate(self.down, start=1):
             activated, halved = _ActivatedAndHalved.apply(x)
@@ -66,7 +66,7 @@ class UNet(nn.Module):
             skip = skips.pop()
             x = _crop(self._double(level, x, activated), skip.shape[2:])
             activated, x = _ActivatedBeside.apply(x, skip, self.up[level - 1].out_channels)
-        return self._finish(x, activated, finest)
+        return self._finish(x, activated, finest, unit)
 
     def _double(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
         """``norm(up(activated) + upsampled(x))``: [N, C, …] at twice the resolution.
@@ -78,23 +78,26 @@ class UNet(nn.Module):
         activated = _laid_out(activated, up)
         scale, offset = self._normalization(level)
         if up.weight.numel() > activated.numel():
-            doubled = F.conv_transpose3d(activated, up.weight, stride=2, padding=1)
+            if transposed.is_worth_it(activated, up.weight):
+                doubled = transposed.DoubleFew.apply(activated, up.weight)
+            else:
+                doubled = F.conv_transpose3d(activated, up.weight, stride=2, padding=1)
             return (doubled + _double_resolution(x)) * scale + offset
         weight = (up.weight * scale).contiguous(memory_format=torch.channels_last_3d)
         y = F.conv_transpose3d(activated, weight, stride=2, padding=1)
         return y.add_(_double_resolution(x * scale + offset))
 
-    def _finish(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, activated: Tensor, skip: Tensor, unit: Tensor) -> Tensor:
         """The last doubling, and the last convolution of its result beside ``skip``.
 
         Always in full precision: what is rounded here is the displacement itself.
         """
         with torch.autocast(x.device.type, enabled=False):
-            up, head = self.up[0].weight, self.head.weight
+            up, head, bias = self.up[0].weight, self.head.weight * unit.view(3, 1, 1, 1, 1), self.head.bias * unit
             x, activated = x.float(), _laid_out(activated.float(), self.up[0])
             channels, size = x.shape[1], skip.shape[2:]
             # Before the other convolution: computed again in the backward pass, that one is left out as the last.
-            beside = F.conv3d(skip.float(), head[:, channels:], self.head.bias, padding=1)
+            beside = F.conv3d(skip.float(), head[:, channels:], bias, padding=1)
             found = double_and_convolve(activated, x, *self._normalization(0), up, head[:, :channels], size)
             return beside.add_(found)
 
@@ -138,9 +141,14 @@ class _ActivatedBeside(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        both = torch.cat([x, skip], dim=1)
         ctx.channels = x.shape[1]
-        F.leaky_relu_(both[:, : ctx.channels])
+        x = x.to(torch.promote_types(x.dtype, skip.dtype))
+        last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d if last else torch.contiguous_format
+        shape = x.shape[0], ctx.channels + skip.shape[1], *x.shape[2:]
+        both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+        torch.ops.aten.leaky_relu.out(x, SLOPE, out=both[:, : ctx.channels])
+        both[:, ctx.channels :] = skip
         ctx.save_for_backward(both)
         return both, x[:, :first]
 
@@ -243,8 +251,7 @@ class Cascade(nn.Module):
             images = pyramid[halvings]
             if fields:
                 images = self._call(_warped, images, *fields)
-            found = self._call(stage, images.contiguous(memory_format=torch.channels_last_3d))
-            field = found.float() * unit
+            field = self._call(stage, images.contiguous(memory_format=torch.channels_last_3d), unit)
             fields = [maps.compose(*fields, field)] if self.composed and fields else [*fields, field]
         return fields
 
@@ -269,7 +276,7 @@ class Cascade(nn.Module):
         return part
 
     def _unit(self, lattice: Sequence[int], device: torch.device) -> Tensor:
-        """One unit of a U-Net's output in the frame of :mod:`GradProjIOLib.maps`: [3, 1, 1, 1]."""
+        """One unit of a U-Net's output in the frame of :mod:`GradProjIOLib.maps`: [3]."""
         if self.voxels is None:
-            return torch.full((3, 1, 1, 1), 0.2, device=device)
-        return (self.voxels / maps.voxels_per_unit(lattice, device)).view(3, 1, 1, 1)
+            return torch.full((3,), 0.2, device=device)
+        return self.voxels / maps.voxels_per_unit(lattice, device)

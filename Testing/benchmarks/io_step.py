@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from live_tensors import peak_of
 
 from GradProjIOLib import models, resources
 from GradProjIOLib.objective import Objective
@@ -59,9 +60,10 @@ def ours(
     for stage in network.stages:
         torch.nn.init.normal_(stage.head.weight, std=0.004)
     network.checkpointed = options.memory == "lean"
-    network.precision = options.precision
     objective = Objective(network.to(device), image(lattice, 1, device), image(lattice, 2, device))
-    optimizer = InstanceOptimizer(objective, learning_rate=2e-5, steps=10**6, method=method)
+    optimizer = InstanceOptimizer(
+        objective, learning_rate=2e-5, steps=10**6, method=method, precision=options.precision
+    )
     return partial(next, iter(optimizer))
 
 
@@ -122,7 +124,8 @@ def _resident() -> int:
 
 
 def measure(build: Callable[[], Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Any]:
-    """Median wall and processor seconds of a step after two for a warm-up, peak memory, and shares of the parts."""
+    """Median wall and processor seconds of a step after two for a warm-up, peak memory (of the process or the card, and
+    of tensors alone), and shares of the parts."""
     seconds, processor = [], []
     with PeakMemory(device) as memory:
         step = build()
@@ -137,6 +140,7 @@ def measure(build: Callable[[], Callable[[], object]], repeats: int, device: tor
         "seconds": statistics.median(seconds[2:]),
         "processor_seconds": statistics.median(processor[2:]),
         "peak_bytes": memory.bytes,
+        "tensor_bytes": peak_of(step),
         "shares": shares(step),
     }
 
@@ -236,12 +240,12 @@ def show(report: dict[str, Any]) -> None:
     steps = report["steps"]
     whole = steps.get("package, vanilla")
     print(f"{report['model']} on {' x '.join(map(str, report['lattice']))}, {report['machine']['device']}")
-    print(f"{'':20}{'seconds':>9}{'ratio':>7}{'processor s':>13}{'ratio':>7}{'peak GB':>9}  shares")
+    print(f"{'':20}{'seconds':>9}{'ratio':>7}{'processor s':>13}{'ratio':>7}{'peak GB':>9}{'tensors':>9}  shares")
     for name, step in steps.items():
         ratios = [step[key] / whole[key] if whole else float("nan") for key in ("seconds", "processor_seconds")]
         parts = ", ".join(f"{part} {share:.0%}" for part, share in step["shares"].items() if share >= 0.01)
         print(f"{name:20}{step['seconds']:9.2f}{ratios[0]:7.2f}{step['processor_seconds']:13.2f}{ratios[1]:7.2f}"
-              f"{step['peak_bytes'] / 1e9:9.2f}  {parts}")  # fmt: skip
+              f"{step['peak_bytes'] / 1e9:9.2f}{step['tensor_bytes'] / 1e9:9.2f}  {parts}")  # fmt: skip
 
 
 if __name__ == "__main__":
