@@ -124,12 +124,12 @@ def _resident() -> int:
 
 
 def measure(build: Callable[[], Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Any]:
-    """Median wall and processor seconds of a step after two for a warm-up, peak memory (of the process or the card, and
+    """Median wall and processor seconds of a step after three for a warm-up, peak memory (of the process or the card, and
     of tensors alone), and shares of the parts."""
     seconds, processor = [], []
     with PeakMemory(device) as memory:
         step = build()
-        for _ in range(repeats + 2):
+        for _ in range(repeats + 3):
             wall, busy = time.perf_counter(), time.process_time()
             step()
             if device.type == "cuda":
@@ -137,8 +137,8 @@ def measure(build: Callable[[], Callable[[], object]], repeats: int, device: tor
             seconds.append(time.perf_counter() - wall)
             processor.append(time.process_time() - busy)
     return {
-        "seconds": statistics.median(seconds[2:]),
-        "processor_seconds": statistics.median(processor[2:]),
+        "seconds": statistics.median(seconds[3:]),
+        "processor_seconds": statistics.median(processor[3:]),
         "peak_bytes": memory.bytes,
         "tensor_bytes": peak_of(step),
         "shares": shares(step),

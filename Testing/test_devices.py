@@ -1,0 +1,39 @@
+"""That nothing mixes devices, where there is no second one: torch's device "meta" computes shapes only, and refuses to
+mix with the processor as a graphics card does."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from GradProjIOLib import models
+from GradProjIOLib.models import network as network_module
+from GradProjIOLib.objective import Objective, at_half_resolution
+
+LATTICE = (64, 70, 66)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("model", ["compact", "unigradicon"])
+@pytest.mark.parametrize("similarity", ["lncc", "lncc2", "mind"])
+def test_both_gradients_of_a_step_stay_on_the_device(monkeypatch, model, similarity, checkpointed):
+    # There is no autocast for this device.
+    monkeypatch.setattr(network_module.torch, "autocast", lambda *_, **__: nullcontext())
+    network = models.build(models.MODELS[model]).to("meta")
+    network.checkpointed = checkpointed
+    fixed, moving, mask = (torch.rand(1, 1, *LATTICE, device="meta") for _ in range(3))
+    for objective in (
+        Objective(network, fixed, moving, similarity, mask),
+        at_half_resolution(network, fixed, moving, similarity, None, mask),
+    ):
+        fields = objective.fields()
+        losses, *gradients = objective.gradients(fields, torch.rand(objective.regularity.points.shape, device="meta"))
+        assert losses.similarity.device.type == losses.regularity.device.type == "meta"
+        parameters = list(objective.network.parameters())
+        for of_fields in gradients:
+            for part, parameter in zip(
+                torch.autograd.grad(fields, parameters, of_fields, retain_graph=True), parameters, strict=True
+            ):
+                assert part.device.type == "meta"
+                assert part.shape == parameter.shape
+        assert objective.displacements_of(fields).shape == (2, 3, *objective.lattice)
