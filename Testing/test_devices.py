@@ -4,6 +4,7 @@ mix with the processor as a graphics card does."""
 from contextlib import nullcontext
 
 import pytest
+import same_on_gpu
 import torch
 
 from GradProjIOLib import models
@@ -37,3 +38,12 @@ def test_both_gradients_of_a_step_stay_on_the_device(monkeypatch, model, similar
                 assert part.device.type == "meta"
                 assert part.shape == parameter.shape
         assert objective.displacements_of(fields).shape == (2, 3, *objective.lattice)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("precision", "limit"), [("exact", same_on_gpu.MOST_IN_EXACT), ("fast", 0.02)])
+def test_a_card_computes_what_the_processor_computes(precision, limit):
+    found = same_on_gpu.differences("compact", (40, 48, 44), torch.device("cuda"), precision)
+    assert max(found.values()) < limit
+    assert max(found["similarity"], found["displacements"]) < same_on_gpu.MOST_IN_EXACT

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.live_tensors import LiveTensors
+from live_tensors import LiveTensors
 from scipy import ndimage
 
 from GradProjIOLib import maps, models

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from benchmarks.tf32 import RoundedGradients
 from test_engine import smooth_image, tiny_network
+from tf32 import RoundedGradients
 
 from GradProjIOLib import phantom
 from GradProjIOLib.objective import Objective

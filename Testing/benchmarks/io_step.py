@@ -124,8 +124,10 @@ def _resident() -> int:
 
 
 def measure(build: Callable[[], Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Any]:
-    """Median wall and processor seconds of a step after three for a warm-up, peak memory (of the process or the card, and
-    of tensors alone), and shares of the parts."""
+    """Median wall and processor seconds of a step after three for a warm-up, peak memory, and shares of the parts.
+
+    Memory: of the process or the card, and of tensors alone.
+    """
     seconds, processor = [], []
     with PeakMemory(device) as memory:
         step = build()

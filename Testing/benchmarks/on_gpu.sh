@@ -11,8 +11,9 @@ peer=(--without-peer)
 step() {
     local name=$1
     shift
-    timeout 100 python3 Testing/benchmarks/io_step.py --device cuda --repeats 5 --json "$out/$name.json" "$@"
+    timeout 85 python3 Testing/benchmarks/io_step.py --device cuda --repeats 5 --json "$out/$name.json" "$@"
 }
+timeout 50 python3 Testing/benchmarks/same_on_gpu.py --device cuda | tee "$out/same_on_gpu.txt"
 step full --lattice 175 "${peer[@]}"
 step lean --lattice 175 --memory lean --without-peer
 step fast --lattice 175 --precision fast --without-peer
