@@ -52,7 +52,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, unit: Tensor) -> Tensor:
-        """Images [N, C, D, H, W] → [N, 3, D', H', W'], in terms of ``unit`` [3]."""
+        """Images [N, C, D, H, W] → [N, 3, D', H', W'], times ``unit`` [3]."""
         x, skips, finest = images, [], images
         for level, down in enumerate(self.down, start=1):
             activated, halved = _ActivatedAndHalved.apply(x)
@@ -78,11 +78,7 @@ class UNet(nn.Module):
         activated = _laid_out(activated, up)
         scale, offset = self._normalization(level)
         if up.weight.numel() > activated.numel():
-            if transposed.is_worth_it(activated, up.weight):
-                doubled = transposed.DoubleFew.apply(activated, up.weight)
-            else:
-                doubled = F.conv_transpose3d(activated, up.weight, stride=2, padding=1)
-            return (doubled + _double_resolution(x)) * scale + offset
+            return (transposed.double(activated, up.weight) + _double_resolution(x)) * scale + offset
         weight = (up.weight * scale).contiguous(memory_format=torch.channels_last_3d)
         y = F.conv_transpose3d(activated, weight, stride=2, padding=1)
         return y.add_(_double_resolution(x * scale + offset))

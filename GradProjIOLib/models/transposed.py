@@ -1,7 +1,7 @@
-"""The transposed convolution that doubles the resolution, for inputs so small that its weights outweigh them.
+"""The transposed convolution that doubles the resolution where its weights outweigh the image.
 
-There it is the product of two matrices, between the few input samples and all weights, whose rows are then laid over
-each other. A convolution's own way to it reads and writes the weights several times.
+Where they outweigh it by far, it is best computed as the product of two matrices, between the few input samples and all
+weights, whose rows are then laid over each other: a convolution reads and writes the weights several times.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch.autograd.function import once_differentiable
 TAPS = 4
 
 
-def is_worth_it(x: Tensor, weight: Tensor) -> bool:
-    """Whether the weights outweigh even what the product of the matrices takes."""
-    return weight.numel() > TAPS**3 * x.numel()
-
-
-class DoubleFew(torch.autograd.Function):
+def double(x: Tensor, weight: Tensor) -> Tensor:
     """``F.conv_transpose3d(x, weight, stride=2, padding=1)``: [N, A, D, H, W], [A, B, 4, 4, 4] → [N, B, 2D, 2H, 2W]."""
+    if weight.numel() > TAPS**3 * x.numel():
+        return _AsProduct.apply(x, weight)
+    return F.conv_transpose3d(x, weight, stride=2, padding=1)
 
+
+class _AsProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)

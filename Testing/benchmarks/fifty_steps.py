@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from io_step import image
+from live_tensors import LiveTensors
 
 from GradProjIOLib import models, resources
 from GradProjIOLib.objective import Objective
@@ -35,9 +37,12 @@ def main() -> None:
     network.checkpointed = options.memory == "lean"
     network = network.to(device)
     arrays = [image(lattice, seed, torch.device("cpu")) for seed in (1, 2)]
+    # On a card the allocator counts; counting here costs time there.
+    counted = LiveTensors() if device.type == "cpu" else None
     start = time.perf_counter()
     objective = Objective(network, *[array.to(device) for array in arrays])
     with (
+        counted or nullcontext(),
         resources.recycled_memory(device, resources.needed_memory(network, lattice, options.memory)),
         InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer,
     ):
@@ -53,10 +58,12 @@ def main() -> None:
         "seconds": whole,
         "seconds_of_steps": seconds,
         "peak_bytes": resources.peak_memory(device),
+        "tensor_bytes": counted.peak if counted else None,
         "finite": bool(torch.isfinite(displacements).all()),
     }
     peak = found["peak_bytes"] / 1e9
-    print(f"{options.model} on {lattice}: {len(seconds)} steps in {whole:.1f} s, peak {peak:.2f} GB")
+    tensors = f", tensors {counted.peak / 1e9:.2f} GB" if counted else ""
+    print(f"{options.model} on {lattice}: {len(seconds)} steps in {whole:.1f} s, peak {peak:.2f} GB{tensors}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -39,7 +39,7 @@ PARTS = {
     "convolution": ("convolution",),
     "sampling": ("grid_sampler",),
     "resampling": ("upsample", "avg_pool"),
-    "blur": ("bmm", "aten::mm", "slow_conv3d"),
+    "products, blur": ("bmm", "aten::mm", "slow_conv3d"),
     "optimizer": ("adam", "aten::dot"),
 }
 
