@@ -432,7 +432,7 @@ def _optimize_in_memory(
     for mode in modes:
         loaded.network.checkpointed = mode == "lean"
         try:
-            needed = needed_memory(loaded.network, settings.lattice, mode)
+            needed = needed_memory(loaded.network, settings.lattice, mode, device)
             with recycled_memory(device, needed), convolutions("exact"):
                 return _optimize(loaded, pair, settings, device, started, on_step, warnings), mode
         except Exception as error:
@@ -446,7 +446,7 @@ def _optimize_in_memory(
 
 
 def _too_little_memory(loaded: models.LoadedModel, settings: Settings, device: torch.device, mode: str) -> InputError:
-    needed = needed_memory(loaded.network, settings.lattice, mode) / 2**30
+    needed = needed_memory(loaded.network, settings.lattice, mode, device) / 2**30
     size = " x ".join(map(str, settings.lattice))
     return InputError(
         f"There is not enough memory on {device}: the model {loaded.name} needs about {needed:.1f} GB on a lattice of "

@@ -21,9 +21,9 @@ MEMORY_MODES = ("auto", "full", "lean")
 # Of each parameter there are at most: itself, two gradients, and the three moments of AMSGrad; the original values
 # are kept in the computer's memory.
 COPIES_OF_PARAMETERS = 6
-# Bytes of intermediate results per sample of the lattice, network (unigradicon) alone and the rest, as PyTorch
-# keeps them for the backward pass (measured, see Docs/benchmarks.md); with the temporary ones of that pass.
-BYTES_PER_SAMPLE = {"full": 1000, "lean": 800}
+# Bytes of intermediate results per sample of the lattice, for unigradicon: on a card those of tensors and room for what
+# cuDNN takes, else what a process was seen to take (Docs/benchmarks.md).
+BYTES_PER_SAMPLE = {"cuda": {"full": 900, "lean": 600}, "cpu": {"full": 1200, "lean": 900}}
 
 
 def find_device(name: str) -> torch.device:
@@ -72,10 +72,11 @@ def available_memory(device: torch.device) -> int | None:
         return None
 
 
-def needed_memory(network: nn.Module, lattice: Sequence[int], mode: str) -> int:
+def needed_memory(network: nn.Module, lattice: Sequence[int], mode: str, device: torch.device) -> int:
     """About how many bytes an instance optimisation takes on the device."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return 4 * COPIES_OF_PARAMETERS * parameters + BYTES_PER_SAMPLE[mode] * math.prod(lattice)
+    per_sample = BYTES_PER_SAMPLE.get(device.type, BYTES_PER_SAMPLE["cpu"])[mode]
+    return 4 * COPIES_OF_PARAMETERS * parameters + per_sample * math.prod(lattice)
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def modes_to_try(memory: str, network: nn.Module, lattice: Sequence[int], device
     if memory != "auto":
         return (memory,)
     free = available_memory(device)
-    if free is not None and needed_memory(network, lattice, "full") > free:
+    if free is not None and needed_memory(network, lattice, "full", device) > free:
         return ("lean",)
     return ("full", "lean")
 

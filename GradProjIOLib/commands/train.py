@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             loaders=arguments.loaders,
             checkpoint_every=arguments.checkpoint_every,
         )
-        with recycled_memory(device, needed_memory(network, lattice, "full")):
+        with recycled_memory(device, needed_memory(network, lattice, "full", device)):
             _train(trainer, arguments)
     finally:
         if distributed.is_initialized():

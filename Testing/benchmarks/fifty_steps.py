@@ -43,7 +43,7 @@ def main() -> None:
     objective = Objective(network, *[array.to(device) for array in arrays])
     with (
         counted or nullcontext(),
-        resources.recycled_memory(device, resources.needed_memory(network, lattice, options.memory)),
+        resources.recycled_memory(device, resources.needed_memory(network, lattice, options.memory, device)),
         InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer,
     ):
         seconds = [step.seconds for step in optimizer]
