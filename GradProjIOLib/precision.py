@@ -8,8 +8,7 @@ ever: what is rounded is the direction of a step, never the result of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -18,21 +17,41 @@ PRECISIONS = ("exact", "fast")
 
 def has_tf32(device: torch.device) -> bool:
     """Whether the device multiplies in TF32: NVIDIA cards since Ampere."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-@contextmanager
-def convolutions(precision: str) -> Iterator[None]:
-    """While inside, cuDNN's convolutions are computed in one of PRECISIONS, "exact" in single precision."""
-    # torch has two interfaces to one setting, and does not like them mixed: the newer one where there is one.
-    settings = getattr(torch.backends.cudnn, "conv", None)
-    if settings is not None:
-        name, value = "fp32_precision", "tf32" if precision == "fast" else "ieee"
-    else:
-        settings, name, value = torch.backends.cudnn, "allow_tf32", precision == "fast"
-    before = getattr(settings, name)
-    setattr(settings, name, value)
-    try:
-        yield
-    finally:
-        setattr(settings, name, before)
+def convolutions(precision: str) -> AbstractContextManager:
+    """While inside, cuDNN's convolutions are computed in one of PRECISIONS, "exact" in single precision.
+
+    For the whole process. torch has an older and a newer interface to this and does not like them mixed: since torch
+    2.9, ``torch.backends.cudnn.allow_tf32`` cannot be read inside.
+    """
+    settings, _ = _setting()
+    newer = settings is not torch.backends.cudnn
+    values: tuple[str | bool, str | bool] = ("ieee", "tf32") if newer else (False, True)
+    return _Multiplying(values[precision == "fast"])
+
+
+def convolutions_as_now() -> AbstractContextManager:
+    """Brings the present setting back while inside, wherever and however often it is entered."""
+    return _Multiplying(getattr(*_setting()))
+
+
+class _Multiplying(AbstractContextManager):
+    def __init__(self, value: str | bool):
+        self.value = value
+        self.before: list[str | bool] = []
+
+    def __enter__(self) -> None:
+        self.before.append(getattr(*_setting()))
+        setattr(*_setting(), self.value)
+
+    def __exit__(self, *exception: object) -> None:
+        setattr(*_setting(), self.before.pop())
+
+
+def _setting() -> tuple[object, str]:
+    """torch's setting: whose attribute it is, and its name."""
+    newer = getattr(torch.backends.cudnn, "conv", None)
+    return (torch.backends.cudnn, "allow_tf32") if newer is None else (newer, "fp32_precision")

@@ -17,20 +17,24 @@ def setting():
     return torch.backends.cudnn.conv.fp32_precision
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_only_gradients_are_ever_computed_in_less_precision(precision):
+def test_only_gradients_are_ever_computed_in_less_precision(precision, checkpointed):
+    """Not what a gradient needs and is computed again for it, either."""
     network = tiny_network()
+    network.checkpointed = checkpointed
     seen = {"forward": [], "backward": []}
     for stage in network.stages:
-        stage.register_forward_hook(lambda *_: seen["forward"].append(setting()))
+        stage.down[0].register_forward_hook(lambda *_: seen["forward"].append(setting()))
         stage.down[0].weight.register_hook(lambda _: seen["backward"].append(setting()))
     objective = Objective(network, smooth_image(0), smooth_image(1))
     before = setting()
-    with convolutions("exact"), InstanceOptimizer(objective, learning_rate=1e-3, steps=2, precision=precision) as steps:
-        list(steps)
-        assert setting() == "ieee"
+    assert before != "ieee"
+    with InstanceOptimizer(objective, learning_rate=1e-3, steps=2, precision=precision) as optimizer:
+        assert len(list(optimizer)) == 2
     assert setting() == before
-    assert seen["forward"] == ["ieee"] * 4
+    # Two stages, two steps; computed again for each of the two gradients.
+    assert seen["forward"] == ["ieee"] * (12 if checkpointed else 4)
     assert seen["backward"] == [{"exact": "ieee", "fast": "tf32"}[precision]] * 8
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from GradProjIOLib import maps
 from GradProjIOLib.models import transposed
 from GradProjIOLib.models.doubling import double_and_convolve
+from GradProjIOLib.precision import convolutions_as_now
 
 SLOPE = 0.01
 """Of the leaky rectifier for negative values; torch's default."""
@@ -139,8 +141,7 @@ class _ActivatedBeside(torch.autograd.Function):
     def forward(ctx, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
         ctx.channels = x.shape[1]
         x = x.to(torch.promote_types(x.dtype, skip.dtype))
-        last = x.is_contiguous(memory_format=torch.channels_last_3d)
-        layout = torch.channels_last_3d if last else torch.contiguous_format
+        layout = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
         shape = x.shape[0], ctx.channels + skip.shape[1], *x.shape[2:]
         both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
         torch.ops.aten.leaky_relu.out(x, SLOPE, out=both[:, : ctx.channels])
@@ -253,7 +254,9 @@ class Cascade(nn.Module):
 
     def _call(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         if self.checkpointed and torch.is_grad_enabled():
-            return checkpoint(function, *inputs, use_reentrant=False)
+            # Computed again during the backward pass, but as precisely as now.
+            contexts = nullcontext(), convolutions_as_now()
+            return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)
         return function(*inputs)
 
     def coarser(self, lattice: Sequence[int]) -> Cascade:

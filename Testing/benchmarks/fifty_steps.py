@@ -18,6 +18,7 @@ from live_tensors import LiveTensors
 from GradProjIOLib import models, resources
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.optimization import InstanceOptimizer
+from GradProjIOLib.precision import convolutions
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
     objective = Objective(network, *[array.to(device) for array in arrays])
     with (
         counted or nullcontext(),
+        convolutions("exact"),
         resources.recycled_memory(device, resources.needed_memory(network, lattice, options.memory, device)),
         InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer,
     ):
