@@ -141,7 +141,8 @@ class _ActivatedBeside(torch.autograd.Function):
     def forward(ctx, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
         ctx.channels = x.shape[1]
         x = x.to(torch.promote_types(x.dtype, skip.dtype))
-        layout = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
+        last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d if last else torch.contiguous_format
         shape = x.shape[0], ctx.channels + skip.shape[1], *x.shape[2:]
         both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
         torch.ops.aten.leaky_relu.out(x, SLOPE, out=both[:, : ctx.channels])
