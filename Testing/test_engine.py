@@ -379,23 +379,28 @@ class TestCoarseSteps:
             InstanceOptimizer(whole, learning_rate=1e-3, steps=5, coarse_steps=2)
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 1), (3, 2, 4)])
-def test_few_samples_are_doubled_as_by_a_transposed_convolution(monkeypatch, size):
-    generator = torch.Generator().manual_seed(0)
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
-    def draw(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
-    inputs = x, weight = draw(2, 5, *size), draw(5, 60, 4, 4, 4)
-    expected = F.conv_transpose3d(x, weight, stride=2, padding=1)
-    monkeypatch.delattr(F, "conv_transpose3d")
-    found = transposed.double(x, weight)
+def assert_same(found, expected, inputs):
+    """In value, and in the gradients with respect to the inputs."""
     torch.testing.assert_close(found, expected)
-    cotangent = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    cotangent = torch.randn_like(expected)
     for mine, theirs in zip(
         torch.autograd.grad(found, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent), strict=True
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 1), (3, 2, 4)])
+def test_few_samples_are_doubled_as_by_a_transposed_convolution(monkeypatch, size):
+    torch.manual_seed(0)
+    inputs = x, weight = draw(2, 5, *size), draw(5, 60, 4, 4, 4)
+    expected = F.conv_transpose3d(x, weight, stride=2, padding=1)
+    monkeypatch.delattr(F, "conv_transpose3d")
+    found = transposed.double(x, weight)
+    assert_same(found, expected, inputs)
 
 
 @pytest.mark.parametrize(("checkpointed", "limit"), [(False, 165), (True, 105)])
@@ -418,11 +423,7 @@ def test_a_step_keeps_few_intermediate_results(checkpointed, limit):
 @pytest.mark.parametrize("size", [(8, 10, 6), (7, 9, 11), (3, 10, 7)])
 def test_the_last_two_layers_as_one_convolution_are_the_two(size):
     """With even and odd lattices, up to the border, with their gradients."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-
+    torch.manual_seed(0)
     coarse = [-(-length // 2) for length in size]
     activated, residual, up, head = draw(2, 5, *coarse), draw(2, 4, *coarse), draw(5, 4, 4, 4, 4), draw(3, 4, 3, 3, 3)
     scale, offset = draw(1, 4, 1, 1, 1), draw(1, 4, 1, 1, 1)
@@ -433,9 +434,4 @@ def test_the_last_two_layers_as_one_convolution_are_the_two(size):
     doubled = doubled * scale + offset
     expected = F.conv3d(doubled[:, :, : size[0], : size[1], : size[2]], head, padding=1)
     found = double_and_convolve(*inputs, size)
-    torch.testing.assert_close(found, expected)
-    cotangent = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-    for mine, theirs in zip(
-        torch.autograd.grad(found, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs)
+    assert_same(found, expected, inputs)

@@ -26,7 +26,7 @@ from scene_tools import (
 from scipy import ndimage
 
 from GradProjIOLib import exchange, mrml, mrml_folding
-from GradProjIOLib.sampling import apply_matrix
+from GradProjIOLib.sampling import apply_matrix, lattice_points
 from GradProjIOLib.scene_registration import Inputs, SceneRegistration, State, duration, linked
 from GradProjIOLib.volume import InputError, Volume
 
@@ -94,8 +94,7 @@ def test_moving_under_the_transform_equals_the_registered_volume(session, folder
     warped = mrml.volume_from_node(nodes["warped"])
     assert np.allclose(warped.affine, fixed_volume.affine)
     # The moving image, read once where MRML's transform says, is the registered volume.
-    points = mrml.lattice_points(warped.shape, warped.affine).reshape(*warped.shape, 3)
-    mapped = points + nodes_displacement(nodes["transform"], warped)
+    mapped = lattice_points(warped.shape, warped.affine) + nodes_displacement(nodes["transform"], warped)
     placed = mrml.volume_from_node(moving)
     indices = apply_matrix(np.linalg.inv(placed.affine), mapped)
     read = ndimage.map_coordinates(placed.array, np.moveaxis(indices[..., ::-1], -1, 0), order=1, mode="nearest")

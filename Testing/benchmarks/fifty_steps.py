@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from io_step import image
+from io_step import image, random_network
 from live_tensors import LiveTensors
 
 from GradProjIOLib import models, resources
@@ -32,9 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     lattice = tuple(options.lattice * 3 if len(options.lattice) == 1 else options.lattice)
     device = resources.find_device(options.device)
-    network = models.build(models.MODELS[options.model])
-    for stage in network.stages:
-        torch.nn.init.normal_(stage.head.weight, std=0.004)
+    network = random_network(options.model)
     network.checkpointed = options.memory == "lean"
     network = network.to(device)
     arrays = [image(lattice, seed, torch.device("cpu")) for seed in (1, 2)]

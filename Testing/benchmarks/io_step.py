@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from live_tensors import peak_of
 
 from GradProjIOLib import models, resources
+from GradProjIOLib.models.network import Cascade
 from GradProjIOLib.objective import Objective
 from GradProjIOLib.optimization import InstanceOptimizer
 
@@ -51,14 +52,20 @@ def image(lattice: tuple[int, int, int], seed: int, device: torch.device) -> tor
     return ((smooth - smooth.min()) / (smooth.max() - smooth.min())).to(device)
 
 
+def random_network(model: str, std: float = 0.004) -> Cascade:
+    """A network with the same weights in every call, the last layers' not zero."""
+    torch.manual_seed(0)
+    network = models.build(models.MODELS[model])
+    for stage in network.stages:
+        torch.nn.init.normal_(stage.head.weight, std=std)
+    return network
+
+
 def ours(
     method: str, options: argparse.Namespace, lattice: tuple[int, int, int], device: torch.device
 ) -> Callable[[], object]:
     """A step of this project."""
-    network = models.build(models.MODELS[options.model])
-    torch.manual_seed(0)
-    for stage in network.stages:
-        torch.nn.init.normal_(stage.head.weight, std=0.004)
+    network = random_network(options.model)
     network.checkpointed = options.memory == "lean"
     objective = Objective(network.to(device), image(lattice, 1, device), image(lattice, 2, device))
     optimizer = InstanceOptimizer(

@@ -11,7 +11,7 @@ import argparse
 import sys
 
 import torch
-from io_step import image
+from io_step import image, random_network
 from torch import Tensor
 
 from GradProjIOLib import models, resources
@@ -23,10 +23,7 @@ MOST_IN_EXACT = 1e-3
 
 def computed(model: str, lattice: tuple[int, int, int], device: torch.device, precision: str) -> dict[str, Tensor]:
     """Results by name, on the CPU and flat, from the same weights and images whatever the device."""
-    torch.manual_seed(0)
-    network = models.build(models.MODELS[model])
-    for stage in network.stages:
-        torch.nn.init.normal_(stage.head.weight, std=0.02)
+    network = random_network(model, std=0.02)
     cpu = torch.device("cpu")
     objective = Objective(network.to(device), *(image(lattice, seed, cpu).to(device) for seed in (1, 2)))
     parameters = list(network.parameters())
