@@ -21,3 +21,4 @@ test: .venv/.test
 
 lint: .venv/.test
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check

@@ -1,4 +1,3 @@
-# ruff: noqa: N802, N803, N806, N815 - names as in Slicer
 import sys
 from pathlib import Path
 from typing import Annotated, Union
@@ -87,12 +86,11 @@ def choiceLabels():
         "methodComboBox": (_("gradient projection"), _("weighted sum")),
         "similarityComboBox": ("LNCC", _("LNCC, squared"), "MIND-SSC"),
         "projectionComboBox": (_("at random"), _("both"), _("similarity"), _("smoothness")),
-        "stopComboBox": (_("never"), _("when nothing improves")),
     }
 
 
 # Slicer's wrapper wants None named here, though it is what every node is without it.
-Labels = Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]  # noqa: UP007
+Labels = Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]
 
 
 @parameterNodeWrapper
@@ -115,7 +113,6 @@ class GradProjIOParameterNode:
     regularityWeight: Annotated[float, WithinRange(0, 10)] = 1.5
     learningRate: Annotated[float, WithinRange(0, 1000)] = 0
     projection: Annotated[str, Choice(["random", "both", "similarity", "regularity"])] = "random"
-    stop: Annotated[str, Choice(["never", "plateau"])] = "never"
     seed: Annotated[int, WithinRange(0, 999999)] = 0
     device: str = "auto"
     makeTransform: bool = True
@@ -146,7 +143,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def setup(self):
         """Called when the module is opened for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
-        from GradProjIOLib.folding_view import FoldingView
+        from GradProjIOLib.scene.folding_view import FoldingView
 
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/GradProjIO.ui"))
         self.layout.addWidget(uiWidget)
@@ -240,7 +237,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def update(self, caller=None, event=None):
         """Show the state of the session, and why the button is disabled where it is."""
-        from GradProjIOLib.scene_registration import State
+        from GradProjIOLib.scene.session import State
 
         ui, session, parameters = self.ui, self.session, self._parameterNode
         problem = self.logic.problem(parameters) if parameters else _("The scene is closed.")
@@ -317,7 +314,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         packages = self.logic.missingPackages()
         if not packages:
             return True
-        from GradProjIOLib import dependencies
+        from GradProjIOLib.scene import packages as dependencies
 
         if not slicer.util.confirmOkCancelDisplay(dependencies.question(packages), "GradProjIO"):
             return False
@@ -401,8 +398,8 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
-        from GradProjIOLib.scene_evaluation import SceneEvaluation
-        from GradProjIOLib.scene_registration import SceneRegistration
+        from GradProjIOLib.scene.evaluation import SceneEvaluation
+        from GradProjIOLib.scene.session import SceneRegistration
 
         self.session = SceneRegistration(slicer.mrmlScene)
         self.evaluation = SceneEvaluation(slicer.mrmlScene)
@@ -414,7 +411,7 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
     @staticmethod
     def missingPackages():
         """The Python packages that are not installed yet; nothing is imported to find out."""
-        from GradProjIOLib import dependencies
+        from GradProjIOLib.scene import packages as dependencies
 
         return dependencies.missing()
 
@@ -427,13 +424,13 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
     @staticmethod
     def problem(parameters):
         """Why these parameters cannot be registered; empty where they can."""
-        from GradProjIOLib import panel_choices
+        from GradProjIOLib.scene import panel_choices
 
         return panel_choices.problem(parameters)
 
     def start(self, parameters, allowDownload=False):
         """Start the registration the parameter node describes; the session then tells how it goes."""
-        from GradProjIOLib import panel_choices as choices
+        from GradProjIOLib.scene import panel_choices as choices
 
         arguments = choices.inputs(parameters), choices.settings(parameters), choices.outputs(parameters)
         self.session.try_start(*arguments, allow_download=allowDownload)
@@ -441,13 +438,13 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
     @staticmethod
     def evaluationProblem(parameters):
         """Why the chosen result cannot be measured; empty where it can."""
-        from GradProjIOLib import panel_choices
+        from GradProjIOLib.scene import panel_choices
 
         return panel_choices.evaluation_problem(parameters)
 
     def evaluate(self, parameters):
         """Start to measure the result that the parameter node names; `evaluation` then tells how it goes."""
-        from GradProjIOLib import panel_choices
+        from GradProjIOLib.scene import panel_choices
 
         self.evaluation.try_start(panel_choices.measured(parameters))
 
@@ -468,11 +465,11 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
         The names are transform, inverse, warped, warped_labels, jacobian, folding, table. `outputs` maps
         those of the first five that are wanted to the node to fill, or to None for a new one. `settings` are
-        those of GradProjIOLib.registration.Settings: steps=50, model="unigradicon", method="projected" …
+        those of GradProjIOLib.registration.register.Settings: steps=50, model="unigradicon", method="projected" …
         Returns when the registration is done; the application goes on meanwhile. Raises RuntimeError with a
         sentence that says what to change.
         """
-        from GradProjIOLib.scene_registration import Inputs
+        from GradProjIOLib.scene.session import Inputs
 
         inputs = Inputs(fixedNode, movingNode, initialTransform, fixedMask, movingMask, movingSegmentation)
         return self.session.run(inputs, settings, outputs, allowDownload, slicer.app.processEvents)
@@ -485,7 +482,7 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         results are only files in there, else nodes. Returns at once where there is a main window, whose status bar
         then tells how it goes, else when all is done. Raises InputError where nothing can start.
         """
-        from GradProjIOLib import scene_batch
+        from GradProjIOLib.scene import batch as scene_batch
 
         pairs = scene_batch.pairs_of(pairs, fixed, slicer.mrmlScene)
         batch = scene_batch.SceneBatch(self.session, pairs, settings, folder, allowDownload)
@@ -522,7 +519,7 @@ class GradProjIOTest(ScriptedLoadableModuleTest):
 
     def test_registration(self):
         """Two synthetic images; the result must bring them closer and tell how it was made."""
-        from GradProjIOLib import self_test
+        from GradProjIOLib.scene import self_test
 
         missing = GradProjIOLogic.missingPackages()
         if missing:

@@ -2,6 +2,6 @@
 
 import sys
 
-from GradProjIOLib.cli import main
+from GradProjIOLib.commands.main import main
 
 sys.exit(main())

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from GradProjIOLib.volume import Volume
+from GradProjIOLib.geometry.volume import Volume
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

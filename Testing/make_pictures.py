@@ -15,7 +15,7 @@ from PySide6 import QtWidgets
 from scene_tools import add
 from slice_view import SliceView
 
-from GradProjIOLib.phantom import make_pair
+from GradProjIOLib.synthetic.phantom import make_pair
 
 STEPS = 30
 FOLDING_STEPS = 14

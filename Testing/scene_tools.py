@@ -8,16 +8,15 @@ import time
 import numpy as np
 import slicer
 
-from GradProjIOLib import exchange, mrml
-from GradProjIOLib.client import WorkerClient
-from GradProjIOLib.volume import Volume
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene import nodes
+from GradProjIOLib.worker import exchange
+from GradProjIOLib.worker.client import WorkerClient
 
 # One thread, like the tests themselves; weights that a developer may have must not matter.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GRADPROJIO_CACHE": "/nonexistent/gradprojio"}
 QUICK = {"model": "compact", "steps": 2, "device": "cpu"}
-OBLIQUE = np.array(
-    [[2.8, 0.5, -0.6, -30.0], [-0.6, 2.9, 0.3, -25.0], [0.4, -0.35, 4.1, -35.0], [0, 0, 0, 1.0]]
-)
+OBLIQUE = np.array([[2.8, 0.5, -0.6, -30.0], [-0.6, 2.9, 0.3, -25.0], [0.4, -0.35, 4.1, -35.0], [0, 0, 0, 1.0]])
 
 
 def new_worker() -> WorkerClient:
@@ -44,7 +43,7 @@ def blobs(points: np.ndarray, shift: float = 0.0) -> np.ndarray:
 def image(name: str, shift: float = 0.0, shape: tuple[int, int, int] = (17, 18, 20), affine=None) -> Volume:
     """A Volume of `blobs` around the middle of its lattice."""
     affine = np.diag([3.0, 3.0, 3.5, 1.0]) if affine is None else affine
-    points = mrml.lattice_points(shape, affine)
+    points = nodes.lattice_points(shape, affine)
     return Volume(blobs(points - points.mean(axis=0), shift).reshape(shape).astype(np.float32), affine, name)
 
 
@@ -52,9 +51,9 @@ def add(scene, volume: Volume, kind: str = "vtkMRMLScalarVolumeNode", parent=Non
     """A node with `volume`, whose affine is that in the world, below `parent`."""
     node = scene.AddNewNodeByClass(kind, volume.name)
     if parent is None:
-        return mrml.volume_to_node(volume, node)
+        return nodes.volume_to_node(volume, node)
     local = np.linalg.inv(slicer.util.arrayFromTransformMatrix(parent)) @ volume.affine
-    mrml.volume_to_node(Volume(volume.array, local, volume.name), node)
+    nodes.volume_to_node(Volume(volume.array, local, volume.name), node)
     node.SetAndObserveTransformNodeID(parent.GetID())
     return node
 

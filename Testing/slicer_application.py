@@ -90,7 +90,7 @@ class CollapsibleButton(QtWidgets.QGroupBox):
             child.setVisible(not collapsed)
         self.setFlat(collapsed)
 
-    def showEvent(self, event):  # noqa: N802
+    def showEvent(self, event):
         self._collapse(self._collapsed)
         super().showEvent(event)
 
@@ -109,7 +109,7 @@ def _box_property(kind, name):
 class SliderWidget(QtWidgets.QWidget):
     """A slider with a number beside it."""
 
-    valueChanged = QtCore.Signal(float)  # noqa: N815
+    valueChanged = QtCore.Signal(float)
 
     def __init__(self, parent=None):
         super().__init__(parent)
@@ -135,27 +135,27 @@ class SliderWidget(QtWidgets.QWidget):
     value = _box_property(float, "value")
     minimum = _box_property(float, "minimum")
     maximum = _box_property(float, "maximum")
-    singleStep = _box_property(float, "singleStep")  # noqa: N815
+    singleStep = _box_property(float, "singleStep")
     decimals = _box_property(int, "decimals")
 
 
 class NodeComboBox(QtWidgets.QComboBox):
     """The nodes of some classes in the scene, perhaps with one entry for none."""
 
-    currentNodeChanged = QtCore.Signal(object)  # noqa: N815
+    currentNodeChanged = QtCore.Signal(object)
 
     def __init__(self, parent=None):
         super().__init__(parent)
         self._scene, self._tags, self._filters, self._types = None, [], {}, []
         self.currentIndexChanged.connect(lambda index: self.currentNodeChanged.emit(self.currentNode()))
 
-    nodeTypes = QtCore.Property("QStringList", lambda self: self._types, lambda self, t: self._set_types(t))  # noqa: N815
+    nodeTypes = QtCore.Property("QStringList", lambda self: self._types, lambda self, t: self._set_types(t))
 
     def _set_types(self, node_types):
         self._types = list(node_types)
         self._refresh()
 
-    def setMRMLScene(self, scene):  # noqa: N802
+    def setMRMLScene(self, scene):
         for tag in self._tags:
             self._scene.RemoveObserver(tag)
         self._scene, self._tags = scene, []
@@ -163,7 +163,7 @@ class NodeComboBox(QtWidgets.QComboBox):
             self._tags.append(scene.AddObserver(event, lambda caller, event: self._refresh()))
         self._refresh()
 
-    def addAttribute(self, node_type, name, value=None):  # noqa: N802
+    def addAttribute(self, node_type, name, value=None):
         self._filters[node_type] = (name, value)
         self._refresh()
 
@@ -196,11 +196,11 @@ class NodeComboBox(QtWidgets.QComboBox):
         if before and found == 0:
             self.currentNodeChanged.emit(None)
 
-    def currentNode(self):  # noqa: N802
+    def currentNode(self):
         identifier = QtWidgets.QComboBox.currentData(self)
         return self._scene.GetNodeByID(identifier) if identifier and self._scene else None
 
-    def setCurrentNode(self, node):  # noqa: N802
+    def setCurrentNode(self, node):
         if node is not None and self.findData(node.GetID()) < 0:
             self._refresh()
         self.setCurrentIndex(max(self.findData(node.GetID()), 0) if node is not None else 0)
@@ -209,10 +209,10 @@ class NodeComboBox(QtWidgets.QComboBox):
 class TableView(QtWidgets.QTableWidget):
     """The columns of a table node."""
 
-    def setMRMLScene(self, scene):  # noqa: N802
+    def setMRMLScene(self, scene):
         pass
 
-    def setMRMLTableNode(self, node):  # noqa: N802
+    def setMRMLTableNode(self, node):
         self.clear()
         columns = node.GetNumberOfColumns() if node is not None else 0
         self.setColumnCount(columns)
@@ -228,7 +228,7 @@ class TableView(QtWidgets.QTableWidget):
 class MrmlWidget(QtWidgets.QWidget):
     """Hands the scene to every widget in it."""
 
-    def setMRMLScene(self, scene):  # noqa: N802
+    def setMRMLScene(self, scene):
         for child in self.findChildren(QtWidgets.QWidget):
             if hasattr(child, "setMRMLScene"):
                 child.setMRMLScene(scene)
@@ -246,10 +246,8 @@ STAND_INS = {
 class UiLoader(QtUiTools.QUiLoader):
     """Builds the widgets of a .ui file from the classes above."""
 
-    def createWidget(self, class_name, parent=None, name=""):  # noqa: N802
-        kind = STAND_INS.get(class_name) or (
-            getattr(sys.modules["qt"], class_name) if class_name in WIDGETS else None
-        )
+    def createWidget(self, class_name, parent=None, name=""):
+        kind = STAND_INS.get(class_name) or (getattr(sys.modules["qt"], class_name) if class_name in WIDGETS else None)
         if kind is None:
             return super().createWidget(class_name, parent, name)
         widget = kind(parent)
@@ -268,16 +266,16 @@ class Application:
 
     disconnect = connect
 
-    def processEvents(self):  # noqa: N802
+    def processEvents(self):
         QtWidgets.QApplication.processEvents()
 
-    def moduleManager(self):  # noqa: N802
+    def moduleManager(self):
         return self
 
     def translate(self, context, text):
         return text
 
-    def testingEnabled(self):  # noqa: N802
+    def testingEnabled(self):
         return True
 
     def ask(self, text, *args, **kwargs):
@@ -376,14 +374,14 @@ class WidgetBase:
     def setup(self):
         pass
 
-    def resourcePath(self, name):  # noqa: N802
+    def resourcePath(self, name):
         return str(MODULE_FILE.parent / "Resources" / name)
 
 
 class LogicBase:
     suffix = "Logic"
 
-    def getParameterNode(self):  # noqa: N802
+    def getParameterNode(self):
         node = slicer.mrmlScene.GetSingletonNode("GradProjIO", "vtkMRMLScriptedModuleNode")
         if node is None:
             node = slicer.vtkMRMLScriptedModuleNode()
@@ -395,10 +393,10 @@ class LogicBase:
 class TestBase:
     suffix = "Test"
 
-    def delayDisplay(self, text):  # noqa: N802
+    def delayDisplay(self, text):
         pass
 
-    def skipTest(self, reason):  # noqa: N802
+    def skipTest(self, reason):
         raise AssertionError(reason)
 
 

@@ -14,11 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from GradProjIOLib import alignment, batch, batch_processes, models
-from GradProjIOLib.batch_pair import DONE, FAILED, FILE_ROLES, KEPT, OPEN, Outcome, Pair, failure
-from GradProjIOLib.batch_summary import PAGE
+from GradProjIOLib.batch import processes
+from GradProjIOLib.batch import run as batch
+from GradProjIOLib.batch.pair import DONE, FAILED, FILE_ROLES, KEPT, OPEN, Outcome, Pair, failure
+from GradProjIOLib.batch.summary import PAGE
 from GradProjIOLib.commands import register
-from GradProjIOLib.volume import IMAGE_SUFFIXES, InputError
+from GradProjIOLib.commands.options import SETTING_NAMES, add_setting_options, check_output
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES
+from GradProjIOLib.models import registry
 
 REQUIRED = ("fixed", "moving")
 PATHS = (*FILE_ROLES, "weights")
@@ -51,31 +55,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes; they share the graphics cards, or the processor (one per graphics card, else one)",
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="compute on the workers of this Dask scheduler")
-    parser.add_argument("--align", choices=alignment.KINDS, default="none", help="linear alignment before (none)")
     parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
     options = parser.add_argument_group("options for all pairs whose row says nothing else")
-    register.add_setting_arguments(options)
+    add_setting_options(options)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Register all pairs: 0 when all are done, 1 when some failed, 2 when the table cannot be used."""
     if arguments.workers is not None and arguments.workers < 1:
         raise InputError(f"The number of workers is {arguments.workers}; it must be 1 or more.")
-    register.check_output(arguments.output)
+    check_output(arguments.output)
     pairs, unusable = read_pairs(arguments.pairs, arguments)
-    if arguments.model == "auto" and models.default_model() == "compact" and not arguments.quiet:
-        print(f"note: where no model is chosen: {models.FALLBACK_NOTE}", file=sys.stderr)
+    if arguments.model == "auto" and registry.default_model() == "compact" and not arguments.quiet:
+        print(f"note: where no model is chosen: {registry.FALLBACK_NOTE}", file=sys.stderr)
     teller = _Teller(len(pairs) + len(unusable), arguments.quiet)
     for outcome in unusable:
         teller.tell(outcome)
     if arguments.scheduler:
-        from GradProjIOLib import batch_cluster
+        from GradProjIOLib.batch import cluster
 
-        where: dict[str, Any] = {"compute": partial(batch_cluster.compute, scheduler=arguments.scheduler)}
+        where: dict[str, Any] = {"compute": partial(cluster.compute, scheduler=arguments.scheduler)}
     else:
         where = {
-            "compute": partial(batch_processes.compute, workers=arguments.workers),
-            "check_device": batch_processes.check_device,
+            "compute": partial(processes.compute, workers=arguments.workers),
+            "check_device": processes.check_device,
         }
     try:
         outcomes = batch.run(pairs, arguments.output, on_outcome=teller.tell, failed=unusable, **where)
@@ -126,7 +129,7 @@ def read_pairs(path: Path, common: argparse.Namespace) -> tuple[list[Pair], list
     rows = _read_rows(path)
     parser = _RowParser(add_help=False)
     register.add_arguments(parser)
-    names = {name: getattr(common, name) for name in (*register.SETTING_NAMES, "align") if hasattr(common, name)}
+    names = {name: getattr(common, name) for name in SETTING_NAMES if hasattr(common, name)}
     parser.set_defaults(**names)
     options = {action.dest: action for action in parser._actions if action.dest not in NOT_IN_A_TABLE}
     _check_columns(path, rows[0], {"case", *options})

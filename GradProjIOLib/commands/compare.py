@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from GradProjIOLib import alignment
 from GradProjIOLib.commands.evaluate import numbers
-from GradProjIOLib.commands.register import add_setting_arguments, check_output, settings_from
-from GradProjIOLib.compare import (
+from GradProjIOLib.commands.options import add_setting_options, check_output, settings_from
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation.comparison import (
     OPTIONAL,
     PAPER,
     REQUIRED,
@@ -19,7 +19,6 @@ from GradProjIOLib.compare import (
     read_pairs,
     results_text,
 )
-from GradProjIOLib.volume import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every", type=int, default=10, metavar="N", help="measure Dice and NDV every N steps, for the curves (10)"
     )
     parser.add_argument("--structures", type=numbers, metavar="1,2,…", help="label values to measure (all but 0)")
-    parser.add_argument("--align", choices=alignment.KINDS, default="none", help="linear alignment before (none)")
     parser.add_argument("--quiet", action="store_true", help="print only the table")
-    add_setting_arguments(parser, method=False)
+    add_setting_options(parser, without=("method", "steps"))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 130
     if rows:
         print(results_text(rows, comparison.settings_compared))
-        print(f"results in {arguments.output}, curves in {arguments.output / 'curves.html'}")
+        print(f"results in {arguments.output}, curves in {arguments.output / 'curves.png'}")
     for failure in failed:
         print(f"gradprojio: {failure['case']}: {failure['message']}", file=sys.stderr)
     return max((2 if failure["kind"] == "input" else 1 for failure in failed), default=0)

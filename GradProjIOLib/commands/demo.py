@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from GradProjIOLib import phantom
-from GradProjIOLib.commands.register import Progress, check_output, print_summary
-from GradProjIOLib.deformation import Deformation
-from GradProjIOLib.evaluation import dice_of
-from GradProjIOLib.registration import Settings, register
-from GradProjIOLib.sampling import lattice_points
-from GradProjIOLib.volume import write_volume
+from GradProjIOLib.commands.options import check_output
+from GradProjIOLib.commands.register import Progress, print_summary
+from GradProjIOLib.evaluation.metrics import dice_of
+from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.lattice import lattice_points
+from GradProjIOLib.registration.register import register
+from GradProjIOLib.settings import Settings
+from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.synthetic import phantom
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from GradProjIOLib import evaluate, tables
-from GradProjIOLib.landmarks import FRAMES
-from GradProjIOLib.volume import InputError
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation import cases as evaluate
+from GradProjIOLib.evaluation import tables
+from GradProjIOLib.geometry.landmarks import FRAMES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from GradProjIOLib import jacobian
-from GradProjIOLib.deformation import Deformation
-from GradProjIOLib.registration import describe_jacobian
-from GradProjIOLib.tables import write_json
-from GradProjIOLib.volume import InputError, Volume, read_volume, write_volume
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation.tables import write_json
+from GradProjIOLib.geometry.image_files import read_volume, write_volume
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.result import describe_jacobian
+from GradProjIOLib.spatial import jacobian
+from GradProjIOLib.spatial.deformation import Deformation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from GradProjIOLib import lumir, tables
 from GradProjIOLib.commands.evaluate import numbers
-from GradProjIOLib.commands.register import add_setting_arguments, check_output, settings_from
-from GradProjIOLib.volume import InputError
+from GradProjIOLib.commands.options import add_setting_options, check_output, settings_from
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation import lumir, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.zip",
         help="the submission; its fields are also kept in the folder FILE, where an interrupted run goes on",
     )
-    add_setting_arguments(register)
+    add_setting_options(register)
     check = verbs.add_parser("check", help="measure a submission as the challenge does, as far as labels are there")
     check.add_argument("submission", type=Path, metavar="SUBMISSION", help="zip file, or folder of fields")
     check.add_argument("data", type=Path, metavar="DATA", help=f"folder that holds {lumir.DATASET_FILE}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from GradProjIOLib import models
-from GradProjIOLib.models import weights
-from GradProjIOLib.volume import InputError
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.models import registry, weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,21 +15,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("list", help="the networks, their licence, and whether their weights are here")
     for action, summary in (("download", "fetch published weights"), ("path", "where the weights are")):
         subparser = actions.add_parser(action, help=summary)
-        subparser.add_argument("name", choices=tuple(models.MODELS))
+        subparser.add_argument("name", choices=tuple(registry.MODELS))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """List, fetch or find."""
     if arguments.action == "list":
-        for name, model in models.MODELS.items():
+        for name, model in registry.MODELS.items():
             print(f"{name:14} {model.description}; {model.license}; {_state(name)}")
         return 0
-    model = models.find(arguments.name)
+    model = registry.find(arguments.name)
     if arguments.action == "download":
         if model.url is None:
             raise InputError(f"{arguments.name} needs no download: its weights come with the package.")
         _download(arguments.name, model.url)
-    path = models.weights_path(arguments.name)
+    path = registry.weights_path(arguments.name)
     if path is None:
         raise InputError(f"{arguments.name} has no trained weights in this version; it starts as the identity.")
     print(path)
@@ -39,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _state(name: str) -> str:
     try:
-        return "weights here" if models.weights_path(name) else "no trained weights yet: needs optimisation steps"
+        return "weights here" if registry.weights_path(name) else "no trained weights yet: needs optimisation steps"
     except InputError:
         return "weights not on this computer"
 
@@ -55,4 +54,4 @@ def _download(name: str, url: str) -> None:
 
         weights.download(name, url, on_progress=on_progress)
     # Reading it once tells at once whether the file is good, and keeps its checksum.
-    models.load(name)
+    registry.load(name)

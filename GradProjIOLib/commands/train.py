@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from GradProjIOLib import models
-from GradProjIOLib.commands.register import check_output
-from GradProjIOLib.registration import MODALITIES, PRECISIONS, find_device
-from GradProjIOLib.resources import needed_memory, recycled_memory
-from GradProjIOLib.similarity import SIMILARITIES
+from GradProjIOLib.commands.options import check_output
+from GradProjIOLib.engine.devices import find_device
+from GradProjIOLib.engine.memory import needed_memory, recycled_memory
+from GradProjIOLib.engine.similarity import SIMILARITIES
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.image_files import read_volume
+from GradProjIOLib.models import registry
+from GradProjIOLib.settings import MODALITIES
 from GradProjIOLib.training.pairs import VALIDATION, PairSource, SyntheticPairs, TrainingPair
 from GradProjIOLib.training.trainer import VALIDATION_LOG, WEIGHTS, Plan, Trainer
 from GradProjIOLib.training.volumes import ImageFiles, Reader, ValidationPairs, VolumePairs, find_images
-from GradProjIOLib.volume import InputError, read_volume
 
 SYNTHETIC_VOXELS = (96, 112, 80)
 SYNTHETIC_VALIDATION_PAIRS = 6
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, type=Path, metavar="DIR", help="folder for weights, logs and checkpoint"
     )
-    parser.add_argument("--model", choices=tuple(models.MODELS), default="unigradicon", help="network (unigradicon)")
+    parser.add_argument("--model", choices=tuple(registry.MODELS), default="unigradicon", help="network (unigradicon)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="FILE", help="weights to start from instead of the model's own")
     start.add_argument("--from-scratch", action="store_true", help="start from the identity")
@@ -69,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=default.seed, metavar="N", help="(0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda … (auto); torchrun gives each its own")
-    parser.add_argument("--precision", choices=PRECISIONS, default=default.precision, help="fast is bfloat16 (exact)")
+    parser.add_argument(
+        "--precision", choices=("exact", "fast"), default=default.precision, help="fast is bfloat16 (exact)"
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -80,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     plan = Plan(**{name: getattr(arguments, name) for name in Plan.__dataclass_fields__})
     device = _join_processes(arguments.device)
     try:
-        model = models.find(arguments.model)
+        model = registry.find(arguments.model)
         if arguments.stages is not None:
-            model = models.first_stages(model, arguments.stages)
+            model = registry.first_stages(model, arguments.stages)
         network = _network(arguments, model)
         lattice, training, validating = _pairs(arguments, model)
         trainer = Trainer(
@@ -114,11 +118,11 @@ def _check(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more.")
     if arguments.label_weight and not arguments.synthetic:
         raise InputError("--label-weight needs pairs with known labels; use it with --synthetic.")
-    stages = len(models.find(arguments.model).widths)
+    stages = len(registry.find(arguments.model).widths)
     if arguments.stages is not None and not 1 <= arguments.stages <= stages:
         raise InputError(f"--stages is {arguments.stages}; the model {arguments.model} has 1 to {stages}.")
-    if arguments.lattice and min(arguments.lattice) < models.SMALLEST_LATTICE:
-        raise InputError(f"The lattice must have at least {models.SMALLEST_LATTICE} samples along each axis.")
+    if arguments.lattice and min(arguments.lattice) < registry.SMALLEST_LATTICE:
+        raise InputError(f"The lattice must have at least {registry.SMALLEST_LATTICE} samples along each axis.")
 
 
 def _join_processes(device: str) -> torch.device:
@@ -133,21 +137,21 @@ def _join_processes(device: str) -> torch.device:
     return found
 
 
-def _network(arguments: argparse.Namespace, model: models.Model) -> models.Cascade:
+def _network(arguments: argparse.Namespace, model: registry.Model) -> registry.Cascade:
     """The network of a model, or of its first stages, with the weights to start from."""
-    network = models.build(model)
-    if not arguments.from_scratch and (path := models.weights_path(arguments.model, arguments.weights)):
-        whole = models.find(arguments.model)
-        source = models.build(whole)
-        models.start_from(source, whole, path)
+    network = registry.build(model)
+    if not arguments.from_scratch and (path := registry.weights_path(arguments.model, arguments.weights)):
+        whole = registry.find(arguments.model)
+        source = registry.build(whole)
+        registry.start_from(source, whole, path)
         state = source.state_dict()
         network.load_state_dict({key: state[key] for key in network.state_dict()})
     return network
 
 
 def _pairs(
-    arguments: argparse.Namespace, model: models.Model
-) -> tuple[models.Lattice, PairSource, PairSource | list[TrainingPair]]:
+    arguments: argparse.Namespace, model: registry.Model
+) -> tuple[registry.Lattice, PairSource, PairSource | list[TrainingPair]]:
     """The lattice, the pairs on it to learn from, and those to validate with."""
     if arguments.synthetic:
         lattice = tuple(arguments.lattice or model.lattice_for(SYNTHETIC_VOXELS, (2.0, 2.0, 2.0)))
@@ -161,7 +165,7 @@ def _pairs(
     return lattice, source, ValidationPairs(files.validation, reader)
 
 
-def _lattice_of(files: ImageFiles, model: models.Model) -> models.Lattice:
+def _lattice_of(files: ImageFiles, model: registry.Model) -> registry.Lattice:
     """The model's lattice, which may follow the proportions of the first image."""
     if model.lattice is not None:
         return model.lattice

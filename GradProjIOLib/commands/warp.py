@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from GradProjIOLib.deformation import Deformation
-from GradProjIOLib.volume import read_labels, read_volume, write_volume
+from GradProjIOLib.geometry.image_files import read_labels, read_volume, write_volume
+from GradProjIOLib.spatial.deformation import Deformation
 
 INTERPOLATIONS = ("linear", "bspline", "nearest")
 

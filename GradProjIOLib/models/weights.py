@@ -20,7 +20,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
 
-from GradProjIOLib.volume import InputError
+from GradProjIOLib.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,15 +131,11 @@ def _sole_download(destination: Path) -> Iterator[None]:
 
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise InputError(
-                f"Another process is downloading to {destination}; wait until it is done."
-            ) from error
+            raise InputError(f"Another process is downloading to {destination}; wait until it is done.") from error
         yield
 
 
-def _fetch(
-    opener: OpenerDirector, url: str, part: Path, on_progress: Progress | None, timeout: float
-) -> None:
+def _fetch(opener: OpenerDirector, url: str, part: Path, on_progress: Progress | None, timeout: float) -> None:
     response, received = _open(opener, url, part, timeout)
     with response, open(part, "ab" if received else "wb") as file:
         total = None if response.length is None else received + response.length
@@ -165,9 +161,7 @@ def _fetch(
         on_progress(received, total)
 
 
-def _open(
-    opener: OpenerDirector, url: str, part: Path, timeout: float
-) -> tuple[http.client.HTTPResponse, int]:
+def _open(opener: OpenerDirector, url: str, part: Path, timeout: float) -> tuple[http.client.HTTPResponse, int]:
     """The server's answer, and how many bytes of `part` it continues (0: it starts over)."""
     size, version = _resume_point(part, url)
     if size:
@@ -317,12 +311,7 @@ def _check_keys(path: Path, state: Mapping, expected: Mapping[str, tuple[int, ..
 def _checked(path: Path, key: str, value: object, shape: tuple[int, ...]) -> Tensor:
     import torch
 
-    if (
-        not isinstance(value, torch.Tensor)
-        or value.layout is not torch.strided
-        or value.is_meta
-        or value.is_nested
-    ):
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_meta or value.is_nested:
         raise _unusable(path, f"holds no plain tensor under {key}")
     if tuple(value.shape) != shape:
         raise _unusable(path, f"has shape {list(value.shape)} instead of {list(shape)} for {key}")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from GradProjIOLib import maps
+from GradProjIOLib.spatial import maps
 
 
 class Overlap:

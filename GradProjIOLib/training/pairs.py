@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from GradProjIOLib.models import Lattice
-from GradProjIOLib.training.synthetic import synthetic_pair
+from GradProjIOLib.models.registry import Lattice
+from GradProjIOLib.synthetic.pairs import synthetic_pair
 
 # What random numbers are drawn for; no two purposes share them.
 TRAINING, VALIDATION, JITTER, AUGMENTATION, ORDER = range(5)

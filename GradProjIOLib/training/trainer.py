@@ -25,14 +25,15 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from GradProjIOLib.models import Model, state_for_file
-from GradProjIOLib.models.network import Cascade
-from GradProjIOLib.objective import Objective
-from GradProjIOLib.similarity import SIGMA
+from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.similarity import SIGMA
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import atomic_path
+from GradProjIOLib.models.cascade import Cascade
+from GradProjIOLib.models.registry import Model, state_for_file
 from GradProjIOLib.training import pairs, validation
 from GradProjIOLib.training.overlap import Overlap
 from GradProjIOLib.training.pairs import PairSource, TrainingPair
-from GradProjIOLib.volume import InputError, atomic_path
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"

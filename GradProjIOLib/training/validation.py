@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from GradProjIOLib import jacobian
-from GradProjIOLib.evaluation import dice_of
-from GradProjIOLib.objective import Objective
+from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.evaluation.metrics import dice_of
+from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.training.pairs import TrainingPair
 
 

@@ -13,20 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from GradProjIOLib import lumir
-from GradProjIOLib.models import Lattice
-from GradProjIOLib.registration import normalize
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation import lumir
+from GradProjIOLib.geometry.files import atomic_path
+from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_labels, read_volume
+from GradProjIOLib.geometry.volume import Volume, check_image
+from GradProjIOLib.models.registry import Lattice
+from GradProjIOLib.registration.preprocessing import normalize
 from GradProjIOLib.training.augmentation import random_change
 from GradProjIOLib.training.pairs import AUGMENTATION, ORDER, TrainingPair, derived_seed, generator
-from GradProjIOLib.volume import (
-    IMAGE_SUFFIXES,
-    InputError,
-    Volume,
-    atomic_path,
-    check_image,
-    read_labels,
-    read_volume,
-)
 
 HELD_OUT = 0.1
 """Part of a folder's images that is for validation."""

@@ -15,23 +15,24 @@ import torch
 from io_step import image, random_network
 from live_tensors import LiveTensors
 
-from GradProjIOLib import models, resources
-from GradProjIOLib.objective import Objective
-from GradProjIOLib.optimization import InstanceOptimizer
-from GradProjIOLib.precision import convolutions
+from GradProjIOLib.engine import devices, memory
+from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.optimization import InstanceOptimizer
+from GradProjIOLib.engine.precision import convolutions
+from GradProjIOLib.models import registry
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lattice", type=int, nargs="+", default=[175])
-    parser.add_argument("--model", default="unigradicon", choices=tuple(models.MODELS))
+    parser.add_argument("--model", default="unigradicon", choices=tuple(registry.MODELS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--memory", default="full", choices=("full", "lean"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     lattice = tuple(options.lattice * 3 if len(options.lattice) == 1 else options.lattice)
-    device = resources.find_device(options.device)
+    device = devices.find_device(options.device)
     network = random_network(options.model)
     network.checkpointed = options.memory == "lean"
     network = network.to(device)
@@ -42,8 +43,8 @@ def main() -> None:
     objective = Objective(network, *[array.to(device) for array in arrays])
     with (
         counted or nullcontext(),
-        convolutions("exact"),
-        resources.recycled_memory(device, resources.needed_memory(network, lattice, options.memory, device)),
+        convolutions("tf32"),
+        memory.recycled_memory(device, memory.needed_memory(network, lattice, options.memory, device)),
         InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer,
     ):
         seconds = [step.seconds for step in optimizer]
@@ -53,11 +54,11 @@ def main() -> None:
         "model": options.model,
         "lattice": lattice,
         "memory": options.memory,
-        "device": resources.describe_device(device),
+        "device": devices.describe_device(device),
         "steps": len(seconds),
         "seconds": whole,
         "seconds_of_steps": seconds,
-        "peak_bytes": resources.peak_memory(device),
+        "peak_bytes": memory.peak_memory(device),
         "tensor_bytes": counted.peak if counted else None,
         "finite": bool(torch.isfinite(displacements).all()),
     }

@@ -3,7 +3,7 @@
     python Testing/benchmarks/io_step.py --lattice 96 [--device cpu] [--json FILE] [--model unigradicon|compact]
 
 All in this process and on the same random weights (last layers not zero), images and lattice; one after the other, so
-that the memory of each is its own. On a CPU ours runs as in a registration, with ``resources.recycled_memory``, and the
+that the memory of each is its own. On a CPU ours runs as in a registration, with ``memory.recycled_memory``, and the
 package both as it comes and with that. Where the package `unigradicon` is not installed (say, on a machine with torch
 and numpy only), ours runs alone, or with ``--peer DIR`` against a folder that holds the package's and
 icon_registration's sources.
@@ -31,10 +31,12 @@ import torch
 import torch.nn.functional as F
 from live_tensors import peak_of
 
-from GradProjIOLib import models, resources
-from GradProjIOLib.models.network import Cascade
-from GradProjIOLib.objective import Objective
-from GradProjIOLib.optimization import InstanceOptimizer
+from GradProjIOLib.engine import devices, memory
+from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.optimization import InstanceOptimizer
+from GradProjIOLib.engine.precision import convolutions
+from GradProjIOLib.models import registry
+from GradProjIOLib.models.cascade import Cascade
 
 PARTS = {
     "convolution": ("convolution",),
@@ -55,7 +57,7 @@ def image(lattice: tuple[int, int, int], seed: int, device: torch.device) -> tor
 def random_network(model: str, std: float = 0.004) -> Cascade:
     """A network with the same weights in every call, the last layers' not zero."""
     torch.manual_seed(0)
-    network = models.build(models.MODELS[model])
+    network = registry.build(registry.MODELS[model])
     for stage in network.stages:
         torch.nn.init.normal_(stage.head.weight, std=std)
     return network
@@ -68,9 +70,7 @@ def ours(
     network = random_network(options.model)
     network.checkpointed = options.memory == "lean"
     objective = Objective(network.to(device), image(lattice, 1, device), image(lattice, 2, device))
-    optimizer = InstanceOptimizer(
-        objective, learning_rate=2e-5, steps=10**6, method=method, precision=options.precision
-    )
+    optimizer = InstanceOptimizer(objective, learning_rate=2e-5, steps=10**6, method=method)
     return partial(next, iter(optimizer))
 
 
@@ -199,19 +199,19 @@ def ceilings(device: torch.device) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lattice", type=int, nargs="+", default=[96], help="one number, or three")
-    parser.add_argument("--model", default="unigradicon", choices=tuple(models.MODELS))
+    parser.add_argument("--model", default="unigradicon", choices=tuple(registry.MODELS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", default="full", choices=("full", "lean"))
-    parser.add_argument("--precision", default="exact", choices=("exact", "fast"))
+    parser.add_argument("--precision", default="tf32", choices=("tf32", "exact"))
     parser.add_argument("--peer", help="folder with the sources of unigradicon and icon_registration")
     parser.add_argument("--without-peer", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     lattice = tuple(options.lattice * 3 if len(options.lattice) == 1 else options.lattice)
-    device = resources.find_device(options.device)
+    device = devices.find_device(options.device)
     usual = nullcontext
-    recycled = partial(resources.recycled_memory, device, 8 * 2**30)
+    recycled = partial(memory.recycled_memory, device, 8 * 2**30)
     contestants = {}
     if options.peer:
         sys.path[:0] = [options.peer]
@@ -227,14 +227,14 @@ def main() -> None:
     for method in ("vanilla", "projected"):
         contestants[f"ours, {method}"] = partial(ours, method, options, lattice, device), recycled
     found = {}
-    for name, (build, memory) in contestants.items():
-        with memory():
+    for name, (build, allocation) in contestants.items():
+        with allocation(), convolutions(options.precision):
             found[name] = measure(build, options.repeats, device)
             gc.collect()
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
-        "machine": {"system": platform.platform(), "device": resources.describe_device(device),
+        "machine": {"system": platform.platform(), "device": devices.describe_device(device),
                     "threads": torch.get_num_threads(), "python": platform.python_version(),
                     "torch": torch.__version__},
         "lattice": lattice, "model": options.model, "memory": options.memory, "precision": options.precision,

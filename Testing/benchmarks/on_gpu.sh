@@ -16,6 +16,6 @@ step() {
 timeout 50 python3 Testing/benchmarks/same_on_gpu.py --device cuda | tee "$out/same_on_gpu.txt"
 step full --lattice 175 "${peer[@]}"
 step lean --lattice 175 --memory lean --without-peer
-step fast --lattice 175 --precision fast --without-peer
+step exact --lattice 175 --precision exact --without-peer
 step compact --lattice 96 112 80 --model compact --without-peer
 timeout 60 python3 Testing/benchmarks/fifty_steps.py --device cuda --json "$out/fifty_steps.json"

@@ -14,9 +14,11 @@ import torch
 from io_step import image, random_network
 from torch import Tensor
 
-from GradProjIOLib import models, resources
-from GradProjIOLib.objective import Objective
-from GradProjIOLib.precision import PRECISIONS, convolutions
+from GradProjIOLib.engine import devices
+from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.precision import convolutions
+from GradProjIOLib.models import registry
+from GradProjIOLib.settings import PRECISIONS
 
 MOST_IN_EXACT = 1e-3
 
@@ -27,14 +29,13 @@ def computed(model: str, lattice: tuple[int, int, int], device: torch.device, pr
     cpu = torch.device("cpu")
     objective = Objective(network.to(device), *(image(lattice, seed, cpu).to(device) for seed in (1, 2)))
     parameters = list(network.parameters())
-    with convolutions("exact"):
+    with convolutions(precision):
         fields = objective.fields()
         displacements = objective.displacements_of(fields)
         losses, *of_fields = objective.gradients(fields, torch.zeros_like(objective.regularity.points))
-        with convolutions(precision):
-            similarity, regularity = (
-                torch.autograd.grad(fields, parameters, part, retain_graph=True) for part in of_fields
-            )
+        similarity, regularity = (
+            torch.autograd.grad(fields, parameters, part, retain_graph=True) for part in of_fields
+        )
     found = {
         "similarity": losses.similarity,
         "regularity": losses.regularity,
@@ -55,14 +56,14 @@ def differences(model: str, lattice: tuple[int, int, int], device: torch.device,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--model", default="unigradicon", choices=tuple(models.MODELS))
+    parser.add_argument("--model", default="unigradicon", choices=tuple(registry.MODELS))
     parser.add_argument("--lattice", type=int, default=80)
     options = parser.parse_args()
-    device = resources.find_device(options.device)
+    device = devices.find_device(options.device)
     worst = 0.0
     for precision in PRECISIONS:
         found = differences(options.model, (options.lattice,) * 3, device, precision)
-        print(f"{options.model}, {options.lattice}³, {resources.describe_device(device)}, {precision}:", flush=True)
+        print(f"{options.model}, {options.lattice}³, {devices.describe_device(device)}, {precision}:", flush=True)
         for name, difference in found.items():
             print(f"    {name:30}{difference:.1e}", flush=True)
         if precision == "exact":

@@ -15,8 +15,7 @@ IGNORED_BITS = 13
 class RoundedGradients(TorchDispatchMode):
     """While active, what enters the gradient of a convolution is cut to ten bits of mantissa, as tensor cores do.
 
-    As the precision "fast" of a registration has it on a graphics card; products and sums are in single precision in
-    both.
+    Products and sums are in single precision, as they are there. The forward passes are not rounded.
     """
 
     def __torch_dispatch__(

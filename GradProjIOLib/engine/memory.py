@@ -1,0 +1,114 @@
+"""Devices and their memory."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+# Of each parameter there are at most: itself, two gradients, and the three moments of AMSGrad; the original values
+# are kept in the computer's memory.
+COPIES_OF_PARAMETERS = 6
+# Bytes of intermediate results per sample of the lattice, for unigradicon: on a card those of tensors and room for what
+# cuDNN takes, else what a process was seen to take (Docs/benchmarks.md).
+BYTES_PER_SAMPLE = {"cuda": {"full": 900, "lean": 600}, "cpu": {"full": 1200, "lean": 900}}
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most memory in use so far, in bytes: of the graphics card, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Free memory of the device in bytes; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def needed_memory(network: nn.Module, lattice: Sequence[int], mode: str, device: torch.device) -> int:
+    """About how many bytes an instance optimisation takes on the device."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    per_sample = BYTES_PER_SAMPLE.get(device.type, BYTES_PER_SAMPLE["cpu"])[mode]
+    return 4 * COPIES_OF_PARAMETERS * parameters + per_sample * math.prod(lattice)
+
+
+@contextmanager
+def recycled_memory(device: torch.device, size: int) -> Iterator[None]:
+    """While inside, memory that a computation on the CPU frees stays with the process, in huge pages.
+
+    The large tensors of an optimisation step are otherwise given back to the system and fetched again, page by page,
+    in every step. size: bytes for which to ask for huge pages. Works on Linux with glibc, in the main thread.
+    Afterwards the process keeps fixed thresholds, the highest that glibc chooses by itself. See mallopt(3).
+    """
+    libc = _glibc() if device.type == "cpu" else None
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    # The block comes from the heap and goes back to it at once: it is asked for only to name its addresses.
+    if block := libc.malloc(ctypes.c_size_t(size)):
+        first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(block + size - first), mmap.MADV_HUGEPAGE)
+        libc.free(ctypes.c_void_p(block))
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, 65536)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+        libc.malloc_trim(ctypes.c_size_t(0))
+
+
+# Parameters of mallopt(3), in malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    return libc
+
+
+def modes_to_try(memory: str, network: nn.Module, lattice: Sequence[int], device: torch.device) -> tuple[str, ...]:
+    """The modes "full" and "lean" in the order to try them, for a setting of MEMORY_MODES."""
+    if memory != "auto":
+        return (memory,)
+    free = available_memory(device)
+    if free is not None and needed_memory(network, lattice, "full", device) > free:
+        return ("lean",)
+    return ("full", "lean")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there was too little memory, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("not enough memory", "allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

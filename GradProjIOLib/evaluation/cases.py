@@ -1,0 +1,181 @@
+"""Measure one result, or a table of them, against labels, landmarks and masks in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation import metrics, tables
+from GradProjIOLib.geometry.image_files import read_labels, read_volume
+from GradProjIOLib.geometry.landmarks import Landmarks, read_landmarks
+from GradProjIOLib.geometry.tables import read_table
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.spatial.deformation import Deformation
+
+PATHS = ("result", "fixed_labels", "moving_labels", "fixed_points", "moving_points", "mask")
+IN_MASK = "_in_mask"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A result (a folder of `gradprojio register`, or a transform file) and what to measure it with.
+
+    `points_frame` ("LPS", "RAS" or "voxels") is for landmarks in .csv files. `group` is the method or
+    setting: groups are compared with each other case by case.
+    """
+
+    result: Path
+    case: str = ""
+    group: str = ""
+    fixed_labels: Path | None = None
+    moving_labels: Path | None = None
+    fixed_points: Path | None = None
+    moving_points: Path | None = None
+    points_frame: str | None = None
+    mask: Path | None = None
+
+
+def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
+    """The row of `case` (see `tables`). Raises InputError where something cannot be read or does not fit."""
+    labels = [read_labels(path) if path else None for path in _both(case.fixed_labels, case.moving_labels, "labels")]
+    deformation, reference = read_result(case.result, labels[0])
+    paths = _both(case.fixed_points, case.moving_points, "points")
+    points = _read_points(case, paths, reference, labels[1]) if paths[0] is not None else None
+    mask = read_labels(case.mask) if case.mask else None
+    row: tables.Row = {"case": case.case or case.result.name, "group": case.group, "result": str(case.result)}
+    both = None if labels[0] is None else (labels[0], labels[1])
+    return row | measure_result(deformation, reference, both, points, mask, structures)
+
+
+def measure_result(
+    deformation: Deformation,
+    reference: Volume,
+    labels: tuple[Volume, Volume] | None = None,
+    points: tuple[Landmarks, Landmarks] | None = None,
+    mask: Volume | None = None,
+    structures: Sequence[int] | None = None,
+) -> tables.Row:
+    """The measured columns of a row: with fixed and moving labels and landmarks where given, and folding on the
+    lattice of `reference`. Raises InputError."""
+    row: tables.Row = {}
+    if labels is not None:
+        row |= label_row(metrics.evaluate_labels(deformation, *labels, structures))
+    if points is not None:
+        fixed, moving = points
+        row |= landmark_row(
+            metrics.evaluate_landmarks(deformation, fixed.points, moving.points, fixed.names, moving.names)
+        )
+    return row | folding_row(*metrics.evaluate_folding(deformation, reference, mask))
+
+
+def label_row(found: metrics.LabelEvaluation) -> tables.Row:
+    """The columns of a row that come from labels."""
+    structures = [
+        {"structure": overlap.structure, "dice": overlap.dice, "hd95_mm": overlap.hd95} for overlap in found.structures
+    ]
+    return {
+        "dice": found.dice,
+        "dice_before": found.dice_before,
+        "hd95_mm": found.hd95,
+        "structures": structures,
+    }
+
+
+def landmark_row(found: Sequence[metrics.LandmarkError]) -> tables.Row:
+    """The columns of a row that come from landmarks."""
+    landmarks = [{"name": error.name, "before_mm": error.before, "after_mm": error.after} for error in found]
+    return {
+        "tre_mm": float(np.mean([error.after for error in found])),
+        "tre_before_mm": float(np.mean([error.before for error in found])),
+        "landmarks": landmarks,
+    }
+
+
+def folding_row(whole: metrics.FoldingEvaluation, inside: metrics.FoldingEvaluation | None = None) -> tables.Row:
+    """The columns of a row that come from the deformation alone, as a whole and inside a mask."""
+    row = dict(vars(whole))
+    if inside is not None:
+        row |= {key + IN_MASK: value for key, value in vars(inside).items()}
+    return row
+
+
+def read_result(path: Path, fixed_labels: Volume | None = None) -> tuple[Deformation, Volume]:
+    """The deformation of a result and an image on the fixed image's lattice.
+
+    `path` is a folder that `gradprojio register` wrote, or any transform or displacement file; of the latter
+    the fixed labels give the lattice, without them its own. Raises InputError.
+    """
+    if path.is_dir():
+        if not (path / "transform.h5").exists():
+            raise InputError(f"{path} holds no transform.h5; choose a result of `gradprojio register`.")
+        return Deformation.read(path / "transform.h5"), read_volume(path / "warped.nii.gz")
+    if fixed_labels is not None:
+        return Deformation.read(path, fixed_labels.shape, fixed_labels.affine), fixed_labels
+    deformation = Deformation.read(path)
+    return deformation, Volume(deformation.displacement[..., 0], deformation.affine, str(path))
+
+
+def read_cases(path: Path) -> list[Case]:
+    """The cases of a table with a header: the fields of `Case` as columns, `result` required.
+
+    Paths are relative to the table's folder. Raises InputError for unknown columns and repeated cases.
+    """
+    rows = read_table(path, {field.name for field in fields(Case)}, ("result",))
+    cases = {}
+    for row in rows:
+        values = {key: path.parent / value if key in PATHS else value for key, value in row.items() if value}
+        case = Case(**{"case": Path(row["result"]).name, **values})
+        if (case.case, case.group) in cases:
+            raise InputError(
+                f"{path} has the case {case.case} twice in the same group; name the cases, or the groups, differently."
+            )
+        cases[case.case, case.group] = case
+    return list(cases.values())
+
+
+def measure_all(
+    cases: Sequence[Case], structures: Sequence[int] | None = None, say: Callable[[str], None] = print
+) -> tuple[list[tables.Row], list[dict[str, str]]]:
+    """The rows of all cases that can be measured, and the failed ones; one does not stop the rest."""
+    rows, failed = [], []
+    for case in cases:
+        try:
+            rows.append(measure(case, structures))
+        except InputError as error:
+            failed.append({"case": case.case, "group": case.group, "message": str(error)})
+            say(f"{case.case}: {error}")
+    return rows, failed
+
+
+def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path | None, Path | None]:
+    if (fixed is None) != (moving is None):
+        missing = "fixed" if fixed is None else "moving"
+        raise InputError(f"Of the {what} only one side is given; give the {missing} {what}, too.")
+    return fixed, moving
+
+
+def _read_points(
+    case: Case, paths: tuple[Path, Path], reference: Volume, moving_labels: Volume | None
+) -> tuple[Landmarks, Landmarks]:
+    """Both landmark files; voxel indices are those of the fixed image and of the moving labels or image."""
+    moving_affine = None if moving_labels is None else moving_labels.affine
+    if case.points_frame == "voxels" and moving_affine is None:
+        moving_affine = _moving_affine(case.result)
+    return (
+        read_landmarks(paths[0], case.points_frame, reference.affine),
+        read_landmarks(paths[1], case.points_frame, moving_affine),
+    )
+
+
+def _moving_affine(result: Path) -> np.ndarray | None:
+    """The affine of the moving image that the report of a result names, if it is still there."""
+    try:
+        report = json.loads((result / "report.json").read_text(encoding="utf-8"))
+        return read_volume(report["inputs"]["moving"]["path"]).affine
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,283 @@
+"""The LUMIR task of the Learn2Reg challenge: its folder, displacement fields, submission and metrics.
+
+Everything in this file that is an array [i, j, k] has the axes of LUMIR's files, first index first, as
+`scipy.ndimage.map_coordinates` uses them. The definitions are those of the challenge's public evaluation
+(github.com/JHU-MedImage-Reg/LUMIR_L2R, folder L2R_LUMIR_Eval); three of them are not what one would expect:
+the background (label 0) counts as a structure, a landmark is the center of a nearest-neighbor-warped label,
+and folding is counted where the *moving* image is above 0, without the outermost layer of voxels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation import metrics, tables
+from GradProjIOLib.evaluation.cases import label_row
+from GradProjIOLib.geometry.files import atomic_path, write_error
+from GradProjIOLib.geometry.image_files import check_readable, read_labels, read_volume
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, lattice_points
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.register import register
+from GradProjIOLib.settings import Settings
+from GradProjIOLib.spatial import jacobian
+from GradProjIOLib.spatial.deformation import Deformation
+
+DATASET_FILE = "LUMIR_dataset.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A validation pair: paths of the fixed and the moving image."""
+
+    fixed: Path
+    moving: Path
+
+    @property
+    def name(self) -> str:
+        """FIXED_MOVING, the subjects' numbers."""
+        return f"{_subject(self.fixed)}_{_subject(self.moving)}"
+
+    @property
+    def displacement_file(self) -> str:
+        """The file name that the challenge expects."""
+        return f"disp_{self.name}.nii.gz"
+
+    def companions(self, kind: str) -> tuple[Path, Path] | None:
+        """Both subjects' files in the folder that has `kind` ("labels", "landmarks") in place of "images".
+
+        None where they are not there: the challenge keeps those of its validation set to itself.
+        """
+        paths = tuple(
+            path.parent.parent / path.parent.name.replace("images", kind) / path.name
+            for path in (self.fixed, self.moving)
+        )
+        return paths if all(path.exists() for path in paths) else None
+
+
+def read_pairs(folder: Path) -> list[Pair]:
+    """The validation pairs that LUMIR_dataset.json in `folder` lists. Raises InputError."""
+    path = folder / DATASET_FILE
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["validation"]
+        pairs = [Pair(folder / entry["fixed"], folder / entry["moving"]) for entry in listed]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; choose the folder of the LUMIR data.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not list validation pairs ({error}); download it again.") from error
+    if not pairs:
+        raise InputError(f"{path} lists no validation pair; download it again.")
+    return pairs
+
+
+def register_pair(pair: Pair, settings: Settings) -> tuple[np.ndarray, Volume]:
+    """The displacement field [i, j, k, 3] of a registered pair, and its fixed image. Raises InputError."""
+    fixed, moving = read_volume(pair.fixed), read_volume(pair.moving)
+    return voxel_displacement(register(fixed, moving, settings).forward, fixed, moving), fixed
+
+
+def remember_settings(settings: Settings, folder: Path) -> None:
+    """Write the settings of a submission's fields into `folder`; raise InputError where it has fields of others."""
+    path = folder / "settings.json"
+    wanted = json.loads(json.dumps(asdict(settings)))
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != wanted:
+        raise InputError(
+            f"{folder} holds fields that were made with other settings; choose another output, or remove it."
+        )
+    tables.write_json(wanted, path)
+
+
+def voxel_displacement(deformation: Deformation, fixed: Volume, moving: Volume) -> np.ndarray:
+    """What to add to an index of `fixed` to get the corresponding one of `moving`: float32 [i, j, k, 3]."""
+    index_of = np.linalg.inv(moving.affine)
+    displacement = deformation.sample(fixed.shape, fixed.affine).displacement
+    points = lattice_points(fixed.shape, fixed.affine) + displacement
+    shift = points @ index_of[:3, :3].T + index_of[:3, 3] - lattice_points(fixed.shape, np.eye(4))
+    return np.ascontiguousarray(shift.transpose(2, 1, 0, 3), dtype=np.float32)
+
+
+def write_displacement(field: np.ndarray, affine: np.ndarray, path: str | os.PathLike) -> None:
+    """Write `field` [i, j, k, 3] as a 4-D NIfTI file; `affine` (index → RAS mm) goes into its header."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(field.transpose(3, 2, 1, 0)), isVector=False)
+    placed = RAS_TO_LPS @ affine
+    spacing = np.linalg.norm(placed[:3, :3], axis=0)
+    direction = np.eye(4)
+    direction[:3, :3] = placed[:3, :3] / spacing
+    image.SetSpacing([*spacing.tolist(), 1.0])
+    image.SetOrigin([*placed[:3, 3].tolist(), 0.0])
+    image.SetDirection(direction.ravel().tolist())
+    with atomic_path(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise write_error(Path(path), error) from error
+
+
+def read_displacement(path: str | os.PathLike) -> np.ndarray:
+    """The displacement field in a submission's file as [i, j, k, 3]; [3, i, j, k] is accepted, as by LUMIR.
+
+    Raises InputError where it is no such field.
+    """
+    import SimpleITK as sitk
+
+    check_readable(Path(path), (".nii.gz",))
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read; write it again.") from error
+    size = image.GetSize()
+    if len(size) != 4 or 3 not in (size[0], size[3]) or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"{path} has the shape {size}; LUMIR wants [X, Y, Z, 3], single numbers.")
+    field = sitk.GetArrayFromImage(image).transpose(3, 2, 1, 0)
+    return field if size[3] == 3 else np.moveaxis(field, 0, -1)
+
+
+def write_submission(files: Sequence[Path], path: Path) -> None:
+    """Pack displacement files into the zip file `path`, in one folder of its name, whole or not at all."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for file in files:
+            archive.write(file, f"{path.stem}/{file.name}")
+
+
+def unpack_submission(path: Path, folder: Path) -> None:
+    """Unpack the displacement files of the submission `path` into `folder`, without the folders inside it.
+
+    Raises InputError where it is no zip file or has a file twice.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".nii.gz")]
+            names = [Path(member.filename).name for member in members]
+            if len(set(names)) != len(names):
+                raise InputError(f"{path} holds {max(names, key=names.count)} more than once.")
+            for member, name in zip(members, names, strict=True):
+                (folder / name).write_bytes(archive.read(member))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as a zip file ({error}); write it again.") from error
+
+
+def measure_pair(pair: Pair, field: np.ndarray, structures: Sequence[int] | None = None) -> tables.Row:
+    """The challenge's metrics for the displacement `field` [i, j, k, 3] of one pair, as a row (see `tables`).
+
+    Dice and HD95, and TRE, only where labels and landmarks are there. `structures` are label values; without
+    them all that occur, and 0. Raises InputError where the field is unusable or does not fit the images.
+    """
+    moving = _by_index(read_volume(pair.moving))
+    shape = _by_index(read_volume(pair.fixed)).shape
+    if field.shape[:3] != shape:
+        raise InputError(f"{pair.displacement_file} has the shape {field.shape}; LUMIR wants {(*shape, 3)}.")
+    if field.dtype != np.float32 or not np.isfinite(field).all():
+        raise InputError(
+            f"{pair.displacement_file} has {field.dtype} values, or some that are not finite; "
+            "LUMIR wants finite float32 ones."
+        )
+    row: tables.Row = {"case": pair.name, "group": ""}
+    labels = pair.companions("labels")
+    if labels:
+        row |= _measure_labels(*map(read_labels, labels), field, structures)
+    landmarks = pair.companions("landmarks")
+    if landmarks:
+        row |= _measure_landmarks(*map(read_labels, landmarks), field)
+    return row | _measure_folding(moving, field)
+
+
+def check_submission(
+    path: Path,
+    folder: Path,
+    structures: Sequence[int] | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[list[tables.Row], list[dict[str, str]]]:
+    """Measure every validation pair of the LUMIR `folder` on the submission `path`: rows, and what failed.
+
+    `path` is the zip file or the folder of displacement files.
+    """
+    pairs = read_pairs(folder)
+    rows, failed = [], []
+    with tempfile.TemporaryDirectory() as unpacked:
+        if path.is_file():
+            unpack_submission(path, Path(unpacked))
+        source = Path(unpacked) if path.is_file() else path
+        for pair in pairs:
+            try:
+                rows.append(measure_pair(pair, read_displacement(source / pair.displacement_file), structures))
+            except InputError as error:
+                failed.append({"case": pair.name, "group": "", "message": str(error)})
+                say(f"{pair.name}: {error}")
+        expected = {pair.displacement_file for pair in pairs}
+        for extra in sorted({file.name for file in source.glob("*.nii.gz")} - expected):
+            failed.append({"case": extra, "group": "", "message": "is of no validation pair"})
+            say(f"{extra}: is of no validation pair; remove it.")
+    return rows, failed
+
+
+def warp_labels(labels: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """`labels` [i, j, k] at the index plus `field`, nearest neighbor, 0 outside: the challenge's warp."""
+    identity = np.stack(np.meshgrid(*map(np.arange, field.shape[:3]), indexing="ij"))
+    return ndimage.map_coordinates(labels, identity + np.moveaxis(field.astype(np.float64), -1, 0), order=0)
+
+
+def _measure_labels(fixed: Volume, moving: Volume, field: np.ndarray, structures: Sequence[int] | None) -> tables.Row:
+    """Every voxel counts as 1 mm, as LUMIR's are."""
+    fixed_labels, moving_labels = _by_index(fixed), _by_index(moving)
+    if structures is None:
+        structures = np.union1d(fixed_labels, moving_labels).tolist()
+    warped = warp_labels(moving_labels, field)
+    overlaps = metrics.label_overlap(fixed_labels, warped, (1, 1, 1), structures, moving_labels)
+    undeformed = warp_labels(moving_labels, np.zeros_like(field))
+    before = np.nanmean(metrics.dice_of(fixed_labels, undeformed, structures))
+    return label_row(metrics.LabelEvaluation(overlaps, *metrics.mean_overlap(overlaps), float(before)))
+
+
+def _measure_landmarks(fixed: Volume, moving: Volume, field: np.ndarray) -> tables.Row:
+    """The distance of the centers of every landmark's voxels. One that the warp has lost leaves no TRE."""
+    fixed_marks, moving_marks = _by_index(fixed), _by_index(moving)
+    names = np.unique(fixed_marks)[1:].tolist()
+    centers = metrics.label_centers(fixed_marks, names)
+    before, after = (
+        metrics.landmark_distances(metrics.label_centers(marks, names), centers)
+        for marks in (moving_marks, warp_labels(moving_marks, field))
+    )
+    landmarks = [
+        {"name": str(name), "before_mm": float(first), "after_mm": float(last)}
+        for name, first, last in zip(names, before, after, strict=True)
+    ]
+    return {"tre_mm": float(after.mean()), "tre_before_mm": float(before.mean()), "landmarks": landmarks}
+
+
+def _measure_folding(moving: np.ndarray, field: np.ndarray) -> tables.Row:
+    displacement = torch.from_numpy(np.moveaxis(field, -1, 0).astype(np.float64))
+    inner = (slice(1, -1),) * 3
+    region = moving[inner] > 0
+    if not region.any():
+        raise InputError("The moving image has no voxel above 0, where LUMIR counts folding.")
+    volume = jacobian.non_diffeomorphic_volume(displacement).numpy()[inner][region]
+    determinant = jacobian.jacobian_determinant(displacement).numpy()[inner][region]
+    return {
+        "ndv_percent": float(100 * volume.sum() / volume.size),
+        "folded_voxels": int((determinant <= 0).sum()),
+        "std_log_jacobian": jacobian.summary(determinant)["std_log"],
+    }
+
+
+def _by_index(volume: Volume) -> np.ndarray:
+    return volume.array.transpose(2, 1, 0)
+
+
+def _subject(path: Path) -> str:
+    """3455 of LUMIRMRI_3455_0000.nii.gz."""
+    parts = path.name.split("_")
+    if len(parts) != 3 or not path.name.endswith(".nii.gz"):
+        raise InputError(f"{path.name} is not named like LUMIR's images, LUMIRMRI_SUBJECT_0000.nii.gz.")
+    return parts[1]

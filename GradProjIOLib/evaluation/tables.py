@@ -1,0 +1,253 @@
+"""Tables of measured cases: as text, CSV and JSON, with their statistics.
+
+A row is a dictionary with "case", "group" (the method or setting; may be empty), some of the keys of METRICS,
+and, where measured, the lists "structures" and "landmarks".
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from GradProjIOLib.evaluation.statistics import PairedComparison, Summary, compare_paired, summarize
+from GradProjIOLib.geometry.files import atomic_path
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: its key in a row, its title, how a value is written, and whether groups are compared by it."""
+
+    key: str
+    title: str
+    form: str
+    compared: bool = True
+
+    def text(self, value: float | None) -> str:
+        """`value` as it stands in a table; "–" where it was not measured."""
+        return "–" if value is None or math.isnan(value) else format(value, self.form)
+
+
+METRICS = (
+    Metric("dice", "Dice", ".4f"),
+    Metric("dice_before", "before", ".4f", compared=False),
+    Metric("hd95_mm", "HD95 [mm]", ".3f"),
+    Metric("tre_mm", "TRE [mm]", ".3f"),
+    Metric("tre_before_mm", "before", ".3f", compared=False),
+    Metric("ndv_percent", "NDV [%]", ".3g"),
+    Metric("folded_voxels", "folded voxels", ".6g"),
+    Metric("std_log_jacobian", "SD log|J|", ".4f"),
+    Metric("ndv_percent_in_mask", "NDV in mask [%]", ".3g"),
+    Metric("folded_voxels_in_mask", "folded in mask", ".6g"),
+    Metric("std_log_jacobian_in_mask", "SD log|J| in mask", ".4f"),
+    Metric("seconds", "seconds", ".1f", compared=False),
+)
+
+
+def measured_metrics(rows: Iterable[Row]) -> list[Metric]:
+    """The metrics that at least one row has."""
+    rows = list(rows)
+    return [metric for metric in METRICS if any(metric.key in row for row in rows)]
+
+
+def groups_of(rows: Iterable[Row]) -> list[str]:
+    """The groups of `rows` in the order in which they first occur."""
+    return list(dict.fromkeys(row["group"] for row in rows))
+
+
+def summaries(rows: Sequence[Row]) -> dict[str, dict[str, Summary]]:
+    """Mean and standard deviation over the cases: {group: {metric: Summary}}."""
+    return {
+        group: {
+            metric.key: summarize([row[metric.key] for row in rows if row["group"] == group and metric.key in row])
+            for metric in measured_metrics(rows)
+        }
+        for group in groups_of(rows)
+    }
+
+
+@dataclass(frozen=True)
+class GroupComparison:
+    """One metric of the group `other` against `reference`, over the cases that both have."""
+
+    metric: str
+    reference: str
+    other: str
+    result: PairedComparison
+
+
+def compare_groups(rows: Sequence[Row], pairs: Iterable[tuple[str, str]] | None = None) -> list[GroupComparison]:
+    """Compare pairs (reference, other) of groups; without `pairs`, every group with the first one."""
+    groups = groups_of(rows)
+    if not groups:
+        return []
+    if pairs is None:
+        pairs = [(groups[0], other) for other in groups[1:]]
+    found = []
+    for reference, other in pairs:
+        for metric in measured_metrics(rows):
+            if not metric.compared:
+                continue
+            first, second = (
+                {row["case"]: row[metric.key] for row in rows if row["group"] == group and metric.key in row}
+                for group in (reference, other)
+            )
+            cases = [case for case in first if case in second]
+            if cases:
+                result = compare_paired([first[case] for case in cases], [second[case] for case in cases])
+                found.append(GroupComparison(metric.key, reference, other, result))
+    return found
+
+
+def case_table(rows: Sequence[Row]) -> str:
+    """Every case and, below each group of several cases, its mean ± standard deviation, as text."""
+    metrics = measured_metrics(rows)
+    means = summaries(rows)
+    lines = []
+    for group in groups_of(rows):
+        members = [row for row in rows if row["group"] == group]
+        lines += [[row["case"], group, *(metric.text(row.get(metric.key)) for metric in metrics)] for row in members]
+        if len(members) > 1:
+            lines.append(["mean ± SD", group, *(_mean_text(metric, means[group][metric.key]) for metric in metrics)])
+    return text_table(["case", "group", *(metric.title for metric in metrics)], lines)
+
+
+def summary_table(rows: Sequence[Row], groups: Sequence[str] | None = None) -> str:
+    """One line per group, mean ± standard deviation, as text."""
+    metrics = measured_metrics(rows)
+    means = summaries(rows)
+    lines = [
+        [
+            group,
+            str(max((means[group][metric.key].count for metric in metrics), default=0)),
+            *(_mean_text(metric, means[group][metric.key]) for metric in metrics),
+        ]
+        for group in (groups or groups_of(rows))
+    ]
+    return text_table(["setting", "cases", *(metric.title for metric in metrics)], lines)
+
+
+def comparison_table(comparisons: Sequence[GroupComparison]) -> str:
+    """Mean difference with its 95 % confidence interval and Wilcoxon's p, one line each, as text."""
+    metrics = {metric.key: metric for metric in METRICS}
+    lines = []
+    for comparison in comparisons:
+        metric, result = metrics[comparison.metric], comparison.result
+        interval = "–" if math.isnan(result.low) else f"{result.low:.3g} … {result.high:.3g}"
+        p_value = "–" if math.isnan(result.p_value) else f"{result.p_value:.3g}"
+        lines.append(
+            [
+                metric.title,
+                comparison.other,
+                comparison.reference,
+                str(result.count),
+                f"{result.mean_difference:+.3g}",
+                interval,
+                p_value,
+            ]
+        )
+    return text_table(["metric", "setting", "minus", "cases", "difference", "95 % interval", "p (Wilcoxon)"], lines)
+
+
+def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Columns padded to equal width; a column that is empty in every line is left out."""
+    kept = [column for column in range(len(header)) if any(line[column] for line in lines)] or range(len(header))
+    table = [[line[column] for column in kept] for line in (header, *lines)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    return "\n".join([padded[0], "  ".join("-" * width for width in widths), *padded[1:]])
+
+
+def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
+    """Every case with every structure, then mean and standard deviation of each group; whole or nothing."""
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    means = []
+    for group in groups_of(rows):
+        members = [row for row in flat if row["group"] == group]
+        numbers = {
+            column: summarize([row[column] for row in members if column in row])
+            for column in columns
+            if any(isinstance(row.get(column), (int, float)) for row in members)
+        }
+        means.append({"case": "mean", "group": group, **{key: found.mean for key, found in numbers.items()}})
+        means.append(
+            {
+                "case": "standard deviation",
+                "group": group,
+                **{key: found.standard_deviation for key, found in numbers.items()},
+            }
+        )
+    with atomic_path(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in flat + means)
+
+
+def write_json(data: Any, path: str | os.PathLike) -> None:
+    """`data` as standard JSON, whole or not at all; NaN becomes null and infinity the text "inf"."""
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_text(json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def report(rows: Sequence[Row], failed: Sequence[dict[str, str]], comparisons: Sequence[GroupComparison]) -> Row:
+    """Everything about a cohort: cases, means, comparisons, and the cases that could not be measured."""
+    return {
+        "cases": list(rows),
+        "summary": summaries(rows),
+        "comparisons": list(comparisons),
+        "failed": list(failed),
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with dataclasses as dictionaries, NaN as None and infinity as "inf"."""
+    if isinstance(value, (GroupComparison, Summary, PairedComparison)):
+        return jsonable(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """What `jsonable` was given: None becomes NaN and "inf" infinity."""
+    if isinstance(value, dict):
+        return {key: from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if value is None or value in ("inf", "-inf"):
+        return float(value or "nan")
+    return value
+
+
+def _mean_text(metric: Metric, found: Summary) -> str:
+    if not found.count:
+        return "–"
+    spread = "" if math.isnan(found.standard_deviation) else f" ± {metric.text(found.standard_deviation)}"
+    return metric.text(found.mean) + spread
+
+
+def _flat(row: Row) -> Row:
+    """The row with one column for every structure and landmark."""
+    flat = {key: value for key, value in row.items() if not isinstance(value, list)}
+    for structure in row.get("structures", []):
+        flat[f"dice_{structure['structure']}"] = structure["dice"]
+        flat[f"hd95_mm_{structure['structure']}"] = structure["hd95_mm"]
+    for landmark in row.get("landmarks", []):
+        flat[f"tre_mm_{landmark['name']}"] = landmark["after_mm"]
+    return flat
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

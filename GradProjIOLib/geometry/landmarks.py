@@ -1,0 +1,140 @@
+"""Landmark files: Slicer's markups (.mrk.json, .fcsv) and tables (.csv), read as points in RAS mm."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from GradProjIOLib.errors import InputError
+
+FRAMES = ("LPS", "RAS", "voxels")
+SUFFIXES = (".mrk.json", ".fcsv", ".csv")
+FIDUCIAL_DEFINED = "2"  # the position status that newer versions of Slicer append to a row
+
+
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """Named points: `points` [n, 3] in RAS mm."""
+
+    names: list[str]
+    points: np.ndarray
+    source: str = "landmarks"
+
+
+def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np.ndarray | None = None) -> Landmarks:
+    """The landmarks in the file `path`.
+
+    Slicer's files say themselves whether they are in LPS or RAS. Of a .csv file `frame` says it ("LPS", "RAS"
+    in mm, or "voxels", indices (i, j, k) of the image with `affine`); its columns are x, y, z or i, j, k, and
+    optionally name or label; without a header they are the first three. Points that Slicer marks as not
+    placed are left out. Raises InputError for files that are none of these or leave something open.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; check the path.")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError(f"{path} is no landmark file; use one of {', '.join(SUFFIXES)}.")
+    try:
+        if path.name.lower().endswith(".mrk.json"):
+            names, positions, frame = _read_markups(path)
+        elif path.name.lower().endswith(".fcsv"):
+            names, positions, frame = _read_fiducials(path)
+        else:
+            names, positions = _read_table(path)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as landmarks ({error}); export it again.") from error
+    if not names:
+        raise InputError(f"{path} holds no landmark; place some, or choose another file.")
+    points = np.array(positions, dtype=np.float64)
+    if not np.isfinite(points).all():
+        raise InputError(f"{path} has a landmark whose position is no number; correct or remove it.")
+    return Landmarks(names, to_ras(points, frame, affine, path), str(path))
+
+
+def to_ras(points: np.ndarray, frame: str | None, affine: np.ndarray | None, path: str | os.PathLike) -> np.ndarray:
+    """`points` [n, 3] in `frame` ("LPS", "RAS" or "voxels") as points in RAS mm. Raises InputError."""
+    if frame == "RAS":
+        return points
+    if frame == "LPS":
+        return points * [-1.0, -1.0, 1.0]
+    if frame == "voxels":
+        if affine is None:
+            raise InputError(f"{path} is in voxels, but of which image is unknown; give that image, too.")
+        return points @ affine[:3, :3].T + affine[:3, 3]
+    raise InputError(f"{path} does not say in which coordinates its points are; say {', '.join(FRAMES)}.")
+
+
+def _read_markups(path: Path) -> tuple[list[str], list[list[float]], str]:
+    markups = json.loads(path.read_text(encoding="utf-8"))["markups"]
+    if len(markups) != 1:
+        raise InputError(f"{path} holds {len(markups)} point lists; save one of them to its own file.")
+    placed = [
+        point
+        for point in markups[0].get("controlPoints", [])
+        if point.get("positionStatus", "defined") == "defined" and point.get("position")
+    ]
+    names = [str(point.get("label", "")) for point in placed]
+    # Either "mm" or a coded entry such as ["UCUM", "mm", "millimeter"].
+    units = markups[0].get("coordinateUnits") or "mm"
+    if "mm" not in units:
+        raise InputError(f"{path} is in {units}, not in mm; save it from a scene whose unit of length is mm.")
+    frame = _slicer_frame(markups[0].get("coordinateSystem", "LPS"))
+    return names, [point["position"][:3] for point in placed], frame
+
+
+def _read_fiducials(path: Path) -> tuple[list[str], list[list[float]], str]:
+    # Files of Slicer 3 and 4.0 have no header and are in RAS; the order of the columns has never changed.
+    frame, names, positions = "RAS", [], []
+    with open(path, encoding="utf-8", newline="") as file:
+        for line in file:
+            if line.startswith("#"):
+                key, _, value = line[1:].partition("=")
+                frame = _slicer_frame(value.strip()) if key.strip() == "CoordinateSystem" else frame
+            elif line.strip():
+                row = next(csv.reader([line]))
+                if len(row) > 14 and row[14] != FIDUCIAL_DEFINED:
+                    continue
+                names.append(row[11] if len(row) > 11 else row[0])
+                positions.append([float(value) for value in row[1:4]])
+    return names, positions, frame
+
+
+def _slicer_frame(value: str | int) -> str:
+    """Slicer once wrote a number for the coordinate system."""
+    return {"0": "RAS", "1": "LPS"}.get(str(value), str(value))
+
+
+def _read_table(path: Path) -> tuple[list[str], list[list[float]]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    if not rows:
+        return [], []
+    header = [cell.strip().lower() for cell in rows[0]]
+    if _is_number(header[0]):
+        columns, name_column = [0, 1, 2], 3
+    else:
+        rows = rows[1:]
+        axes = "xyz" if "x" in header else "ijk"
+        if not set(axes) <= set(header):
+            raise InputError(f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k.")
+        columns = [header.index(axis) for axis in axes]
+        name_column = next((header.index(name) for name in ("name", "label") if name in header), len(header))
+    names = [
+        row[name_column].strip() if len(row) > name_column else str(number) for number, row in enumerate(rows, start=1)
+    ]
+    return names, [[float(row[column]) for column in columns] for row in rows]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,81 @@
+"""Lattices of samples in space: their affines and their points.
+
+Arrays are [k, j, i]; an index is a point (i, j, k) in voxels; affines (4x4) take an index to RAS mm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+from GradProjIOLib.errors import InputError
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def check_affine(affine: np.ndarray, name: str) -> None:
+    """Raise InputError unless `affine` is a finite, invertible 4x4 matrix with the last row (0, 0, 0, 1)."""
+    usable = affine.shape == (4, 4) and np.isfinite(affine).all() and np.array_equal(affine[3], [0, 0, 0, 1])
+    if usable:
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        # Relative to the spacing: the volume spanned by the unit vectors of the three axes.
+        usable = lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
+    if not usable:
+        raise _badly_placed(name)
+
+
+def is_rectangular(affine: np.ndarray) -> bool:
+    """Whether the axes of `affine` are at right angles. ITK changes them without a word in NIfTI files."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-4)
+
+
+def lattice_affine(affine: np.ndarray, size: tuple[int, int, int], lattice: tuple[int, int, int]) -> np.ndarray:
+    """Affine (4x4, index → RAS mm) of `lattice` samples (K, J, I) stretched over an image.
+
+    The image has `size` voxels (K, J, I) and `affine`. Sample n of a lattice lies at the image index
+    (n + 0.5)·size/lattice − 0.5, which is torch's `align_corners=False`.
+    """
+    scale = np.array(size[::-1], dtype=np.float64) / np.array(lattice[::-1], dtype=np.float64)
+    stretch = np.diag([*scale, 1.0])
+    stretch[:3, 3] = 0.5 * scale - 0.5
+    return np.asarray(affine, dtype=np.float64) @ stretch
+
+
+def _badly_placed(name: str) -> InputError:
+    return InputError(
+        f"{name} has a singular or skewed orientation matrix, so its place in space is unclear; "
+        "correct its spacing and axis directions, or resample it to a rectangular lattice."
+    )
+
+
+POINTS_AT_ONCE = 1 << 18
+
+
+def lattice_points(
+    shape: tuple[int, int, int], affine: np.ndarray, first: int = 0, last: int | None = None
+) -> np.ndarray:
+    """Where `affine` (4x4) puts the indices of a lattice of `shape` (K, J, I): [k, j, i, 3], float64.
+
+    `first` and `last` choose the slices k that are computed.
+    """
+    k, j, i = np.arange(first, shape[0] if last is None else last), np.arange(shape[1]), np.arange(shape[2])
+    return k[:, None, None, None] * affine[:3, 2] + (
+        j[:, None, None] * affine[:3, 1] + (i[:, None] * affine[:3, 0] + affine[:3, 3])
+    )
+
+
+def slabs(shape: tuple[int, int, int], affine: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Runs of slices k of a lattice with their points, few enough to stay small in memory."""
+    thickness = max(1, POINTS_AT_ONCE // (shape[1] * shape[2]))
+    for first in range(0, shape[0], thickness):
+        last = min(first + thickness, shape[0])
+        yield slice(first, last), lattice_points(shape, affine, first, last)
+
+
+def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The images of `points` [..., 3] under the affine map `matrix` (4x4)."""
+    return points @ matrix[:3, :3].T + matrix[:3, 3]

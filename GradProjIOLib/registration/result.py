@@ -1,0 +1,133 @@
+"""What a registration gives: the deformations, what they do to the images, and the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from GradProjIOLib.geometry.files import atomic_path, write_error
+from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.settings import Settings
+from GradProjIOLib.spatial import jacobian
+from GradProjIOLib.spatial.deformation import Deformation
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What came out: ``forward`` maps points of the fixed image to the moving image, ``inverse`` back.
+
+    The forward deformation warps the moving image onto the fixed one. ``report`` is what report.json holds.
+    """
+
+    settings: Settings
+    fixed: Volume
+    moving: Volume
+    initial: Deformation | np.ndarray
+    forward: Deformation
+    inverse: Deformation
+    report: dict[str, Any] = field(repr=False)
+
+    def warped(self, interpolation: str = "linear") -> Volume:
+        """The moving image on the fixed image's lattice."""
+        return self.forward.warp(self.moving, self.fixed, interpolation)
+
+    def determinant(self) -> Volume:
+        """The Jacobian determinant of the whole map at the fixed image's voxels."""
+        return Volume(jacobian.determinant_map(self.forward, self.fixed.shape, self.fixed.affine), self.fixed.affine)
+
+    def folding_mask(self) -> Volume:
+        """1 where the deformation folds, 0 elsewhere, at the fixed image's voxels (uint8)."""
+        mask = jacobian.folding(self.forward, self.fixed.shape, self.fixed.affine).mask
+        return Volume(mask.astype(np.uint8), self.fixed.affine)
+
+    def moved_before(self) -> Volume:
+        """The moving image on the fixed image's lattice as the initial transform alone places it."""
+        initial = self.initial
+        if not isinstance(initial, Deformation):
+            initial = Deformation.from_linear(initial, (2, 2, 2), _corners(self.fixed))
+        return initial.warp(self.moving, self.fixed)
+
+    def write(self, folder: str | os.PathLike, labels: Volume | None = None) -> None:
+        """Write all results into ``folder``, whole or not at all; labels are those of the moving image.
+
+        A new folder appears complete; in an existing one each file is replaced when all are written,
+        report.json last. Raises WriteError where that fails.
+        """
+        folder = Path(folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as temporary:
+                whole = Path(temporary) / "result"
+                whole.mkdir()
+                self._write_files(whole, labels)
+                _move_folder(whole, folder)
+        except OSError as error:
+            raise write_error(folder, error) from error
+
+    def _write_files(self, folder: Path, labels: Volume | None) -> None:
+        warped, determinant, folding = self.warped(), self.determinant(), self.folding_mask()
+        write_volume(warped, folder / "warped.nii.gz")
+        self.forward.write(folder / "transform.h5")
+        self.inverse.write(folder / "inverse_transform.h5")
+        write_volume(determinant, folder / "jacobian.nii.gz")
+        write_volume(folding, folder / "folding.nii.gz")
+        if labels is not None:
+            write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
+        from GradProjIOLib.report import overview
+
+        overview.overview(
+            folder / "overview.png",
+            self.fixed,
+            self.moved_before(),
+            warped,
+            determinant.array,
+            folding.array > 0,
+            self.report["steps"],
+            self.title(),
+            self.forward,
+        )
+        with atomic_path(folder / "report.json") as path:
+            path.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+
+    def title(self) -> str:
+        """One line that says what was registered, how, and with which folding."""
+        folded = self.report["jacobian"]["folded_percent"]
+        steps = len(self.report["steps"])
+        return (
+            f"{Path(self.moving.name).name} → {Path(self.fixed.name).name} · {self.report['model']['name']}, "
+            f"{self.settings.method}, {steps} steps · {folded:.3g} % folded · {self.report['seconds']:.0f} s"
+        )
+
+
+def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | None = None) -> dict[str, float]:
+    """Figures of the Jacobian determinant and of folding at the fixed image's voxels, or those of a region."""
+    determinant = jacobian.determinant_map(forward, fixed.shape, fixed.affine)
+    folding = jacobian.folding(forward, fixed.shape, fixed.affine, region)
+    return jacobian.summary(determinant, region) | {
+        "folded_voxels": folding.folded_voxels,
+        "folded_percent": folding.folded_percent,
+        "ndv_percent": folding.ndv_percent,
+    }
+
+
+def _corners(volume: Volume) -> np.ndarray:
+    """Affine of a lattice of 2x2x2 samples at the corners of the volume."""
+    return volume.affine @ np.diag([*(max(n - 1, 1) for n in reversed(volume.shape)), 1])
+
+
+def _move_folder(source: Path, target: Path) -> None:
+    """Make ``source`` the folder ``target``, or replace the files of the same names in it, report.json last."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        if target.exists():
+            target.rmdir()
+        os.replace(source, target)
+        return
+    for path in sorted(source.iterdir(), key=lambda path: path.name == "report.json"):
+        os.replace(path, target / path.name)

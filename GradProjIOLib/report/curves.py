@@ -1,0 +1,64 @@
+"""Curves over the steps of several methods, as a PNG picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from GradProjIOLib.geometry.files import atomic_path
+
+COLORS = ("#1f77b4", "#d95f02", "#7570b3", "#1b9e77", "#666666")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values of one method at the steps `x`: of each of the `cases`, and their `mean`; NaN is a gap."""
+
+    name: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    cases: dict[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One diagram over the steps. `level` is drawn as a thin line."""
+
+    title: str
+    label: str
+    curves: Sequence[Curve]
+    level: float | None = None
+
+
+def write_png(panels: Sequence[Panel], title: str, path: str | os.PathLike) -> None:
+    """Draw `panels` in two columns: bold lines are means, thin ones single cases."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(11, 3.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    colors = _colors(panels)
+    for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).ravel(), strict=False):
+        axes.set(title=panel.title, xlabel="step", ylabel=panel.label)
+        axes.grid(alpha=0.3)
+        if panel.level is not None:
+            axes.axhline(panel.level, color="black", linewidth=0.8)
+        for curve in panel.curves:
+            if len(curve.cases) > 1:
+                for values in curve.cases.values():
+                    axes.plot(curve.x, values, color=colors[curve.name], alpha=0.25, linewidth=0.8)
+            axes.plot(curve.x, curve.mean, color=colors[curve.name], linewidth=2, label=curve.name)
+        if panel.curves:
+            axes.legend(frameon=False)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _colors(panels: Sequence[Panel]) -> dict[str, str]:
+    names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
+    return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}

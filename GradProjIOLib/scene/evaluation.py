@@ -1,0 +1,243 @@
+"""Measuring a registration result of the scene with labels and landmarks; the worker does it. No Qt.
+
+The panel, a script and the tests drive the same object, like `scene_registration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene import folding
+from GradProjIOLib.scene import nodes as mrml
+from GradProjIOLib.scene.i18n import tr as _
+from GradProjIOLib.scene.session import FIXED, MOVING, TRANSFORM, linked
+from GradProjIOLib.worker import exchange
+from GradProjIOLib.worker.client import WorkerClient
+
+# Keys of a row of `evaluate.measure_result`, as the worker sends it, with the titles in the table.
+FIGURES = (
+    ("dice", "Dice"),
+    ("dice_before", "Dice before registration"),
+    ("hd95_mm", "HD95 [mm]"),
+    ("tre_mm", "TRE [mm]"),
+    ("tre_before_mm", "TRE before registration [mm]"),
+    ("ndv_percent", "Non-diffeomorphic volume [%]"),
+    ("folded_voxels", "Folded voxels"),
+    ("std_log_jacobian", "Standard deviation of log|J|"),
+)
+
+
+MOVED_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What to measure: the Jacobian map of a result, and labels or landmarks (or both) of its two images.
+
+    Labels are two label maps, whose equal values correspond, or two segmentations, whose segments of equal name do.
+    Landmarks are point lists; points of equal name correspond, or of equal place in the list where names differ.
+    """
+
+    jacobian: slicer.vtkMRMLScalarVolumeNode | None
+    fixed_labels: slicer.vtkMRMLNode | None = None
+    moving_labels: slicer.vtkMRMLNode | None = None
+    fixed_points: slicer.vtkMRMLMarkupsFiducialNode | None = None
+    moving_points: slicer.vtkMRMLMarkupsFiducialNode | None = None
+
+    def check(self) -> None:
+        """Raise InputError where the choice cannot be measured. Looks at no voxels."""
+        transform = linked(self.jacobian, TRANSFORM) if self.jacobian is not None else None
+        if transform is None:
+            raise InputError("There is no result with a transform; register two images, or choose a result.")
+        self._check_place(transform)
+        for fixed, moving, what in (
+            (self.fixed_labels, self.moving_labels, "labels"),
+            (self.fixed_points, self.moving_points, "landmarks"),
+        ):
+            if (fixed is None) != (moving is None):
+                missing = "fixed" if fixed is None else "moving"
+                raise InputError(f"Only one of the {what} is chosen; choose the {missing} {what}, too.")
+        if self.fixed_labels is None and self.fixed_points is None:
+            raise InputError("Nothing to measure with is chosen; choose labels or landmarks of both images.")
+        kinds = {node.IsA("vtkMRMLSegmentationNode") for node in (self.fixed_labels, self.moving_labels) if node}
+        if len(kinds) > 1:
+            raise InputError("One of the labels is a segmentation, the other a label map; choose two of one kind.")
+
+    def _check_place(self, transform: slicer.vtkMRMLTransformNode) -> None:
+        """Raise InputError where something lies elsewhere than when the images were registered."""
+        moving = linked(self.jacobian, MOVING) if self.moving_labels is not None else None
+        for node in (self.moving_labels, self.moving_points, moving):
+            if node is not None and mrml.is_under(node, transform):
+                raise InputError(
+                    f"{node.GetName()} lies under {transform.GetName()}, which would count twice; take it out of there."
+                )
+        affine = (mrml.recall(self.jacobian, "report") or {}).get("inputs", {}).get("fixed", {}).get("affine")
+        now = mrml.world_affine(self.jacobian)
+        if affine is not None and (now is None or not np.allclose(now, affine, atol=MOVED_MM)):
+            raise InputError(
+                f"{self.jacobian.GetName()} has been moved since the registration; undo that, or register again."
+            )
+
+
+class SceneEvaluation:
+    """Measures one result at a time. Call `poll` from a timer while `active`; `message` then says what happened.
+
+    `table` is the node with the figures of the last one, `row` the figures themselves.
+    """
+
+    def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
+        self.scene = scene
+        # Measuring needs no graphics card, and a registration may need all of its memory.
+        self.client = client or WorkerClient(environment={"CUDA_VISIBLE_DEVICES": ""})
+        self.message = ""
+        self.table: slicer.vtkMRMLTableNode | None = None
+        self.row: dict[str, Any] = {}
+        self._number: int | None = None
+        self._folder: Any = None
+        self._names: dict[int, str] = {}
+        self._title = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether the worker is at it."""
+        return self._number is not None
+
+    def start(self, measured: Measured) -> None:
+        """Copy the inputs and hand them to the worker. Raises InputError."""
+        if self.active:
+            raise InputError("A measurement is under way already; wait for it.")
+        measured.check()
+        self._folder = exchange.new_folder()
+        try:
+            request = self._request(measured)
+            self._title = _("{result} evaluation").format(result=linked(measured.jacobian, TRANSFORM).GetName())
+            self._number = self.client.submit(request)
+        except BaseException as error:
+            self._end("")
+            if isinstance(error, OSError):
+                raise InputError(f"The process could not be started ({error}); reinstall the extension.") from error
+            raise
+        self.message = _("Measuring …")
+
+    def try_start(self, measured: Measured) -> None:
+        """`start`, with `message` instead of an InputError."""
+        try:
+            self.start(measured)
+        except InputError as error:
+            self.message = str(error)
+
+    def poll(self) -> bool:
+        """Take in what the worker has said, without waiting. True where the measurement has ended."""
+        for event in self.client.poll():
+            if event.get("id") != self._number or not self.active:
+                continue
+            if event["event"] == "evaluated":
+                self.row = event["row"]
+                self._fill_table()
+                self._end(_("Measured."))
+            elif event["event"] == "failed":
+                self._end(event["message"])
+            elif event["event"] == "died":
+                self._end(_("The process that measures ended unexpectedly; try again."))
+            else:
+                continue
+            return True
+        return False
+
+    def abandon(self) -> None:
+        """The scene goes, or the panel: forget what was under way, and end the process."""
+        self.client.close()
+        self._end("")
+        self.table, self.row = None, {}
+
+    def _end(self, message: str) -> None:
+        if self._folder is not None:
+            exchange.remove_folder(self._folder)
+        self._number, self._folder, self.message = None, None, message
+
+    def _request(self, measured: Measured) -> dict[str, Any]:
+        transform, folder = linked(measured.jacobian, TRANSFORM), self._folder
+        reference = mrml.volume_from_node(measured.jacobian, "result")
+        displacement, affine = mrml.grid_from_node(transform)
+        request = {
+            "request": "evaluate",
+            "output": str(folder),
+            "transform": exchange.write_field(displacement, affine, folder, "transform"),
+            "reference": exchange.write_volume(reference, folder, "reference"),
+        }
+        if measured.fixed_labels is not None:
+            images = [linked(measured.jacobian, role) or measured.jacobian for role in (FIXED, MOVING)]
+            labels, self._names = _labels((measured.fixed_labels, measured.moving_labels), images)
+            for role, volume in zip(("fixed_labels", "moving_labels"), labels, strict=True):
+                request[role] = exchange.write_volume(volume, folder, role)
+        if measured.fixed_points is not None:
+            request["fixed_points"] = _points(measured.fixed_points)
+            request["moving_points"] = _points(measured.moving_points)
+        return request
+
+    def _fill_table(self) -> None:
+        rows = [(title, self.row[key]) for key, title in FIGURES if key in self.row]
+        for structure in self.row.get("structures", []):
+            name = self._names.get(structure["structure"], str(structure["structure"]))
+            rows += [(f"Dice, {name}", structure["dice"]), (f"HD95 [mm], {name}", structure["hd95_mm"])]
+        for landmark in self.row.get("landmarks", []):
+            rows.append((f"TRE [mm], {landmark['name']}", landmark["after_mm"]))
+        if self.table is None or self.table.GetScene() is not self.scene:
+            self.table = folding.new_table_node(self.scene, self._title)
+        self.table.SetName(self._title)
+        folding.fill_columns(
+            self.table, _("Measure"), [title for title, _value in rows], {_("Value"): [value for _title, value in rows]}
+        )
+        mrml.remember(self.table, evaluation=self.row)
+
+
+def _labels(
+    nodes: Sequence[slicer.vtkMRMLNode], images: Sequence[slicer.vtkMRMLScalarVolumeNode]
+) -> tuple[list[Volume], dict[int, str]]:
+    """Fixed and moving labels with equal values for what corresponds, and the structures' names by value.
+
+    Segmentations are sampled on the voxels of their images.
+    """
+    roles = ("fixed labels", "moving labels")
+    volumes = [mrml.labels_from_node(*given) for given in zip(nodes, images, roles, strict=True)]
+    if not nodes[0].IsA("vtkMRMLSegmentationNode"):
+        return volumes, {}
+    names = [_segment_names(node) for node in nodes]
+    common = [name for name in names[0] if name in names[1]]
+    if not common:
+        raise InputError(
+            f"{nodes[0].GetName()} and {nodes[1].GetName()} have no segment name in common; name the segments alike."
+        )
+    matched = []
+    for volume, segments in zip(volumes, names, strict=True):
+        values = np.zeros(len(segments) + 1, np.uint16)
+        for value, name in enumerate(common, start=1):
+            values[segments.index(name) + 1] = value
+        matched.append(Volume(values[volume.array.astype(np.int64)], volume.affine, volume.name))
+    return matched, dict(enumerate(common, start=1))
+
+
+def _segment_names(node: slicer.vtkMRMLSegmentationNode) -> list[str]:
+    segmentation = node.GetSegmentation()
+    return [segmentation.GetSegment(identifier).GetName() for identifier in segmentation.GetSegmentIDs()]
+
+
+def _points(node: slicer.vtkMRMLMarkupsFiducialNode) -> Mapping[str, Any]:
+    """Names and positions (RAS mm, in the world) of the points that were placed. Raises InputError for none."""
+    names, positions = [], []
+    for index in range(node.GetNumberOfControlPoints()):
+        if node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
+            position = [0.0, 0.0, 0.0]
+            node.GetNthControlPointPositionWorld(index, position)
+            names.append(node.GetNthControlPointLabel(index))
+            positions.append(position)
+    if not names:
+        raise InputError(f"{node.GetName()} has no point; place some, or choose another list.")
+    return {"names": names, "positions": positions, "source": node.GetName()}

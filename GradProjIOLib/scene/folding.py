@@ -1,0 +1,294 @@
+"""See in Slicer where a deformation folds: colors and legend for the Jacobian map, the folds as a
+segmentation and one by one, a table of the figures, grid lines. Needs slicer and vtk, no Qt.
+
+The Jacobian determinant says by how much a voxel of the fixed image grows on its way to the moving image: 1
+keeps its volume, 2 doubles it, 0.5 halves it, and where it is 0 or less the deformation folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene.nodes import add_node, add_segment, local_affine, parent_matrix, volume_from_node
+
+LARGEST_SHOWN = 4.0
+FOLD_COLOR = (0.1, 1.0, 0.1)
+GRID_COLOR = (0.9, 0.25, 0.9)
+SHRINK_COLORS = ((0.03, 0.11, 0.42), (0.27, 0.56, 0.85), (0.97, 0.97, 0.97))
+GROW_COLORS = ((0.97, 0.97, 0.97), (0.95, 0.62, 0.22), (0.50, 0.16, 0.02))
+COLOR_TABLE_NAME = "GradProjIO Jacobian determinant"
+SEGMENT_NAME = "Folded voxels"
+FIDUCIAL_NAME = "GradProjIO fold"
+# Slicer's slice views reduce a volume to this many levels before they look up a color.
+LEVELS = 256
+TABLE_ROWS = (
+    ("Smallest determinant", "min"),
+    ("1st percentile", "percentile_1"),
+    ("99th percentile", "percentile_99"),
+    ("Largest determinant", "max"),
+    ("Standard deviation of the logarithm", "std_log"),
+    ("Folded voxels", "folded_voxels"),
+    ("Folded voxels, %", "folded_percent"),
+    ("Non-diffeomorphic volume (NDV), %", "ndv_percent"),
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A connected group of folded voxels: its deepest `position` in the world (RAS mm), how many `voxels` it
+    has, and its smallest `determinant`."""
+
+    position: tuple[float, float, float]
+    voxels: int
+    determinant: float
+
+
+def jacobian_window() -> tuple[float, float]:
+    """Lower and upper end of the window that puts 0 exactly between the two lowest of Slicer's levels.
+
+    The lowest level then holds the folded voxels and nothing else.
+    """
+    step = LARGEST_SHOWN / (LEVELS - 2)
+    return -step * (1 - 1e-6), LARGEST_SHOWN
+
+
+def jacobian_colors() -> np.ndarray:
+    """RGB [256, 3] for determinants from 0 to LARGEST_SHOWN, diverging from 1 with the logarithm.
+
+    The first is FOLD_COLOR. Halving a volume is as far from white as doubling it is.
+    """
+    lower, upper = jacobian_window()
+    determinant = lower + (np.arange(LEVELS) + 0.5) * (upper - lower) / (LEVELS - 1)
+    shade = np.clip(np.log(np.maximum(determinant, 1e-9)) / np.log(LARGEST_SHOWN), -1, 1)
+    colors = np.empty((LEVELS, 3))
+    for channel in range(3):
+        shrink, grow = ([color[channel] for color in scale] for scale in (SHRINK_COLORS, GROW_COLORS))
+        colors[:, channel] = np.interp(shade, (-1, -0.5, 0, 0.5, 1), (*shrink, *grow[1:]))
+    colors[0] = FOLD_COLOR
+    return colors
+
+
+def jacobian_color_node(scene: slicer.vtkMRMLScene) -> slicer.vtkMRMLColorTableNode:
+    """The scene's color table for Jacobian maps; made where there is none yet."""
+    node = scene.GetFirstNodeByName(COLOR_TABLE_NAME)
+    if node is not None and node.IsA("vtkMRMLColorTableNode"):
+        return node
+    node = scene.AddNewNodeByClass("vtkMRMLColorTableNode", COLOR_TABLE_NAME)
+    node.SetTypeToUser()
+    node.SetNumberOfColors(LEVELS)
+    node.GetLookupTable().SetRange(*jacobian_window())
+    for index, color in enumerate(jacobian_colors()):
+        node.SetColor(index, "folded" if index == 0 else f"level {index}", *color, 1.0)
+    return node
+
+
+def color_jacobian(
+    node: slicer.vtkMRMLScalarVolumeNode,
+) -> slicer.vtkMRMLColorLegendDisplayNode | None:
+    """Show the volume `node` in the diverging colors with a legend of numbers; return the legend.
+
+    A display node of the scene's Jacobian colors: 1 is white, smaller is blue, larger is orange, both by the
+    logarithm; folded is FOLD_COLOR.
+    """
+    scene = node.GetScene()
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    lower, upper = jacobian_window()
+    display.AutoWindowLevelOff()
+    display.SetWindowLevelMinMax(lower, upper)
+    display.SetAndObserveColorNodeID(jacobian_color_node(scene).GetID())
+    display.InterpolateOff()
+    logic = slicer.vtkSlicerColorLogic
+    legend = logic.GetColorLegendDisplayNode(node) or logic.AddDefaultColorLegendDisplayNode(node)
+    if legend is not None:
+        legend.SetTitleText("Jacobian\n(green: folded)")
+        legend.SetLabelFormat("%.1f")
+        legend.SetNumberOfLabels(5)
+        legend.SetMaxNumberOfColors(LEVELS)
+    return legend
+
+
+def folding_to_segmentation(
+    mask: Volume, node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRMLVolumeNode
+) -> slicer.vtkMRMLSegmentationNode:
+    """Put the folded voxels `mask` (in the world) into `node` as one segment in the fold color.
+
+    `like` is the fixed image's node, see mrml.volume_to_node. Without folded voxels the segment is empty.
+    """
+    node.GetSegmentation().RemoveAllSegments()
+    node.SetSourceRepresentationToBinaryLabelmap()
+    linear = parent_matrix(like) is not None
+    node.SetAndObserveTransformNodeID(like.GetTransformNodeID() if linear else None)
+    node.SetReferenceImageGeometryParameterFromVolumeNode(like)
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    add_segment(node, Volume(mask.array, mask.affine, SEGMENT_NAME), FOLD_COLOR, like)
+    return node
+
+
+def fill_table(
+    node: slicer.vtkMRMLTableNode,
+    figures: Mapping[str, float],
+    masked: Mapping[str, float] | None = None,
+    mask_name: str = "mask",
+) -> slicer.vtkMRMLTableNode:
+    """Write the figures of the Jacobian (keys as in report.json) into `node`, in the mask beside them."""
+    rows = [(label, key) for label, key in TABLE_ROWS if key in figures]
+    columns = {"In the fixed image": figures} | ({f"In {mask_name}": masked} if masked else {})
+    values = {title: [source.get(key) for _, key in rows] for title, source in columns.items()}
+    return fill_columns(node, "Jacobian determinant", [label for label, _ in rows], values)
+
+
+def fill_columns(
+    node: slicer.vtkMRMLTableNode, title: str, labels: Sequence[str], columns: Mapping[str, Sequence[float | None]]
+) -> slicer.vtkMRMLTableNode:
+    """Write a column of `labels` and columns of numbers by their titles into `node`; None becomes NaN."""
+    node.RemoveAllColumns()
+    first = vtk.vtkStringArray()
+    first.SetName(title)
+    for label in labels:
+        first.InsertNextValue(label)
+    node.AddColumn(first)
+    for name, numbers in columns.items():
+        values = vtk.vtkDoubleArray()
+        values.SetName(name)
+        for number in numbers:
+            values.InsertNextValue(float("nan") if number is None else float(number))
+        node.AddColumn(values)
+    node.SetUseColumnTitleAsColumnHeader(True)
+    node.SetLocked(True)
+    return node
+
+
+def find_folds(
+    jacobian: slicer.vtkMRMLScalarVolumeNode,
+    folding: slicer.vtkMRMLSegmentationNode | None = None,
+) -> list[Fold]:
+    """The folds of a Jacobian map node, the deepest first.
+
+    The folded voxels are those of the `folding` segmentation, or where there is none those whose determinant
+    is not positive. The two differ at the border of the image, where the map takes one-sided differences.
+    """
+    determinant = volume_from_node(jacobian, "Jacobian map")
+    folded = determinant.array <= 0
+    if folding is not None:
+        folded = _segment_on(folding, jacobian, determinant.shape)
+    if not folded.any():
+        return []
+    regions = _connected_regions(folded)
+    inside = np.flatnonzero(regions)
+    depths, labels = determinant.array.ravel()[inside], regions.ravel()[inside]
+    order = np.lexsort((depths, labels))
+    _, first, voxels = np.unique(labels[order], return_index=True, return_counts=True)
+    deepest = inside[order[first]]
+    k, j, i = np.unravel_index(deepest, determinant.shape)
+    world = np.stack([i, j, k], axis=1) @ determinant.affine[:3, :3].T + determinant.affine[:3, 3]
+    folds = [
+        Fold(tuple(position), int(count), float(depth))
+        for position, count, depth in zip(world.tolist(), voxels, determinant.array.ravel()[deepest], strict=True)
+    ]
+    return sorted(folds, key=lambda fold: (fold.determinant, -fold.voxels))
+
+
+def _segment_on(
+    folding: slicer.vtkMRMLSegmentationNode,
+    reference: slicer.vtkMRMLScalarVolumeNode,
+    shape: tuple[int, int, int],
+) -> np.ndarray:
+    """The first segment as booleans [k, j, i] on the voxels of `reference`, of which it is a part."""
+    result = np.zeros(shape, dtype=bool)
+    segments = folding.GetSegmentation()
+    if segments.GetNumberOfSegments() == 0:
+        return result
+    image = slicer.vtkOrientedImageData()
+    folding.GetBinaryLabelmapRepresentation(segments.GetNthSegmentID(0), image)
+    if image.IsEmpty() or image.GetPointData().GetScalars() is None:
+        return result
+    voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1]) != 0
+    # Segments are stored cropped: find where the crop lies from the two index-to-RAS matrices.
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    to_reference = np.linalg.inv(local_affine(reference)) @ slicer.util.arrayFromVTKMatrix(matrix)
+    extent = np.array(image.GetExtent()).reshape(3, 2)
+    start = np.rint(to_reference[:3, :3] @ extent[:, 0] + to_reference[:3, 3]).astype(int)
+    stop = start + np.array(voxels.shape[::-1])
+    if (start >= 0).all() and (stop <= np.array(shape[::-1])).all():
+        result[start[2] : stop[2], start[1] : stop[1], start[0] : stop[0]] = voxels
+    return result
+
+
+def _connected_regions(folded: np.ndarray) -> np.ndarray:
+    """Number of its group (voxels that touch, also at a corner) for every folded voxel [k, j, i]; else 0."""
+    from scipy import ndimage
+
+    return ndimage.label(folded, structure=np.ones((3, 3, 3)))[0]
+
+
+def go_to_fold(scene: slicer.vtkMRMLScene, fold: Fold, label: str) -> slicer.vtkMRMLMarkupsFiducialNode:
+    """Center all slice views on `fold` and put the fold fiducial there, saying `label`."""
+    for node in _nodes(scene, "vtkMRMLSliceNode"):
+        node.JumpSliceByCentering(*fold.position)
+    fiducial = scene.GetFirstNodeByName(FIDUCIAL_NAME)
+    if fiducial is None or not fiducial.IsA("vtkMRMLMarkupsFiducialNode"):
+        fiducial = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", FIDUCIAL_NAME)
+    if fiducial.GetDisplayNode() is None:
+        fiducial.CreateDefaultDisplayNodes()
+    fiducial.SetLocked(True)
+    fiducial.RemoveAllControlPoints()
+    fiducial.AddControlPointWorld(vtk.vtkVector3d(*fold.position), label)
+    return fiducial
+
+
+def show_overlay(
+    scene: slicer.vtkMRMLScene,
+    background: slicer.vtkMRMLVolumeNode,
+    foreground: slicer.vtkMRMLVolumeNode | None,
+    opacity: float,
+) -> None:
+    """Show `foreground` over `background` in all slice views with `opacity` (0 to 1)."""
+    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+        was_modifying = composite.StartModify()
+        composite.SetBackgroundVolumeID(background.GetID())
+        composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
+        composite.SetForegroundOpacity(opacity)
+        composite.EndModify(was_modifying)
+    # Slice views look at a legend only when it changes, not when its volume comes into view or goes.
+    for legend in _nodes(scene, "vtkMRMLColorLegendDisplayNode"):
+        legend.Modified()
+
+
+def show_grid(node: slicer.vtkMRMLTransformNode, visible: bool, spacing_mm: float = 8.0) -> None:
+    """Show or hide the grid lines of the transform `node` in the slice views, `spacing_mm` apart."""
+    if node.GetDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    was_modifying = display.StartModify()
+    display.SetVisualizationMode(slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID)
+    display.SetGridSpacingMm(spacing_mm)
+    display.SetGridResolutionMm(min(spacing_mm, max(spacing_mm / 5, 0.5)))
+    display.SetGridScalePercent(100)
+    # Slicer's own scale for displacements has green in it, which stands for folds here.
+    colors = vtk.vtkColorTransferFunction()
+    colors.AddRGBPoint(0, *GRID_COLOR)
+    display.SetColorMap(colors)
+    display.SetVisibility(visible)
+    display.SetVisibility2D(visible)
+    display.SetVisibility3D(False)
+    display.EndModify(was_modifying)
+
+
+def _nodes(scene: slicer.vtkMRMLScene, kind: str) -> list[slicer.vtkMRMLNode]:
+    return [scene.GetNthNodeByClass(index, kind) for index in range(scene.GetNumberOfNodesByClass(kind))]
+
+
+def new_table_node(scene: slicer.vtkMRMLScene, name: str) -> slicer.vtkMRMLTableNode:
+    """A new, empty table node."""
+    return add_node(scene, "vtkMRMLTableNode", name)

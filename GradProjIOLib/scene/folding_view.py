@@ -1,0 +1,110 @@
+"""What the folding part of the panel does: follows one result and walks through its folds. No Qt."""
+
+from __future__ import annotations
+
+import slicer
+
+from GradProjIOLib.scene import folding, nodes
+from GradProjIOLib.scene.folding import Fold
+from GradProjIOLib.scene.i18n import tr as _
+from GradProjIOLib.scene.session import FIXED, FOLDING, MOVING, TABLE, TRANSFORM, WARPED, linked
+
+COMPARE_OPACITY = 0.5
+
+
+class FoldingView:
+    """Shows the folding of one registration result, known by its Jacobian map node."""
+
+    def __init__(self) -> None:
+        self.jacobian: slicer.vtkMRMLScalarVolumeNode | None = None
+        self.folds: list[Fold] = []
+        self._at: int | None = None
+
+    def show(self, jacobian: slicer.vtkMRMLScalarVolumeNode | None) -> None:
+        """Turn to another result; None for none."""
+        self.jacobian, self._at = jacobian, None
+        usable = jacobian is not None and jacobian.GetImageData() is not None
+        self.folds = folding.find_folds(jacobian, linked(jacobian, FOLDING)) if usable else []
+
+    @property
+    def summary(self) -> str:
+        """One sentence about how much folds."""
+        if self.jacobian is None:
+            return _("Register two images, or choose the Jacobian map of an earlier registration.")
+        report = nodes.recall(self.jacobian, "report") or {}
+        figures = report.get("jacobian", {})
+        if not self.folds:
+            sentence = _("No voxel folds")
+        else:
+            voxels, places = sum(fold.voxels for fold in self.folds), len(self.folds)
+            where = _("in one place") if places == 1 else _("in {places} places").format(places=places)
+            sentence = _("{voxels} voxels fold, {where}").format(voxels=voxels, where=where)
+        if "ndv_percent" in figures:
+            share = f"{figures['ndv_percent']:.3g}"
+            sentence += "; " + _("non-diffeomorphic volume {percent} %").format(percent=share)
+        return sentence + "."
+
+    @property
+    def position(self) -> str:
+        """Which fold the views are centered on."""
+        if self._at is None or not self.folds:
+            return ""
+        fold = self.folds[self._at]
+        place = ", ".join(f"{value:.0f}" for value in fold.position)
+        return _(
+            "Fold {number} of {total}: smallest determinant {determinant}, {voxels} voxels, at ({place}) mm."
+        ).format(
+            number=self._at + 1,
+            total=len(self.folds),
+            determinant=f"{fold.determinant:.3g}",
+            voxels=fold.voxels,
+            place=place,
+        )
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether there is a deeper fold."""
+        return self._at is not None and self._at > 0
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is a less deep fold."""
+        return bool(self.folds) and (self._at is None or self._at < len(self.folds) - 1)
+
+    def go_to(self, number: int) -> None:
+        """Center the slice views on fold `number`, counted from 0, and mark it."""
+        self._at = min(max(number, 0), len(self.folds) - 1)
+        label = _("fold {number} of {total}").format(number=self._at + 1, total=len(self.folds))
+        folding.go_to_fold(self.jacobian.GetScene(), self.folds[self._at], label)
+
+    def go_on(self, by: int) -> None:
+        """Go `by` folds on, to the worst one at first."""
+        self.go_to(0 if self._at is None else self._at + by)
+
+    def overlay(self, visible: bool, opacity: float) -> None:
+        """Lay the map over the fixed image, or take it away."""
+        fixed = linked(self.jacobian, FIXED)
+        background = fixed if fixed is not None else self.jacobian
+        shown = self.jacobian if visible else None
+        folding.show_overlay(self.jacobian.GetScene(), background, shown, opacity)
+
+    def compare(self, after: bool) -> None:
+        """Lay the moving image over the fixed one, as it was or as it was registered."""
+        fixed, other = linked(self.jacobian, FIXED), linked(self.jacobian, WARPED if after else MOVING)
+        if fixed is not None and other is not None:
+            folding.show_overlay(self.jacobian.GetScene(), fixed, other, COMPARE_OPACITY)
+
+    def has(self, role: str) -> bool:
+        """Whether the result still has a node with `role`."""
+        return self.jacobian is not None and linked(self.jacobian, role) is not None
+
+    def grid(self, visible: bool) -> None:
+        """Show or hide the grid lines of the transform."""
+        transform = linked(self.jacobian, TRANSFORM)
+        if transform is not None:
+            folding.show_grid(transform, visible)
+
+    @property
+    def table(self) -> slicer.vtkMRMLTableNode | None:
+        """The table of figures."""
+        return linked(self.jacobian, TABLE) if self.jacobian is not None else None

@@ -1,0 +1,239 @@
+"""Automatic linear alignment of two images, as the start of a deformable registration.
+
+Mutual information says how well the images fit, since it needs no common contrast. A coarse search over
+rotations finds the starts from which SimpleITK's registration framework climbs (Mattes et al. 2003, IEEE
+Transactions on Medical Imaging 22(1)), first over rigid, then over affine maps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, lattice_affine, lattice_points
+from GradProjIOLib.geometry.transform_files import linear_from_sitk
+from GradProjIOLib.geometry.volume import SMALLEST_AXIS, Volume, to_sitk
+from GradProjIOLib.settings import ALIGNMENTS
+from GradProjIOLib.spatial.sampling import sample_linear
+
+if TYPE_CHECKING:
+    import SimpleITK
+
+LONGEST_SIDE = 96
+BINS = 32
+SEARCH_SHRINK = 4
+SEARCH_DEGREES = (-50, -25, 0, 25, 50)
+STARTS = 4
+SAMPLES = 30_000
+LARGEST_STRETCH = 2.5
+
+
+def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) -> np.ndarray:
+    """The linear map (4x4, RAS mm) from points of `fixed` to points of `moving`.
+
+    `kind` is "none" (the identity), "centers" (only a shift, which brings what is visible in the two images
+    to the same place), "rigid" or "affine". The same `seed` gives the same matrix bit for bit, on any number
+    of cores. Raises InputError where the images cannot be aligned.
+    """
+    if kind not in ALIGNMENTS:
+        raise InputError(f"The alignment {kind!r} is not known; choose one of {', '.join(ALIGNMENTS)}.")
+    if kind == "none":
+        return np.eye(4)
+    extent = fixed.spacing * fixed.shape[::-1]
+    spacing = max(float(extent.max()) / LONGEST_SIDE, float(fixed.spacing.min()))
+    fine = _reduced(fixed, spacing), _reduced(moving, spacing)
+    if kind == "centers":
+        return _translation(_center(fine[1]) - _center(fine[0]))
+    coarse = tuple(_reduced(volume, SEARCH_SHRINK * spacing) for volume in fine)
+    climbed = [_climb(*coarse, start, "rigid", (1,), seed) for start in _starts(*coarse)]
+    climbed = [result for result in climbed if result is not None]
+    if not climbed:
+        raise _failure(fixed, moving, "they do not overlap")
+    _, matrix = max(climbed, key=lambda result: result[0])
+    for step in ALIGNMENTS[2 : ALIGNMENTS.index(kind) + 1]:
+        result = _climb(*fine, matrix, step, (2, 1), seed)
+        if result is None:
+            raise _failure(fixed, moving, "they came apart")
+        _, matrix = result
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if stretch.max() > LARGEST_STRETCH or stretch.min() < 1 / LARGEST_STRETCH:
+        raise _failure(fixed, moving, "one would be stretched beyond recognition")
+    return matrix
+
+
+def overlap(fixed: Volume, moving: Volume, matrix: np.ndarray) -> float:
+    """The part (0 to 1) of the fixed image's field of view that `matrix` (4x4, RAS mm, fixed → moving) puts
+    into the moving image's field of view."""
+    lattice = (24, 24, 24)
+    to_index = np.linalg.inv(moving.affine) @ matrix @ lattice_affine(fixed.affine, fixed.shape, lattice)
+    index = lattice_points(lattice, to_index)
+    inside = (index >= -0.5) & (index <= np.array(moving.shape[::-1]) - 0.5)
+    return float(inside.all(axis=-1).mean())
+
+
+def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
+    """Mutual information (nats) of two arrays of intensities of equal shape, from a joint histogram."""
+    joint, _, _ = np.histogram2d(first.ravel(), second.ravel(), bins=BINS)
+    joint /= joint.sum()
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    seen = joint > 0
+    return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
+
+
+def _reduced(volume: Volume, spacing: float) -> Volume:
+    """`volume` smoothed and sampled about every `spacing` mm, outliers clipped, intensities in [0, 1]."""
+    from scipy import ndimage
+
+    low, high = np.percentile(volume.array, [0.1, 99.8])
+    values = (volume.array.astype(np.float32) - low).clip(0, high - low) / max(high - low, 1e-12)
+    steps = volume.spacing[::-1]
+    values = ndimage.gaussian_filter(values, np.where(steps < spacing, 0.5 * spacing / steps, 0))
+    lattice = tuple(int(n) for n in np.maximum(np.round(volume.shape * steps / spacing), SMALLEST_AXIS))
+    affine = lattice_affine(volume.affine, volume.shape, lattice)
+    index = lattice_points(lattice, np.linalg.inv(volume.affine) @ affine)
+    return Volume(sample_linear(values[..., None], index)[..., 0], affine, volume.name)
+
+
+def _center(reduced: Volume) -> np.ndarray:
+    """The middle (RAS mm) of what is brighter than Otsu's threshold.
+
+    Where that fills the lattice's faces as much as its inside, it is no object on a background; then it is the
+    middle of the lattice.
+    """
+    import SimpleITK as sitk
+
+    bright = sitk.GetArrayFromImage(sitk.OtsuThreshold(to_sitk(reduced), 0, 1)).astype(bool)
+    faces = np.ones(reduced.shape, dtype=bool)
+    faces[1:-1, 1:-1, 1:-1] = False
+    if bright[faces].mean() >= 0.5 * bright.mean():
+        return _lattice_center(reduced)
+    middle = np.argwhere(bright).mean(axis=0)[::-1]
+    return reduced.affine[:3, :3] @ middle + reduced.affine[:3, 3]
+
+
+def _lattice_center(volume: Volume) -> np.ndarray:
+    return volume.affine[:3, :3] @ ((np.array(volume.shape[::-1]) - 1) / 2) + volume.affine[:3, 3]
+
+
+def _starts(fixed: Volume, moving: Volume) -> list[np.ndarray]:
+    """The most promising rotations of a coarse grid, each with the best of three shifts.
+
+    The shifts bring the visible objects, the fields of view, or nothing to the same place.
+    """
+    center = _center(fixed)
+    shifts = (_center(moving) - center, _lattice_center(moving) - _lattice_center(fixed), np.zeros(3))
+    points = lattice_points(fixed.shape, fixed.affine)
+    scored = []
+    for angles in itertools.product(np.radians(SEARCH_DEGREES), repeat=3):
+        candidates = [_about(center, _rotation(angles), shift) for shift in shifts]
+        scores = [(_fit(fixed, moving, points, matrix), matrix) for matrix in candidates]
+        scored.append(max(scores, key=_score))
+    return [matrix for _, matrix in sorted(scored, key=_score, reverse=True)[:STARTS]]
+
+
+def _score(result: tuple[float, np.ndarray]) -> float:
+    return result[0]
+
+
+def _fit(fixed: Volume, moving: Volume, points: np.ndarray, matrix: np.ndarray) -> float:
+    """Mutual information of `fixed` and the moving image under `matrix`, 0 outside the moving image."""
+    to_index = np.linalg.inv(moving.affine) @ matrix
+    index = points @ to_index[:3, :3].T + to_index[:3, 3]
+    inside = ((index >= -0.5) & (index <= np.array(moving.shape[::-1]) - 0.5)).all(axis=-1)
+    return mutual_information(fixed.array, sample_linear(moving.array[..., None], index)[..., 0] * inside)
+
+
+def _climb(
+    fixed: Volume, moving: Volume, start: np.ndarray, kind: str, shrink: tuple[int, ...], seed: int
+) -> tuple[float, np.ndarray] | None:
+    """The mutual information and the rigid or affine map that the optimizer reaches from `start`, coarse to
+    fine by the factors `shrink`; None where the images have too little in common on the way."""
+    import SimpleITK as sitk
+
+    registration = sitk.ImageRegistrationMethod()
+    registration.SetMetricAsMattesMutualInformation(BINS)
+    registration.SetMetricSamplingStrategy(registration.RANDOM)
+    shares = [min(1.0, SAMPLES * factor**3 / fixed.array.size) for factor in shrink]
+    registration.SetMetricSamplingPercentagePerLevel(shares, seed + 1)
+    registration.SetInterpolator(sitk.sitkLinear)
+    registration.SetShrinkFactorsPerLevel(list(shrink))
+    registration.SetSmoothingSigmasPerLevel([0.5 * factor if factor > 1 else 0 for factor in shrink])
+    registration.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+    registration.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=1.0,
+        minStep=1e-4,
+        numberOfIterations=200,
+        estimateLearningRate=registration.Once,
+        maximumStepSizeInPhysicalUnits=2 * float(fixed.spacing.max()),
+    )
+    registration.SetOptimizerScalesFromPhysicalShift()
+    registration.SetInitialTransform(_to_transform(start, _center(fixed), kind), inPlace=False)
+    try:
+        with _one_thread():
+            found = registration.Execute(to_sitk(fixed), to_sitk(moving))
+    except RuntimeError:
+        return None
+    return -registration.GetMetricValue(), linear_from_sitk(found)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """With more threads the metric adds in changing order and no two runs agree in the last bits.
+
+    The metric heeds SimpleITK's global number of threads only, not the registration's own.
+    """
+    import SimpleITK as sitk
+
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
+def _to_transform(matrix: np.ndarray, center: np.ndarray, kind: str) -> SimpleITK.Transform:
+    """`matrix` (4x4, RAS mm) as a SimpleITK transform (LPS mm) that turns and stretches about `center`."""
+    import SimpleITK as sitk
+
+    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
+    middle = RAS_TO_LPS[:3, :3] @ center
+    transform = sitk.Euler3DTransform() if kind == "rigid" else sitk.AffineTransform(3)
+    transform.SetCenter(middle.tolist())
+    transform.SetMatrix(lps[:3, :3].ravel().tolist())
+    transform.SetTranslation((lps[:3, :3] @ middle + lps[:3, 3] - middle).tolist())
+    return transform
+
+
+def _rotation(angles: tuple[float, float, float]) -> np.ndarray:
+    """The rotation (3x3) by `angles` (radians) about x, then y, then z."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def _about(center: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The map (4x4) that turns about `center` and then shifts."""
+    matrix = _translation(center + shift - rotation @ center)
+    matrix[:3, :3] = rotation
+    return matrix
+
+
+def _translation(shift: np.ndarray) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def _failure(fixed: Volume, moving: Volume, reason: str) -> InputError:
+    return InputError(
+        f"{moving.name} could not be aligned to {fixed.name} automatically ({reason}); "
+        "give an initial transform or align them by their centers."
+    )

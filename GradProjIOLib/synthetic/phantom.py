@@ -1,0 +1,201 @@
+"""A pair of head-like phantom images whose true deformation is known.
+
+`make_pair` evaluates the head of `head.py` once on the moving image's lattice and once at the deformed voxel
+centers of the fixed image, so that moving(x + u(x)) = fixed(x) holds without any interpolation; only the bias
+fields and the noise of the two images differ. For demonstrations and tests, not a model of a population.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.synthetic.anatomy import T1_INTENSITIES, Anatomy, paint, random_folds
+from GradProjIOLib.synthetic.random_fields import identity_points, integrate, sample, smooth_noise
+
+LABELS = {
+    1: "cerebral cortex",
+    2: "cerebral white matter",
+    3: "left lateral ventricle",
+    4: "right lateral ventricle",
+    5: "left thalamus",
+    6: "right thalamus",
+    7: "left putamen",
+    8: "right putamen",
+    9: "left caudate nucleus",
+    10: "right caudate nucleus",
+    11: "cerebellum",
+    12: "brain stem",
+}
+"""The structures in the label volumes; 0 is everything else. Left and right are the subject's."""
+
+CEREBELLAR_WHITE_MATTER = 13
+SMALLEST_DETERMINANT = 0.25
+# The head is neither in the middle of the lattice nor parallel to it, nor is the lattice in the scanner.
+SCANNER_CENTER = np.array([17.0, -29.0, 38.0])
+LATTICE_ANGLES = (4.0, -3.0, 6.0)
+HEAD_ANGLES = (-3.0, 2.0, -2.5)
+HEAD_OFFSET = np.array([-4.0, 11.0, 9.0])
+
+
+@dataclass(frozen=True)
+class PhantomPair:
+    """Two images [k, j, i], their labels (`LABELS`) and the true map fixed → moving."""
+
+    fixed: Volume
+    moving: Volume
+    fixed_labels: Volume
+    moving_labels: Volume
+    deformation: Deformation
+
+
+def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    """Rotation matrix 3x3 about x, then y, then z."""
+    result = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        turn = np.eye(3)
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        result = turn @ result
+    return result
+
+
+def _centered_affine(shape: tuple[int, int, int], spacing: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """Affine index → RAS mm of a lattice whose middle lies at `SCANNER_CENTER`; `spacing` along (i, j, k)."""
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag(spacing)
+    affine[:3, 3] = SCANNER_CENTER - affine[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
+    return affine
+
+
+def _points(shape: tuple[int, int, int], affine: np.ndarray) -> Tensor:
+    """RAS mm of every voxel center: float32 [3, K, J, I], component order (x, y, z)."""
+    index = identity_points(shape).flip(0)
+    matrix = torch.from_numpy(affine).float()
+    return torch.einsum("ab,bkji->akji", matrix[:3, :3], index) + matrix[:3, 3, None, None, None]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The moving head: formulas of a point in RAS mm."""
+
+    anatomy: Anatomy
+    wobble: Tensor
+    """Displacement in mm [3, n, n, n] every 4 mm of the head's frame, that makes its shapes irregular."""
+
+    @staticmethod
+    def random(generator: torch.Generator) -> _Subject:
+        growth = 1.0 + 1.5 * torch.rand(2, generator=generator)
+        anatomy = Anatomy(random_folds(generator), tuple(growth.tolist()))
+        coarse, fine = (smooth_noise((64, 64, 64), wavelength, generator, 3) for wavelength in (12, 5))
+        return _Subject(anatomy, 2.3 * coarse + 0.7 * fine)
+
+    def to_head(self, points: Tensor) -> Tensor:
+        """From RAS mm to the regular frame of `head.paint`."""
+        turn = _rotation(LATTICE_ANGLES) @ _rotation(HEAD_ANGLES)
+        origin = SCANNER_CENTER + turn @ HEAD_OFFSET
+        matrix = torch.from_numpy(turn.T.copy()).float()
+        centered = points - torch.from_numpy(origin).float()[:, None, None, None]
+        head = torch.einsum("ab,bkji->akji", matrix, centered)
+        return head + sample(self.wobble, head.flip(0) / 4 + 31.5)
+
+    def paint(self, points: Tensor, edge: float, with_skull: bool) -> tuple[Tensor, np.ndarray]:
+        """Intensities and labels (`LABELS`) at points in RAS mm."""
+        intensities = torch.tensor([T1_INTENSITIES[label] for label in sorted(T1_INTENSITIES)])
+        image, structures = paint(self.to_head(points), self.anatomy, intensities, edge, with_skull)
+        labels = structures.numpy()
+        labels[labels == CEREBELLAR_WHITE_MATTER] = 11
+        labels[labels > max(LABELS)] = 0
+        return image, labels
+
+
+def _determinant(displacement: Tensor) -> Tensor:
+    """Jacobian determinant of index + displacement [3, D, H, W] (voxels), central differences."""
+    slopes = torch.stack([torch.stack(torch.gradient(component)) for component in displacement])
+    return torch.linalg.det(slopes.permute(2, 3, 4, 0, 1) + torch.eye(3))
+
+
+def _random_displacement(
+    shape: tuple[int, int, int], spacing: float, weight: Tensor, mean: float, generator: torch.Generator
+) -> Tensor:
+    """Diffeomorphic displacement in voxels [3, K, J, I] of about `mean` mm on average where `weight` is 1."""
+    coarse, fine = (smooth_noise(shape, wavelength / spacing, generator, 3) for wavelength in (56, 26))
+    velocity = coarse + 0.6 * fine
+    for axis, size in enumerate(shape):
+        edge = torch.sin(torch.pi * (torch.arange(size) + 0.5) / size)
+        window = (2 * edge).clamp(max=1).reshape([-1 if axis == other else 1 for other in range(3)])
+        velocity = velocity * window
+    length = velocity.square().sum(0).sqrt() * spacing
+    velocity *= mean * weight.sum() / (length * weight).sum()
+    displacement = integrate(velocity)
+    while _determinant(displacement).min() < SMALLEST_DETERMINANT:
+        velocity *= 0.93
+        displacement = integrate(velocity)
+    return displacement
+
+
+def _acquire(image: Tensor, generator: torch.Generator, noise: float) -> np.ndarray:
+    """Add what a scanner adds: a bias field of about ±12 % and Rician noise of this standard deviation."""
+    shape = tuple(image.shape)
+    bias = (0.12 * smooth_noise(shape, max(shape) / 2, generator)[0]).clamp(-0.3, 0.3).exp()
+    real, imaginary = (noise * torch.randn(shape, generator=generator) for _ in range(2))
+    return ((image * bias + real).square() + imaginary.square()).sqrt().numpy()
+
+
+def make_pair(
+    seed: int = 0,
+    shape: tuple[int, int, int] = (96, 112, 96),
+    spacing: float = 2.0,
+    *,
+    mean_displacement: float = 3.8,
+    noise: float = 3.5,
+    with_skull: bool = True,
+    common_lattice: bool = True,
+) -> PhantomPair:
+    """A T1-like pair of heads with labels and the true deformation.
+
+    `shape` (k, j, i) and `spacing` (mm, isotropic) of the fixed image; the head fills 190 x 220 x 190 mm.
+    `mean_displacement` (mm) within the head; the deformation is smooth, diffeomorphic (its Jacobian
+    determinant stays above 0.25) and fades towards the border of the lattice. `noise`: standard deviation
+    on an intensity scale to about 200. Without skull, both images are 0 outside the brain. With
+    `common_lattice` both images share one oblique, off-center lattice; else the moving image has another
+    one: anisotropic, differently oblique, of another size. The same arguments give the same pair. Raises
+    InputError for a shape below 16 voxels.
+    """
+    if min(shape) < 16:
+        raise InputError(f"A phantom of {shape} voxels is too small; choose at least 16 along each axis.")
+    generator = torch.Generator().manual_seed(seed)
+    subject = _Subject.random(generator)
+    affine = _centered_affine(shape, np.full(3, spacing), _rotation(LATTICE_ANGLES))
+    moving_shape, moving_affine = shape, affine
+    if not common_lattice:
+        stretch = np.array([0.94, 1.06, 1.3])
+        moving_shape = tuple(int(size) for size in np.ceil(np.array(shape) / stretch[::-1]) + 3)
+        moving_affine = _centered_affine(moving_shape, spacing * stretch, _rotation((-5.0, 7.0, -4.0)))
+
+    fixed_points = _points(shape, affine)
+    undeformed, _ = subject.paint(fixed_points, 2 * spacing, with_skull=True)
+    weight = (undeformed > 20).float()
+    displacement = _random_displacement(shape, spacing, weight, mean_displacement, generator)
+    physical = torch.einsum("ab,bkji->akji", torch.from_numpy(affine[:3, :3]).float(), displacement.flip(0))
+
+    fixed, fixed_labels = subject.paint(fixed_points + physical, spacing, with_skull)
+    moving, moving_labels = subject.paint(_points(moving_shape, moving_affine), spacing, with_skull)
+    images = []
+    for image in (fixed, moving):
+        brain = 1.0 if with_skull else (image > T1_INTENSITIES[0]).float()
+        images.append(_acquire(image, generator, noise) * np.asarray(brain, dtype=np.float32))
+    return PhantomPair(
+        fixed=Volume(images[0], affine, "phantom fixed"),
+        moving=Volume(images[1], moving_affine, "phantom moving"),
+        fixed_labels=Volume(fixed_labels, affine, "phantom fixed labels"),
+        moving_labels=Volume(moving_labels, moving_affine, "phantom moving labels"),
+        deformation=Deformation(physical.movedim(0, -1).contiguous().numpy(), affine),
+    )

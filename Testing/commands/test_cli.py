@@ -1,0 +1,281 @@
+"""The command as a user meets it: real files, real processes, exit status, one line on standard error."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from GradProjIOLib.commands.main import main
+from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.synthetic import phantom
+
+QUICK = ["--model", "compact", "--method", "direct", "--device", "cpu", "--quiet"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A folder with a small pair of heads and labels."""
+    folder = tmp_path_factory.mktemp("pair")
+    heads = phantom.make_pair(0, (28, 32, 28), spacing=6.8, with_skull=False)
+    for name in ("fixed", "moving", "fixed_labels", "moving_labels"):
+        write_volume(getattr(heads, name), folder / f"{name}.nii.gz")
+    return folder
+
+
+def command(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "GradProjIOLib", *map(str, arguments)], text=True,
+                          capture_output=True, env=ENVIRONMENT, timeout=120, check=False, **options)  # fmt: skip
+
+
+def start(*arguments):
+    return subprocess.Popen([sys.executable, "-m", "GradProjIOLib", *map(str, arguments)], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)  # fmt: skip
+
+
+def register_arguments(pair, output, *more):
+    return ["register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", output, *QUICK, *more]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+class TestRegister:
+    def test_the_whole_way(self, pair, tmp_path):
+        found = command("register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", tmp_path / "out",
+                        "--model", "compact", "--steps", 2, "--device", "cpu",
+                        "--moving-labels", pair / "moving_labels.nii.gz")  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        assert "folded voxels" in found.stdout
+        assert (tmp_path / "out" / "warped_labels.nii.gz").exists()
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["inputs"]["fixed"]["path"] == str((pair / "fixed.nii.gz").resolve())
+        assert len(report["inputs"]["moving"]["sha256"]) == 64
+
+    def test_quiet_says_nothing(self, pair, tmp_path):
+        found = command(*register_arguments(pair, tmp_path / "out"))
+        assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+    def test_same_seed_same_result(self, pair, tmp_path):
+        reports = []
+        for name in ("first", "second"):
+            arguments = register_arguments(pair, tmp_path / name, "--method", "projected", "--steps", 3, "--seed", 4)
+            assert command(*arguments).returncode == 0
+            reports.append(json.loads((tmp_path / name / "report.json").read_text()))
+        first, second = ([(s["similarity"], s["regularity"], s["cosine"]) for s in r["steps"]] for r in reports)
+        assert first == second
+        images = [sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name / "warped.nii.gz")))
+                  for name in ("first", "second")]  # fmt: skip
+        assert np.array_equal(*images)
+
+    def test_other_formats(self, pair, tmp_path):
+        for suffix in (".nrrd", ".mha"):
+            path = tmp_path / f"fixed{suffix}"
+            sitk.WriteImage(sitk.ReadImage(str(pair / "fixed.nii.gz")), str(path))
+            arguments = ["register", path, pair / "moving.nii.gz", "-o", tmp_path / suffix[1:], *QUICK]
+            assert run(*arguments) == 0
+
+    @pytest.mark.parametrize("kind", ["transform.h5", "rigid"])
+    def test_an_initial_transform(self, pair, tmp_path, kind):
+        path = tmp_path / "initial.tfm"
+        if kind == "rigid":
+            sitk.WriteTransform(sitk.Euler3DTransform((0, 0, 0), 0.05, 0, 0.02, (1, 2, 3)), str(path))
+        else:
+            assert run(*register_arguments(pair, tmp_path / "before")) == 0
+            path = tmp_path / "before" / "transform.h5"
+        assert run(*register_arguments(pair, tmp_path / "out", "--initial-transform", path)) == 0
+
+
+class TestOtherVerbs:
+    def test_warp_and_jacobian_agree_with_register(self, pair, tmp_path, capsys):
+        out = tmp_path / "out"
+        assert run(*register_arguments(pair, out, "--method", "projected", "--steps", 2,
+                                       "--moving-labels", pair / "moving_labels.nii.gz")) == 0  # fmt: skip
+        capsys.readouterr()
+        for source, target, more in (("moving", "warped", []), ("moving_labels", "warped_labels", ["--labels"])):
+            assert run("warp", pair / f"{source}.nii.gz", out / "transform.h5", "-r", pair / "fixed.nii.gz",
+                       "-o", tmp_path / "again.nii.gz", *more) == 0  # fmt: skip
+            again, first = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(float)
+                            for path in (tmp_path / "again.nii.gz", out / f"{target}.nii.gz"))  # fmt: skip
+            np.testing.assert_allclose(again, first, atol=1e-2 * first.max())
+        assert run("jacobian", out / "transform.h5", "-r", pair / "fixed.nii.gz", "-o", tmp_path / "j.nii.gz",
+                   "--folding", tmp_path / "f.nii.gz") == 0  # fmt: skip
+        printed = json.loads(capsys.readouterr().out)
+        assert printed == pytest.approx(json.loads((out / "report.json").read_text())["jacobian"], rel=1e-4, abs=1e-6)
+        determinant = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "j.nii.gz")))
+        assert determinant.min() == pytest.approx(printed["min"], rel=1e-4)
+
+    def test_models(self, capsys, monkeypatch, tmp_path):
+        monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
+        assert run("models", "list") == 0
+        listed = capsys.readouterr().out
+        assert all(name in listed for name in ("unigradicon", "multigradicon", "compact"))
+        assert run("models", "path", "unigradicon") == 2
+        assert "gradprojio models download unigradicon" in capsys.readouterr().err
+        assert run("models", "download", "compact") == 2
+
+    def test_demo(self, tmp_path):
+        found = command("demo", "-o", tmp_path / "demo", "--size", 32, "--steps", 2)
+        assert found.returncode == 0, found.stderr
+        assert "before  mean Dice" in found.stdout
+        assert "mean distance to the known deformation" in found.stdout
+        assert (tmp_path / "demo" / "overview.png").stat().st_size > 10_000
+
+
+def image(array, **geometry):
+    found = sitk.GetImageFromArray(array)
+    for name, value in geometry.items():
+        getattr(found, f"Set{name}")(value)
+    return found
+
+
+def smooth(shape=(16, 16, 16)):
+    grid = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    return (100 * np.exp(-sum(axis**2 for axis in grid))).astype(np.float32)
+
+
+BAD_IMAGES = {
+    "2-D": (lambda: image(smooth()[0]), "2-D"),
+    "4-D": (lambda: sitk.JoinSeries([image(smooth())] * 3), "4-D"),
+    "vector": (lambda: sitk.Compose([image(smooth())] * 3), "3 components"),
+    "NaN": (lambda: image(np.where(smooth() > 90, np.nan, smooth())), "NaN"),
+    "infinity": (lambda: image(np.where(smooth() > 90, np.inf, smooth())), "infinity"),
+    "constant": (lambda: image(np.full((16, 16, 16), 7, np.float32)), "same value"),
+    "tiny": (lambda: image(smooth((16, 16, 4))), "too few"),
+    "labels": (lambda: image((smooth() // 40).astype(np.uint8)), "label map"),
+}
+
+
+class TestBadInput:
+    """One sentence on standard error that names the file, status 2, nothing written."""
+
+    def refused(self, arguments, output, capsys, *names):
+        status = run(*arguments)
+        message = capsys.readouterr().err
+        assert status == 2
+        assert message.count("\n") == 1
+        assert "Traceback" not in message
+        assert all(str(name) in message for name in names), message
+        assert not output.exists()
+
+    @pytest.mark.parametrize("kind", BAD_IMAGES)
+    @pytest.mark.parametrize("role", ["fixed", "moving"])
+    def test_images_that_cannot_be_registered(self, pair, tmp_path, capsys, kind, role):
+        make, word = BAD_IMAGES[kind]
+        path = tmp_path / "bad.nrrd"
+        sitk.WriteImage(make(), str(path))
+        images = {"fixed": pair / "fixed.nii.gz", "moving": pair / "moving.nii.gz"} | {role: path}
+        out = tmp_path / "out"
+        self.refused(["register", images["fixed"], images["moving"], "-o", out, *QUICK], out, capsys, "bad.nrrd", word)
+
+    def test_files_that_cannot_be_read(self, pair, tmp_path, capsys):
+        out = tmp_path / "out"
+        (tmp_path / "text.nii.gz").write_text("no image")
+        (tmp_path / "cut.nii.gz").write_bytes((pair / "fixed.nii.gz").read_bytes()[:3000])
+        (tmp_path / "image.jpeg").write_bytes(b"x")
+        (tmp_path / "empty.mha").touch()
+        for name in ("missing.nii", "text.nii.gz", "cut.nii.gz", "image.jpeg", "empty.mha", "."):
+            arguments = ["register", tmp_path / name, pair / "moving.nii.gz", "-o", out, *QUICK]
+            self.refused(arguments, out, capsys, tmp_path / name)
+
+    def test_a_singular_affine(self, pair, tmp_path, capsys):
+        path, out = tmp_path / "flat.nii", tmp_path / "out"
+        sitk.WriteImage(sitk.ReadImage(str(pair / "fixed.nii.gz")), str(path))
+        header = bytearray(path.read_bytes())
+        header[252:256] = np.array([0, 1], np.int16).tobytes()  # the sform alone counts
+        header[280:328] = np.zeros(12, np.float32).tobytes()
+        path.write_bytes(header)
+        self.refused(["register", path, pair / "moving.nii.gz", "-o", out, *QUICK], out, capsys, "flat.nii")
+
+    @pytest.mark.parametrize(("more", "words"), [
+        (["--steps", -5], ["steps", "-5"]),
+        (["--device", "cuda:9"], ["cuda:9"]),
+        (["--device", "abacus"], ["abacus"]),
+        (["--weights", "nowhere.pt"], ["nowhere.pt"]),
+        (["--model", "unigradicon"], ["unigradicon", "https://"]),
+        (["--initial-transform", "nowhere.h5"], ["nowhere.h5"]),
+        (["--fixed-mask", "nowhere.nii"], ["nowhere.nii"]),
+        (["--moving-labels", "nowhere.nii"], ["nowhere.nii"]),
+        (["--regularity-weight", -1], ["regularity weight"]),
+        (["--lattice", 2, 2, 2], ["lattice"]),
+        (["--seed", -1], ["seed", "-1"]),
+    ])  # fmt: skip
+    def test_options_that_make_no_sense(self, pair, tmp_path, capsys, monkeypatch, more, words):
+        monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path / "cache"))
+        out = tmp_path / "out"
+        self.refused(register_arguments(pair, out, *more), out, capsys, *words)
+
+    def test_corrupt_weights(self, pair, tmp_path, capsys):
+        (tmp_path / "weights.pt").write_bytes(os.urandom(4096))
+        out = tmp_path / "out"
+        self.refused(register_arguments(pair, out, "--weights", tmp_path / "weights.pt"), out, capsys, "weights.pt")
+
+    def test_labels_that_are_an_image(self, pair, tmp_path, capsys):
+        write_volume(Volume(smooth() + 0.3, np.eye(4)), tmp_path / "gray.nii.gz")
+        out = tmp_path / "out"
+        arguments = register_arguments(pair, out, "--moving-labels", tmp_path / "gray.nii.gz")
+        self.refused(arguments, out, capsys, "gray.nii.gz", "label map")
+
+    def test_an_output_that_is_a_file(self, pair, tmp_path, capsys):
+        (tmp_path / "taken").write_text("mine")
+        assert run(*register_arguments(pair, tmp_path / "taken")) == 2
+        assert run(*register_arguments(pair, tmp_path / "taken" / "deeper")) == 2
+        assert capsys.readouterr().err.count("\n") == 2
+        assert (tmp_path / "taken").read_text() == "mine"
+
+    def test_usage_errors_end_with_two(self):
+        assert command("register").returncode == 2
+        assert command("nonsense").returncode == 2
+        assert command("--version").returncode == 0
+
+    def test_not_enough_memory(self, pair, tmp_path, capsys):
+        out = tmp_path / "out"
+        arguments = register_arguments(pair, out, "--lattice", 6000, 6000, 6000)
+        self.refused(arguments, out, capsys, "not enough memory", "GB")
+
+
+def processor_seconds(process):
+    assert process.poll() is None
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class TestInterruption:
+    def long_run(self, pair, output):
+        return start("register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", output, "--model", "compact",
+                     "--steps", 100_000, "--device", "cpu")  # fmt: skip
+
+    @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+    def test_nothing_is_left(self, pair, tmp_path, sent, status):
+        process = self.long_run(pair, tmp_path / "results" / "out")
+        # Well past the imports, however busy the machine is.
+        while processor_seconds(process) < 8:
+            time.sleep(0.2)
+        process.send_signal(sent)
+        _, message = process.communicate(timeout=60)
+        assert process.returncode == status
+        assert "Traceback" not in message
+        assert not list(tmp_path.iterdir())
+
+    def test_a_full_disk_is_one_sentence_and_nothing_is_left(self, pair, tmp_path):
+        """A limit on the size of files, which fails like a full disk: in the middle of writing."""
+
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+        found = command(*register_arguments(pair, tmp_path / "out"), preexec_fn=limit)
+        assert found.returncode == 2, found.stderr
+        assert "could not be written" in found.stderr
+        assert found.stderr.count("\n") == 1
+        assert not list(tmp_path.iterdir())

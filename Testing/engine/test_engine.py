@@ -1,0 +1,382 @@
+"""The parts of the optimisation that need no reference implementation: properties and small closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from live_tensors import LiveTensors
+from scipy import ndimage
+
+from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.optimization import InstanceOptimizer
+from GradProjIOLib.engine.regularity import GradientInverseConsistency
+from GradProjIOLib.engine.similarity import LNCC, MINDSSC, SquaredLNCC, gaussian_blur
+from GradProjIOLib.models import cascade as network_module
+from GradProjIOLib.models import registry, transposed
+from GradProjIOLib.models.cascade import Cascade
+from GradProjIOLib.models.doubling import double_and_convolve
+from GradProjIOLib.spatial import maps
+
+LATTICE = (20, 26, 18)
+TINY = ((2, 8, 16), (8, 8))
+
+
+def smooth_image(seed, lattice=LATTICE):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=lattice), 2)
+    noise = (noise - noise.min()) / (noise.max() - noise.min())
+    return torch.from_numpy(noise.astype(np.float32))[None, None]
+
+
+def tiny_network(seed=0, head=0.02, voxels=4.0):
+    torch.manual_seed(seed)
+    network = Cascade((TINY, TINY), (1, 0), voxels).eval()
+    for stage in network.stages:
+        torch.nn.init.normal_(stage.head.weight, std=head)
+    return network
+
+
+def linear_field(matrix, lattice=LATTICE):
+    """Displacement field of p → matrix·p in samples about the middle of the lattice, [1, 3, D, H, W]."""
+    scale = maps.voxels_per_unit(lattice)
+    points = maps.identity(lattice) * scale
+    moved = points @ torch.tensor(matrix, dtype=torch.float32).T
+    return ((moved - points) / scale).movedim(-1, 1)
+
+
+class TestMaps:
+    def test_displace_applies_the_last_field_first(self):
+        first = linear_field(np.diag([0.5, 1, 1]))
+        second = torch.zeros(1, 3, *LATTICE)
+        second[:, 0] = 0.2
+        points = torch.zeros(1, 1, 1, 1, 3)
+        assert maps.displace([first, second], points).flatten()[0].item() == pytest.approx(0.1, abs=1e-6)
+        assert maps.displace([second, first], points).flatten()[0].item() == pytest.approx(0.2, abs=1e-6)
+
+    def test_displaced_identity_is_displace_at_the_lattice(self):
+        generator = torch.Generator().manual_seed(0)
+        fields = [torch.randn(2, 3, *size, generator=generator) * 0.05 for size in ((5, 7, 5), (10, 13, 9), LATTICE)]
+        points = maps.identity(LATTICE).expand(2, -1, -1, -1, -1)
+        for chain in (fields, fields[:2], fields[:1]):
+            torch.testing.assert_close(
+                maps.displaced_identity(chain, points), maps.displace(chain, points), rtol=0, atol=2e-6
+            )
+
+
+class TestSimilarity:
+    def test_blur_is_a_truncated_gaussian_with_zeros_outside(self):
+        picture = smooth_image(0)
+        # scipy's window ends at truncate·sigma + 0.5 samples: the same 4·sigma + 1 samples.
+        expected = ndimage.gaussian_filter(picture[0, 0].numpy(), 5, mode="constant", truncate=2)
+        np.testing.assert_allclose(gaussian_blur(picture)[0, 0].numpy(), expected, atol=1e-5)
+
+    def test_equal_images_are_perfectly_similar(self):
+        targets = torch.cat([smooth_image(0), smooth_image(1)])
+        assert LNCC(targets)(targets).max() < 0.05
+        assert SquaredLNCC(targets)(targets).max() < 0.1
+        assert MINDSSC(targets)(targets).max() == 0
+
+    @pytest.mark.parametrize("kind", [LNCC, SquaredLNCC])
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_the_gradient_of_lncc_is_that_of_finite_differences(self, kind, masked):
+        generator = torch.Generator().manual_seed(0)
+        targets, warped, masks = torch.rand(3, 2, 1, 5, 7, 6, generator=generator, dtype=torch.float64)
+        similarity = kind(targets, masks.round() if masked else None, sigma=1)
+        assert torch.autograd.gradcheck(similarity, warped.requires_grad_())
+
+    def test_lncc_sees_the_sign_of_the_contrast_and_its_square_does_not(self):
+        targets = smooth_image(0)
+        assert LNCC(targets)(-targets).item() > 1.95
+        assert SquaredLNCC(targets)(-targets).item() == pytest.approx(SquaredLNCC(targets)(targets).item(), abs=1e-4)
+
+    def test_a_shifted_image_is_less_similar(self):
+        targets = smooth_image(0)
+        for similarity in (LNCC(targets), SquaredLNCC(targets), MINDSSC(targets)):
+            assert similarity(targets.roll(2, dims=-1)) > similarity(targets) + 0.01
+
+    def test_only_samples_in_the_mask_count(self):
+        # Far enough from the mask for the window not to reach it.
+        for kind in (SquaredLNCC, MINDSSC):
+            wide = smooth_image(0, (12, 12, 40))
+            masked = torch.zeros_like(wide)
+            masked[..., :9] = 1
+            spoiled = wide.clone()
+            spoiled[..., 26:] = 0
+            similarity = kind(wide, masked)
+            torch.testing.assert_close(similarity(spoiled), similarity(wide), rtol=1e-3, atol=1e-5)
+            assert kind(wide)(spoiled) > kind(wide)(wide) + 0.01
+
+
+class TestRegularity:
+    @pytest.fixture
+    def regularity(self):
+        return GradientInverseConsistency(LATTICE)
+
+    def jitter(self, regularity):
+        return regularity.jitter(torch.Generator().manual_seed(0)) * 0.1
+
+    def test_maps_that_are_each_others_inverse_cost_nothing(self, regularity):
+        matrix = np.diag([0.9, 1.05, 0.95])
+        loss = regularity([linear_field(matrix)], [linear_field(np.linalg.inv(matrix))], self.jitter(regularity))
+        # Where the second map leaves the lattice, the first is cut off at its border.
+        assert loss < 0.05
+        assert regularity([linear_field(np.eye(3))], [linear_field(np.eye(3))], self.jitter(regularity)) < 1e-5
+
+    def test_a_translation_costs_nothing(self, regularity):
+        shift = torch.full((1, 3, *LATTICE), 0.1)
+        assert regularity([shift], [shift], self.jitter(regularity)) < 1e-5
+
+    def test_the_value_is_the_squared_norm_of_the_derivative(self, regularity):
+        """A shear of samples along one axis by another: one entry of the matrix, whatever the axes' lengths."""
+        identity = linear_field(np.eye(3))
+        for row, column in ((0, 1), (1, 0), (2, 0), (1, 2)):
+            matrix = np.eye(3)
+            matrix[row, column] = 0.3
+            loss = regularity([linear_field(matrix)], [identity], torch.zeros_like(regularity.points))
+            # The mean runs over the three components as well as over the points.
+            assert loss.item() == pytest.approx(0.3**2 / 3, rel=0.12)
+
+    def test_jitter_has_two_samples_of_standard_deviation(self, regularity):
+        in_samples = regularity.jitter(torch.Generator().manual_seed(1)) * maps.voxels_per_unit(LATTICE)
+        expected = [2 * (n - 1) / n for n in reversed(LATTICE)]
+        assert in_samples.flatten(0, 3).std(dim=0).tolist() == pytest.approx(expected, rel=0.05)
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("name", ["compact", "unigradicon"])
+    def test_an_untrained_network_is_the_identity(self, name):
+        network = registry.build(registry.MODELS[name])
+        lattice = (16, 20, 17)
+        images = torch.cat([smooth_image(0, lattice), smooth_image(1, lattice)])
+        with torch.no_grad():
+            fields = network(images, images.flip(0))
+        assert all(field.shape[:2] == (2, 3) and not field.any() for field in fields)
+
+    def test_sizes_and_parameters(self):
+        def parameters(name):
+            return sum(p.numel() for p in registry.build(registry.MODELS[name]).parameters())
+
+        assert parameters("unigradicon") == 70_680_916
+        assert 1e6 < parameters("compact") < 3e6
+
+    @pytest.mark.parametrize("decoder", [(8, 8), (8,)])
+    def test_a_unet_computes_what_its_layers_say(self, decoder):
+        """Layer by layer, with normalisations that do something; the shorter decoder ends at half the resolution."""
+        torch.manual_seed(0)
+        unet = network_module.UNet((2, 8, 16), decoder).eval()
+        torch.nn.init.normal_(unet.head.weight, std=0.1)
+        for norm in unet.norm:
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+            norm.running_mean.uniform_(-0.2, 0.2)
+            norm.running_var.uniform_(0.5, 2)
+        images = torch.cat([smooth_image(0), smooth_image(1)], dim=1)
+        skips = [images]
+        for down in unet.down:
+            x = down(F.leaky_relu(skips[-1]))
+            x[:, -skips[-1].shape[1] :] += F.avg_pool3d(skips[-1], 2, ceil_mode=True)
+            skips.append(x)
+        x, below = skips.pop(), None
+        for up, norm in reversed(list(zip(unet.up, unet.norm, strict=True))):
+            below, skip = F.leaky_relu(x) if below is None else below, skips.pop()
+            size = skip.shape[2:]
+            doubled = up(below) + F.interpolate(x[:, : up.out_channels], scale_factor=2, mode="trilinear")
+            x = norm(doubled)[:, :, : size[0], : size[1], : size[2]]
+            below = torch.cat([F.leaky_relu(x), F.leaky_relu(skip)], dim=1)
+            last = torch.cat([x, skip], dim=1)
+        unit = torch.tensor([1.0, 0.5, 3.0])
+        expected = unet.head(last) * unit.view(3, 1, 1, 1)
+        torch.testing.assert_close(unet(images, unit), expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_composed_cascade_has_one_field_with_the_map_of_all(self):
+        apart = tiny_network()
+        together = Cascade((TINY, TINY), (1, 0), 4.0, composed=True).eval()
+        together.load_state_dict(apart.state_dict())
+        images = torch.cat([smooth_image(0), smooth_image(1)])
+        with torch.no_grad():
+            fields, (field,) = apart(images, images.flip(0)), together(images, images.flip(0))
+        points = maps.identity(LATTICE)
+        expected = maps.displaced_identity(fields, points)
+        torch.testing.assert_close(points + field.movedim(1, -1), expected, rtol=0, atol=2e-6)
+        assert (expected - points).abs().max() > 0.01
+
+    def test_lean_changes_nothing(self):
+        jitter = torch.zeros(1, 10, 13, 9, 3)
+        gradients, losses = {}, {}
+        for mode in ("full", "lean"):
+            network = tiny_network()
+            network.checkpointed = mode == "lean"
+            found = Objective(network, smooth_image(0), smooth_image(1)).losses(jitter)
+            losses[mode] = found.similarity.item()
+            parts = torch.autograd.grad(found.similarity + found.regularity, list(network.parameters()))
+            gradients[mode] = torch.cat([part.flatten() for part in parts])
+        assert losses["lean"] == losses["full"]
+        torch.testing.assert_close(gradients["lean"], gradients["full"])
+
+    def test_directions_do_not_see_each_other(self):
+        """Both as one batch give what each gives alone."""
+        network = tiny_network()
+        fixed, moving = smooth_image(0), smooth_image(1)
+        with torch.no_grad():
+            both = network(torch.cat([moving, fixed]), torch.cat([fixed, moving]))
+            for alone, batch in zip(network(fixed, moving), both, strict=True):
+                torch.testing.assert_close(alone, batch[1:], rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(("shape", "spacing", "expected"), [
+        ((192, 224, 160), (1, 1, 1), (96, 112, 80)),
+        ((64, 64, 64), (1, 1, 1), (64, 64, 64)),
+        ((24, 256, 256), (0.9, 0.9, 5.0), None),
+    ])  # fmt: skip
+    def test_the_compact_lattice_is_isotropic_in_space(self, shape, spacing, expected):
+        lattice = registry.MODELS["compact"].lattice_for(shape, spacing)
+        assert expected is None or lattice == expected
+        steps = [n * s / m for n, s, m in zip(shape, reversed(spacing), lattice, strict=True)]
+        assert max(steps) / min(steps) < 1.1
+        assert math.prod(lattice) < 1.1 * registry.MODELS["compact"].samples
+
+
+class TestOptimization:
+    def objective(self, **options):
+        return Objective(tiny_network(**options), smooth_image(0), smooth_image(1))
+
+    def run(self, objective, steps=4, **options):
+        options = {"learning_rate": 1e-3, "steps": steps} | options
+        with InstanceOptimizer(objective, **options) as optimizer:
+            return list(optimizer), objective.displacements()
+
+    def test_the_loss_goes_down(self):
+        steps, _ = self.run(self.objective(), steps=15)
+        assert steps[-1].similarity < steps[0].similarity - 0.02
+        assert [step.index for step in steps] == list(range(15))
+        assert all(step.seconds > 0 for step in steps)
+
+    def test_same_seed_same_result_bit_for_bit(self):
+        first, second = (self.run(self.objective(), seed=3) for _ in range(2))
+        assert torch.equal(first[1], second[1])
+        assert [s.similarity for s in first[0]] == [s.similarity for s in second[0]]
+        assert not torch.equal(first[1], self.run(self.objective(), seed=4)[1])
+
+    def test_parameters_are_restored(self):
+        objective = self.objective()
+        before = [p.clone() for p in objective.network.parameters()]
+        self.run(objective)
+        assert all(torch.equal(a, b) for a, b in zip(before, objective.network.parameters(), strict=True))
+        with (
+            pytest.raises(RuntimeError, match="stop"),
+            InstanceOptimizer(objective, learning_rate=1, steps=3) as steps,
+        ):
+            for _ in steps:
+                raise RuntimeError("stop")
+        assert all(torch.equal(a, b) for a, b in zip(before, objective.network.parameters(), strict=True))
+
+    def test_direct_takes_no_step(self):
+        steps, displacements = self.run(self.objective(), method="direct", steps=9)
+        assert steps == []
+        assert displacements.abs().max() > 0
+
+    def test_vanilla_is_amsgrad_on_the_weighted_sum(self):
+        # After more steps than these, rounding has grown: the regulariser's differences jump between cells.
+        _, found = self.run(self.objective(), steps=2, method="vanilla", seed=1, regularity_weight=0.7)
+        objective = self.objective()
+        adam = torch.optim.Adam(objective.network.parameters(), lr=1e-3, weight_decay=1e-3, amsgrad=True)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(2):
+            adam.zero_grad()
+            losses = objective.losses(objective.regularity.jitter(generator))
+            (losses.similarity + 0.7 * losses.regularity).backward()
+            adam.step()
+        torch.testing.assert_close(found, objective.displacements(), rtol=1e-3, atol=1e-3)
+
+    def test_without_conflict_projected_and_vanilla_agree(self):
+        projected, mine = self.run(self.objective(), steps=1)
+        _, other = self.run(self.objective(), steps=1, method="vanilla")
+        assert projected[0].projected == "none"
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+    def test_conflicts_are_projected_and_reported(self):
+        steps, _ = self.run(self.objective(head=0.2), steps=12, regularity_weight=1.0, learning_rate=3e-3)
+        conflicts = [step for step in steps if step.cosine < 0]
+        assert conflicts
+        assert {step.projected for step in conflicts} <= {"similarity", "regularity"}
+        assert {step.projected for step in steps if step.cosine >= 0} <= {"none"}
+
+    def test_leaving_the_loop_ends_it(self):
+        objective = self.objective()
+        with InstanceOptimizer(objective, learning_rate=1e-3, steps=50) as optimizer:
+            for step in optimizer:
+                if step.index == 1:
+                    break
+            early = objective.displacements()
+        assert torch.equal(early, self.run(self.objective(), steps=2)[1])
+
+    @pytest.mark.parametrize("options", [{"steps": -1}, {"learning_rate": 0}, {"method": "magic"},
+                                         {"projection": "none"}, {"regularity_weight": -1.0}])  # fmt: skip
+    def test_senseless_settings_are_refused(self, options):
+        with pytest.raises(ValueError, match=r"negative|positive|one of"):
+            InstanceOptimizer(self.objective(), **({"learning_rate": 1e-3, "steps": 1} | options))
+
+    def test_losses_that_are_not_finite_end_it(self):
+        objective = self.objective()
+        with torch.no_grad():
+            objective.network.stages[1].head.weight.fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match="step 0"):
+            self.run(objective)
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def assert_same(found, expected, inputs):
+    """In value, and in the gradients with respect to the inputs."""
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 1), (3, 2, 4)])
+def test_few_samples_are_doubled_as_by_a_transposed_convolution(monkeypatch, size):
+    torch.manual_seed(0)
+    inputs = x, weight = draw(2, 5, *size), draw(5, 60, 4, 4, 4)
+    expected = F.conv_transpose3d(x, weight, stride=2, padding=1)
+    monkeypatch.delattr(F, "conv_transpose3d")
+    found = transposed.double(x, weight)
+    assert_same(found, expected, inputs)
+
+
+@pytest.mark.parametrize(("checkpointed", "limit"), [(False, 165), (True, 105)])
+def test_a_step_keeps_few_intermediate_results(checkpointed, limit):
+    """Bytes per sample that a step takes for itself, without the gradients of the parameters."""
+    lattice = 48, 56, 40
+    network = registry.build(registry.MODELS["compact"])
+    network.checkpointed = checkpointed
+    objective = Objective(network, smooth_image(0, lattice), smooth_image(1, lattice))
+    with InstanceOptimizer(objective, learning_rate=1e-3, steps=2) as optimizer:
+        steps = iter(optimizer)
+        next(steps)
+        with LiveTensors() as live:
+            before = live.bytes
+            next(steps)
+    gradients = 2 * 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert 0 < (live.peak - before - gradients) / math.prod(lattice) < limit
+
+
+@pytest.mark.parametrize("size", [(8, 10, 6), (7, 9, 11), (3, 10, 7)])
+def test_the_last_two_layers_as_one_convolution_are_the_two(size):
+    """With even and odd lattices, up to the border, with their gradients."""
+    torch.manual_seed(0)
+    coarse = [-(-length // 2) for length in size]
+    activated, residual, up, head = draw(2, 5, *coarse), draw(2, 4, *coarse), draw(5, 4, 4, 4, 4), draw(3, 4, 3, 3, 3)
+    scale, offset = draw(1, 4, 1, 1, 1), draw(1, 4, 1, 1, 1)
+    inputs = activated, residual, scale, offset, up, head
+    doubled = F.interpolate(residual, scale_factor=2, mode="trilinear") + F.conv_transpose3d(
+        activated, up, stride=2, padding=1
+    )
+    doubled = doubled * scale + offset
+    expected = F.conv3d(doubled[:, :, : size[0], : size[1], : size[2]], head, padding=1)
+    found = double_and_convolve(*inputs, size)
+    assert_same(found, expected, inputs)

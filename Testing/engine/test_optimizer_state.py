@@ -1,0 +1,63 @@
+"""An instance optimisation that was interrupted goes on as if nothing had happened."""
+
+import io
+
+import pytest
+import torch
+
+from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.optimization import InstanceOptimizer
+from GradProjIOLib.models.cascade import Cascade
+
+
+@pytest.fixture
+def objective():
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = Cascade([((2, 4, 8), (4, 6))] * 2, [1, 0]).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    fixed, moving = torch.rand(2, 1, 1, 16, 16, 16, generator=generator)
+    return Objective(network, fixed, moving)
+
+
+def summary(step):
+    return step.index, step.similarity, step.regularity, step.cosine, step.projected
+
+
+def optimizer(objective, method="projected"):
+    return InstanceOptimizer(objective, learning_rate=1e-3, steps=6, method=method, seed=0)
+
+
+@pytest.mark.parametrize("method", ["projected", "vanilla"])
+def test_interrupted_steps_are_the_same(objective, method):
+    with optimizer(objective, method) as whole:
+        expected = [summary(step) for step in whole]
+        displacements = objective.displacements()
+    before = [parameter.clone() for parameter in objective.network.parameters()]
+    stored = io.BytesIO()
+    with optimizer(objective, method) as first:
+        found = []
+        for step in first:
+            found.append(summary(step))
+            if step.index == 2:
+                break
+        torch.save(first.state(), stored)
+    stored.seek(0)
+    with optimizer(objective, method) as second:
+        second.restore(torch.load(stored, weights_only=True))
+        found += [summary(step) for step in second]
+        assert torch.equal(objective.displacements(), displacements)
+    assert found == expected
+    assert method == "vanilla" or {"similarity", "regularity"} <= {step[-1] for step in found}
+    assert all(map(torch.equal, before, objective.network.parameters()))
+
+
+def test_loop_that_is_entered_again(objective):
+    with optimizer(objective) as whole:
+        expected = [summary(step) for step in whole]
+    with optimizer(objective) as parts:
+        found = [summary(next(iter(parts)))]
+        found += [summary(step) for step in parts]
+    assert found == expected

@@ -1,0 +1,258 @@
+"""`gradprojio compare` on small pairs: the table, what settings share, and what a killed run leaves behind."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from GradProjIOLib.commands import main
+from GradProjIOLib.engine.optimization import InstanceOptimizer
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation import comparison as compare
+from GradProjIOLib.evaluation import metrics
+from GradProjIOLib.geometry.image_files import read_labels, read_volume, write_volume
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.register import register
+from GradProjIOLib.settings import Settings
+
+pytest.importorskip("SimpleITK")
+SHAPE = (22, 24, 20)
+AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])
+METHODS = "direct,vanilla:2,projected:2,vanilla:4,projected:4"
+# With this learning rate the gradients conflict from the third step on.
+SETTINGS = ["--model", "compact", "--lattice", "16", "16", "16", "--device", "cpu", "--learning-rate", "1e-4"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Results are compared bit for bit, also between processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def smooth(seed: int, channels: int, width: float) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(size=(channels, *SHAPE))
+    return np.stack([ndimage.gaussian_filter(channel, width) for channel in noise])
+
+
+def write_pairs(folder):
+    """A table of two pairs: blobs, and the same blobs moved by a smooth field."""
+    lines = ["case,fixed,moving,fixed_labels,moving_labels"]
+    for case in ("one", "two"):
+        seed = len(case) + ord(case[0])
+        labels = smooth(seed, 4, 3).argmax(axis=0)
+        image = 40 * labels + 10 * smooth(seed + 1, 1, 1)[0] / 0.1
+        shift = smooth(seed + 2, 3, 4)
+        points = np.indices(SHAPE) + 1.5 * shift / shift.std()
+        for side, at in (("fixed", np.indices(SHAPE)), ("moving", points)):
+            warped = ndimage.map_coordinates(image, at, order=1, mode="nearest").astype(np.float32)
+            warped_labels = ndimage.map_coordinates(labels, at, order=0, mode="nearest").astype(np.uint8)
+            write_volume(Volume(warped, AFFINE), folder / f"{case}_{side}.nii.gz")
+            write_volume(Volume(warped_labels, AFFINE), folder / f"{case}_{side}_labels.nii.gz")
+        files = [f"{case}_{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")]
+        lines.append(",".join([case, *files]))
+    path = folder / "pairs.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_pairs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, one_thread):
+    """The folder of two pairs and, in `out`, of their comparison."""
+    folder = tmp_path_factory.mktemp("compared")
+    assert run(write_pairs(folder), folder / "out") == 0
+    return folder
+
+
+def run(pairs, output, *more, methods=METHODS) -> int:
+    return main.main(["compare", str(pairs), "-o", str(output), "--methods", methods, "--every", "1",
+                     *SETTINGS, *map(str, more)])  # fmt: skip
+
+
+def rows_of(output, *, without=("seconds",)):
+    rows = json.loads((output / "results.json").read_text())["cases"]
+    return [{key: value for key, value in row.items() if key not in without} for row in rows]
+
+
+def test_table_is_that_of_single_registrations(compared):
+    """Every row is what `register` with that method and number of steps gives, bit for bit."""
+    output = compared / "out"
+    rows = {(row["case"], row["group"]): row for row in rows_of(output)}
+    assert len(rows) == 10
+    fixed, moving = (read_volume(compared / f"one_{side}.nii.gz") for side in ("fixed", "moving"))
+    labels = [read_labels(compared / f"one_{side}_labels.nii.gz") for side in ("fixed", "moving")]
+    for method, steps in (("direct", 0), ("vanilla", 2), ("projected", 2), ("vanilla", 4), ("projected", 4)):
+        settings = Settings(
+            model="compact", lattice=(16, 16, 16), method=method, steps=steps, device="cpu", learning_rate=1e-4
+        )
+        forward = register(fixed, moving, settings).forward
+        expected = metrics.evaluate_labels(forward, *labels)
+        row = rows["one", f"{method}:{steps}" if steps else "direct"]
+        assert (row["dice"], row["hd95_mm"]) == (expected.dice, expected.hd95)
+        assert row["ndv_percent"] == metrics.evaluate_folding(forward, fixed)[0].ndv_percent
+    assert rows["one", "vanilla:4"]["std_log_jacobian"] != rows["one", "projected:4"]["std_log_jacobian"]
+    text = (output / "table.txt").read_text()
+    assert "projected:4" in text
+    assert "p (Wilcoxon)" in text
+    with open(output / "results.csv", newline="") as file:
+        assert sum(line["case"] in ("one", "two") for line in csv.DictReader(file)) == 10
+    for name in ("curves.png", "table.txt"):
+        assert (output / name).stat().st_size > 100
+    assert not list(output.glob("*/*.state"))
+
+
+def test_settings_share_steps(pairs, tmp_path, monkeypatch):
+    """Five settings of one pair take four vanilla and four projected steps and one direct result, no more."""
+    taken = []
+    step = InstanceOptimizer._step
+
+    def counted(self, index):
+        taken.append((self.method, index))
+        return step(self, index)
+
+    monkeypatch.setattr(InstanceOptimizer, "_step", counted)
+    one_pair = tmp_path / "one.csv"
+    one_pair.write_text("\n".join(pairs.read_text().splitlines()[:2]))
+    assert run(one_pair, tmp_path / "out") == 0
+    assert taken == [(method, index) for method in ("vanilla", "projected") for index in range(4)]
+    assert run(one_pair, tmp_path / "out") == 0
+    assert len(taken) == 8
+    assert run(one_pair, tmp_path / "out", methods="direct,vanilla:1,projected:3") == 0
+    assert len(taken) == 8 + 1 + 3  # measured less at these steps before, so that they are taken anew
+
+
+def test_leaner_mode_goes_on(compared, tmp_path, monkeypatch, capsys):
+    """Where memory runs out, the registration begins anew in its lean mode; what was stored is taken up."""
+    step = InstanceOptimizer._step
+    failures = []
+
+    def short_of_memory(self, index):
+        if index == 3 and not failures:
+            failures.append(self.method)
+            raise torch.OutOfMemoryError("no memory")
+        return step(self, index)
+
+    monkeypatch.setattr(InstanceOptimizer, "_step", short_of_memory)
+    table = tmp_path / "one.csv"
+    lines = (compared / "pairs.csv").read_text().splitlines()[:2]
+    table.write_text("\n".join(lines).replace("one_", f"{compared}/one_"))
+    assert run(table, tmp_path / "out") == 0
+    assert failures == ["vanilla"]
+    assert "vanilla goes on after step 3" in capsys.readouterr().err
+    assert rows_of(tmp_path / "out") == [row for row in rows_of(compared / "out") if row["case"] == "one"]
+
+
+def test_killed_comparison_goes_on(pairs, tmp_path, capsys):
+    """A process that is killed in the middle leaves what it had; the next call goes on and ends at the same."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    methods = "direct,vanilla:1,projected:8"
+    command = [sys.executable, "-m", "GradProjIOLib", "compare", str(pairs), "-o", str(killed), "--methods",
+               methods, "--every", "1", *SETTINGS]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    record = killed / "one" / "projected.json"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if record.exists() and len(json.loads(record.read_text())["steps"]) >= 3:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (killed / "one" / "projected.state").exists()
+    assert not (killed / "two").exists()
+    pairs.write_text("\n".join(pairs.read_text().splitlines()[:2]))
+    capsys.readouterr()
+    assert run(pairs, killed, methods=methods) == 0
+    said = capsys.readouterr().err
+    assert "one: projected goes on after step" in said
+    assert "one: vanilla, step" not in said
+    assert run(pairs, whole, methods=methods) == 0
+    assert rows_of(killed) == rows_of(whole)
+    first, second = (json.loads((folder / "one" / "projected.json").read_text())["steps"] for folder in (whole, killed))
+    assert [step | {"seconds": 0} for step in first] == [step | {"seconds": 0} for step in second]
+    assert any(step["projected"] != "none" for step in first[3:])
+    assert not (killed / "one" / "projected.state").exists()
+
+
+def test_broken_pair_does_not_stop_the_others(pairs, tmp_path, capsys):
+    (tmp_path / "one_moving.nii.gz").write_bytes(b"broken")
+    assert run(pairs, tmp_path / "out", methods="direct,projected:1") == 2
+    assert {row["case"] for row in rows_of(tmp_path / "out")} == {"two"}
+    failed = json.loads((tmp_path / "out" / "results.json").read_text())["failed"]
+    assert [failure["case"] for failure in failed] == ["one"]
+    assert "one_moving.nii.gz" in capsys.readouterr().err
+
+
+def test_pair_that_fails_for_another_reason(pairs, tmp_path, monkeypatch, capsys):
+    """An error of the program itself is reported with the pair and gives another exit status."""
+    measure = compare.Case.measure
+
+    def fails(self, running, setting):
+        if self.pair.case == "one":
+            raise RuntimeError("no luck")
+        return measure(self, running, setting)
+
+    monkeypatch.setattr(compare.Case, "measure", fails)
+    assert run(pairs, tmp_path / "out", methods="direct") == 1
+    assert {row["case"] for row in rows_of(tmp_path / "out")} == {"two"}
+    assert "one: no luck" in capsys.readouterr().err
+
+
+def test_other_settings_do_not_mix(pairs, tmp_path, capsys):
+    assert run(pairs, tmp_path / "out", methods="direct") == 0
+    assert run(pairs, tmp_path / "out", "--seed", "1", methods="direct") == 2
+    assert "other inputs or settings (seed)" in capsys.readouterr().err
+
+
+def test_curves_hold_what_was_measured(compared):
+    settings = Settings(model="compact")
+    comparison = compare.Comparison(settings, compare.parse_settings(METHODS), every=1)
+    dice, folding, cosine, conflicts = compare.read_panels(["one", "two"], comparison, compared / "out")
+    rows = {(row["case"], row["group"]): row for row in rows_of(compared / "out")}
+    vanilla = dice.curves[0]
+    assert list(vanilla.x) == [0, 1, 2, 3, 4]
+    assert vanilla.cases["two"][4] == rows["two", "vanilla:4"]["dice"]
+    assert vanilla.mean[0] == pytest.approx(np.mean([rows[case, "direct"]["dice"] for case in ("one", "two")]))
+    assert folding.curves[1].cases["one"][2] == rows["one", "projected:2"]["ndv_percent"]
+    assert [curve.name for curve in cosine.curves] == ["projected"]
+    known = cosine.curves[0].cases["one"]
+    np.testing.assert_allclose(conflicts.curves[0].cases["one"], np.cumsum(known < 0) / np.arange(1, 5))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "vanilla", "vanilla:0", "projected:-1", "direct:5", "newton:3", "direct,direct", "vanilla:x"]
+)
+def test_methods_that_make_no_sense(text):
+    with pytest.raises(InputError):
+        compare.parse_settings(text)
+
+
+def test_papers_settings():
+    assert [str(setting) for setting in compare.parse_settings(compare.PAPER)] == compare.PAPER.split(",")
+
+
+def test_pairs_that_make_no_sense(tmp_path):
+    path = tmp_path / "pairs.csv"
+    for case in ("../up", "a\n../a", ".hidden"):
+        header = "case,fixed,moving,fixed_labels,moving_labels\n"
+        path.write_text(header + "".join(f"{name},f,m,fl,ml\n" for name in (case, case)))
+        with pytest.raises(InputError):
+            compare.read_pairs(path)
+    path.write_text("fixed,moving\na,b\n")
+    with pytest.raises(InputError, match="lacks the column fixed_labels"):
+        compare.read_pairs(path)

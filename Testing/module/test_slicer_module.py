@@ -1,0 +1,384 @@
+"""The module's panel under PySide6, with real registrations by the real worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+slicer_application = pytest.importorskip("slicer_application")
+
+import slicer
+from PySide6 import QtWidgets
+from scene_tools import add, add_pair, exchange_folders, image, is_alive, new_worker, wait_until
+
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene import nodes as mrml
+from GradProjIOLib.scene import packages, panel_choices
+from GradProjIOLib.scene.session import State
+
+FOLDER = Path(__file__).parents[2] / "GradProjIO"
+UI = ElementTree.parse(FOLDER / "Resources" / "UI" / "GradProjIO.ui")
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = new_worker()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def application(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    application = slicer_application.start(slicer.vtkMRMLScene())
+    application.module = slicer_application.load_module()
+    yield application
+    assert application.errors == []
+    assert exchange_folders(tmp_path) == []
+
+
+@pytest.fixture
+def panel(application, worker):
+    """The open panel with a small pair and a quick method chosen; its worker stays for the next test."""
+    panel = open_panel(application, worker)
+    add_pair(slicer.mrmlScene)
+    panel.initializeParameterNode()
+    panel._parameterNode.model = "compact"
+    panel._parameterNode.device = "cpu"
+    panel._parameterNode.steps = 2
+    yield panel
+    if panel.session.active:
+        panel.session.stop_now()
+    panel.session.client = new_worker()
+    panel.cleanup()
+
+
+def open_panel(application, worker):
+    parent = slicer.qMRMLWidget()
+    parent.setLayout(QtWidgets.QVBoxLayout())
+    parent.isEntered = True
+    panel = application.module.GradProjIOWidget(parent)
+    panel.setup()
+    panel.session.client = worker
+    panel.evaluation.client = new_worker()
+    panel.enter()
+    return panel
+
+
+def process_events():
+    QtWidgets.QApplication.processEvents()
+
+
+def register(panel):
+    panel.ui.registerButton.click()
+    wait_until(lambda: not panel.session.active, process_events)
+
+
+def test_importing_the_module_loads_nothing_heavy():
+    code = (
+        "import sys, slicer, slicer_application as s; s.start(slicer.vtkMRMLScene()); m = s.load_module();"
+        "p = type('P', (), {'path': str(s.MODULE_FILE)})(); m.GradProjIO(p); assert p.title == 'GradProjIO';"
+        "print([n for n in ('torch', 'SimpleITK', 'scipy', 'matplotlib', 'GradProjIOLib') if n in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_module_file_has_no_numerics_and_no_processes():
+    source = (FOLDER / "GradProjIO.py").read_text()
+    for word in ("numpy", "torch", "subprocess", "vtkImage", "Popen", "threading"):
+        assert word not in source
+
+
+def test_every_widget_that_can_be_used_has_a_tooltip():
+    passive = {"qMRMLWidget", "QWidget", "ctkCollapsibleButton"}
+    for widget in UI.iter("widget"):
+        names = {entry.get("name") for entry in widget.findall("property")}
+        if widget.get("class") not in passive and not widget.get("name").endswith("Label"):
+            assert "toolTip" in names, widget.get("name")
+
+
+def test_the_ui_names_only_parameters_there_are_and_all_that_need_a_widget(application):
+    named = {
+        entry.find("string").text
+        for widget in UI.iter("widget")
+        for entry in widget.findall("property")
+        if entry.get("name") == "SlicerParameterName"
+    }
+    parameters = set(application.module.GradProjIOParameterNode.__annotations__)
+    assert named <= parameters
+    # The devices differ from computer to computer, so the panel fills that list itself.
+    assert parameters - named == {"device"}
+
+
+def test_the_choices_are_those_of_the_engine(application):
+    from GradProjIOLib import settings as known
+
+    hints = application.module.GradProjIOParameterNode.__annotations__
+    choices = {
+        name: next(note.choices for note in hint.__metadata__ if hasattr(note, "choices"))
+        for name, hint in hints.items()
+        if any(hasattr(note, "choices") for note in getattr(hint, "__metadata__", ()))
+    }
+    assert choices["model"] == ["auto", *known.MODELS]
+    assert set(choices["method"]) == set(known.METHODS) - {"direct"}
+    assert choices["similarity"] == list(known.SIMILARITIES)
+    assert set(choices["projection"]) == set(known.PROJECTION_RULES)
+    assert set(choices["align"]) == set(known.ALIGNMENTS)
+    assert tuple(choices["fixedModality"]) == tuple(choices["movingModality"]) == known.MODALITIES
+    labels = application.module.choiceLabels()
+    for name, values in choices.items():
+        assert len(labels[f"{name}ComboBox"]) == len(values)
+
+
+def test_the_panel_suggests_the_first_two_volumes(panel):
+    assert panel._parameterNode.fixedVolume.GetName() == "fixed"
+    assert panel._parameterNode.movingVolume.GetName() == "moving"
+    assert panel.ui.registerButton.isEnabled()
+    assert panel.ui.modelComboBox.property("currentText") == "compact"
+    panel._parameterNode.model = "auto"
+    assert panel.ui.modelComboBox.property("currentText") == "automatic"
+
+
+def test_the_settings_are_those_of_the_panel(panel):
+    from GradProjIOLib.settings import Settings
+
+    parameters = panel._parameterNode
+    parameters.steps, parameters.learningRate, parameters.regularityWeight = 0, 20.0, 2.5
+    chosen = panel_choices.settings(parameters)
+    settings = Settings(**chosen)
+    assert (settings.method, settings.regularity_weight) == ("direct", 2.5)
+    assert settings.learning_rate == pytest.approx(2e-4)
+    parameters.align = "rigid"
+    parameters.initialTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    assert panel_choices.settings(parameters)["align"] == "none"
+    assert not panel.ui.alignComboBox.isEnabled()
+
+
+def test_a_registration_from_the_button_to_the_folds(panel, application):
+    parameters = panel._parameterNode
+    parameters.steps, parameters.regularityWeight, parameters.learningRate = 4, 0.0, 1000.0
+    panel.ui.registerButton.click()
+    assert panel.ui.registerButton.property("text") == "Cancel"
+    panel.ui.plotButton.click()
+    assert len(application.shown_charts) == 1
+    wait_until(lambda: not panel.session.active, process_events)
+    ui = panel.ui
+    assert ui.registerButton.property("text") == "Register"
+    assert ui.statusLabel.property("text").startswith("Done in")
+    jacobian = parameters.result
+    assert jacobian.GetName() == "moving to fixed Jacobian"
+    assert "voxels fold" in ui.foldingSummaryLabel.property("text")
+    assert QtWidgets.QTableWidget.rowCount(ui.tableView) == 8
+    ui.worstButton.click()
+    assert ui.foldLabel.property("text").startswith("Fold 1 of")
+    assert slicer.mrmlScene.GetFirstNodeByName("GradProjIO fold").GetNumberOfControlPoints() == 1
+    composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    ui.overlayCheckBox.setChecked(True)
+    assert composite.GetForegroundVolumeID() == jacobian.GetID()
+    assert composite.GetBackgroundVolumeID() == parameters.fixedVolume.GetID()
+    ui.opacitySliderWidget.setProperty("value", 0.25)
+    assert composite.GetForegroundOpacity() == 0.25
+    ui.gridCheckBox.setChecked(True)
+    transform = slicer.mrmlScene.GetFirstNodeByName("moving to fixed")
+    assert transform.GetDisplayNode().GetVisibility2D()
+    ui.afterButton.click()
+    assert slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID()).GetName() == "moving registered to fixed"
+    table = application.shown_charts[0].GetNthPlotSeriesNode(0).GetTableNode()
+    assert table.GetNumberOfRows() == 4
+
+
+def test_cancel_offers_the_result_so_far(panel):
+    panel._parameterNode.steps = 200
+    panel.ui.registerButton.click()
+    wait_until(lambda: panel.session.progress.steps, process_events)
+    assert "Similarity loss" in panel.ui.statusLabel.property("text")
+    panel.ui.registerButton.click()
+    assert panel.ui.registerButton.property("text") == "Stop now"
+    wait_until(lambda: panel.session.state is State.OFFERED, process_events)
+    assert not panel.ui.keepButton.isHidden()
+    panel.ui.keepButton.click()
+    assert panel.ui.keepButton.isHidden()
+    assert panel._parameterNode.result is not None
+
+
+def test_a_killed_worker_leaves_a_message_and_a_button_that_works(panel):
+    panel._parameterNode.steps = 200
+    panel.ui.registerButton.click()
+    wait_until(lambda: panel.session.progress.steps, process_events)
+    os.kill(panel.session.client.pid, signal.SIGKILL)
+    assert wait_until(lambda: not panel.session.active, process_events) < 2
+    assert "ended unexpectedly" in panel.ui.statusLabel.property("text")
+    assert panel.ui.registerButton.property("text") == "Register"
+    panel._parameterNode.steps = 1
+    register(panel)
+    assert panel._parameterNode.result is not None
+
+
+def test_closing_the_scene_cancels_and_says_so(panel):
+    panel._parameterNode.steps = 200
+    panel.ui.registerButton.click()
+    wait_until(lambda: panel.session.progress.steps, process_events)
+    pid = panel.session.client.pid
+    slicer.mrmlScene.Clear(False)
+    process_events()
+    assert not panel.session.active
+    assert not is_alive(pid)
+    assert "scene was closed" in panel.ui.statusLabel.property("text")
+    assert not panel.ui.registerButton.isEnabled()
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLGridTransformNode") == 0
+
+
+def test_leaving_the_panel_and_ending_slicer_leave_no_process(application):
+    panel = open_panel(application, new_worker())
+    add_pair(slicer.mrmlScene)
+    panel.initializeParameterNode()
+    panel._parameterNode.model, panel._parameterNode.steps = "compact", 200
+    panel.ui.registerButton.click()
+    panel.exit()
+    wait_until(lambda: panel.session.progress.steps, process_events)
+    pid = panel.session.client.pid
+    panel.cleanup()
+    assert not is_alive(pid)
+
+
+def make_bad(broken):
+    array, affine = image("my scan").array.copy(), image("my scan").affine
+    if broken == "flat":
+        array = array[:1]
+    elif broken == "NaN":
+        array[3, 3, 3] = np.nan
+    elif broken == "constant":
+        array[:] = 5
+    elif broken == "tiny":
+        array = array[:6]
+    return add(slicer.mrmlScene, Volume(array, affine, "my scan"))
+
+
+@pytest.mark.parametrize("broken", ["flat", "NaN", "constant", "tiny"])
+def test_bad_volumes_are_said_in_the_panel(panel, broken):
+    panel._parameterNode.fixedVolume = make_bad(broken)
+    if panel.ui.registerButton.isEnabled():
+        register(panel)
+    text = panel.ui.statusLabel.property("text")
+    assert "my scan" in text
+    assert "Traceback" not in text
+
+
+def test_a_disabled_button_says_why(panel):
+    panel._parameterNode.movingVolume = panel._parameterNode.fixedVolume
+    assert not panel.ui.registerButton.isEnabled()
+    assert "choose two volumes" in panel.ui.registerButton.property("toolTip")
+    assert panel.ui.statusLabel.property("text") == panel.ui.registerButton.property("toolTip")
+    panel._parameterNode.movingVolume = None
+    assert "No moving image" in panel.ui.registerButton.property("toolTip")
+
+
+def test_an_output_may_not_be_an_input(panel):
+    panel._parameterNode.outputWarped = panel._parameterNode.fixedVolume
+    assert "chosen twice" in panel.ui.registerButton.property("toolTip")
+
+
+def test_a_result_is_measured_with_labels(panel, application):
+    ui, parameters = panel.ui, panel._parameterNode
+    assert not ui.evaluateButton.isEnabled()
+    assert "no result" in ui.evaluationLabel.property("text")
+    register(panel)
+    assert "Nothing to measure" in ui.evaluationLabel.property("text")
+    for role, node in (("Fixed", parameters.fixedVolume), ("Moving", parameters.movingVolume)):
+        volume = mrml.volume_from_node(node)
+        labels = Volume((volume.array > 400).astype(np.uint8), volume.affine, f"{role} labels")
+        setattr(parameters, f"evaluation{role}Labels", add(slicer.mrmlScene, labels, "vtkMRMLLabelMapVolumeNode"))
+    assert ui.evaluateButton.isEnabled()
+    ui.evaluateButton.click()
+    assert not ui.evaluateButton.isEnabled()
+    assert ui.evaluationLabel.property("text") == "Measuring …"
+    wait_until(lambda: not panel.evaluation.active, process_events)
+    process_events()
+    assert ui.evaluationLabel.property("text") == "Measured."
+    assert ui.evaluationTableView.item(0, 0).text() == "Dice"
+    assert 0.5 < float(ui.evaluationTableView.item(0, 1).text()) <= 1
+    slicer.mrmlScene.Clear()
+    assert not panel.evaluation.client.running
+
+
+def test_weights_are_asked_for_once_and_a_no_is_respected(panel, application):
+    application.answer = False
+    panel._parameterNode.model = "unigradicon"
+    register(panel)
+    assert len(application.questions) == 1
+    assert "283 MB" in application.questions[0]
+    assert "weights" in panel.ui.statusLabel.property("text")
+
+
+def test_missing_packages_are_asked_for_before_anything_runs(panel, application, monkeypatch):
+    application.answer = False
+    missing = packages.missing(lambda module: False)
+    monkeypatch.setattr(packages, "missing", lambda: missing)
+    panel.ui.registerButton.click()
+    assert len(application.questions) == 1
+    assert "torch" in application.questions[0]
+    assert not panel.session.active
+
+
+def test_the_devices_of_this_computer_are_offered(panel):
+    panel.session.client.kill()
+    panel.session.warm_up()
+    wait_until(lambda: panel.session.devices, process_events)
+    panel.update()
+    texts = [panel.ui.deviceComboBox.itemText(index) for index in range(panel.ui.deviceComboBox.property("count"))]
+    assert texts[0] == "automatic"
+    assert texts[-1].startswith("processor")
+
+
+def test_the_console_returns_the_nodes_without_a_panel(application, worker):
+    fixed, moving = add_pair(slicer.mrmlScene)
+    logic = application.module.GradProjIOLogic()
+    logic.session.client = worker
+    nodes = logic.register(fixed, moving, model="compact", steps=1, device="cpu")
+    assert nodes["warped"].GetImageData().GetDimensions() == fixed.GetImageData().GetDimensions()
+    with pytest.raises(RuntimeError, match="cuda:9"):
+        logic.register(fixed, moving, model="compact", steps=1, device="cuda:9")
+
+
+def test_the_self_test_passes(application, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    test = application.module.GradProjIOTest()
+    test.runTest()
+
+
+def test_sample_data_are_registered(application, monkeypatch):
+    registered, categories = [], []
+
+    class SampleDataLogic:
+        registerCustomSampleDataSource = staticmethod(lambda **keywords: registered.append(keywords))
+        registerCustomSampleDataCategory = staticmethod(lambda name, title: categories.append(name))
+
+    module = types.ModuleType("SampleData")
+    module.SampleDataLogic = SampleDataLogic
+    monkeypatch.setitem(sys.modules, "SampleData", module)
+    application.module.registerSampleData()
+    assert [entry["sampleName"] for entry in registered] == ["MRBrainTumor1", "MRBrainTumor2"]
+    for entry in registered:
+        assert entry["category"] == "GradProjIO" == categories[0]
+        assert entry["uris"].endswith(entry["checksums"].removeprefix("SHA256:"))
+        assert Path(entry["thumbnailFileName"]).exists()
+
+
+def test_a_saved_scene_brings_the_result_back(panel, application, tmp_path):
+    register(panel)
+    jacobian = panel._parameterNode.result
+    assert mrml.recall(jacobian, "settings")["steps"] == 2
+    panel._parameterNode.result = None
+    assert not panel.ui.worstButton.isEnabled()
+    panel._parameterNode.result = jacobian
+    assert panel.folding.table is not None

@@ -1,0 +1,342 @@
+"""From two volumes to deformations: the right place in space, whatever the lattices."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import oblique_volume
+from scipy.spatial.transform import Rotation
+
+from GradProjIOLib.engine import devices, memory
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.lattice import lattice_affine, lattice_points
+from GradProjIOLib.geometry.volume import Volume, to_sitk
+from GradProjIOLib.models import registry
+from GradProjIOLib.models.cascade import Cascade
+from GradProjIOLib.registration import register as register_module
+from GradProjIOLib.registration.preprocessing import normalize
+from GradProjIOLib.registration.register import register
+from GradProjIOLib.settings import Settings
+from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.synthetic import phantom
+
+DIRECT = Settings(model="compact", method="direct", device="cpu")
+
+
+def points_in(volume, count=200, seed=0):
+    """Random points in RAS mm well inside a volume."""
+    index = np.random.default_rng(seed).uniform(0.2, 0.8, (count, 3)) * (np.array(volume.shape[::-1]) - 1)
+    return index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+
+
+def rigid(degrees, shift):
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    matrix[:3, 3] = shift
+    return matrix
+
+
+@pytest.fixture
+def moved_network(monkeypatch):
+    """A compact network whose last layers are not zero, so that direct inference deforms."""
+    original = registry.build
+
+    def build(model):
+        network = original(model)
+        torch.manual_seed(0)
+        for stage in network.stages:
+            torch.nn.init.normal_(stage.head.weight, std=0.02)
+        return network
+
+    registry._load.cache_clear()
+    monkeypatch.setattr(registry, "weights_path", lambda name, weights=None: None)
+    monkeypatch.setattr(registry, "build", build)
+    yield
+    registry._load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """Small phantoms on two different oblique, anisotropic lattices, with the true deformation."""
+    return phantom.make_pair(0, (28, 34, 30), spacing=6.4, with_skull=False, common_lattice=False)
+
+
+class TestGeometry:
+    def test_without_deformation_the_map_is_the_initial_transform(self, fixed_volume, moving_volume, identity_network):
+        matrix = rigid((12, -7, 20), (3, -4, 5))
+        found = register(fixed_volume, moving_volume, DIRECT, initial_transform=matrix)
+        points = points_in(fixed_volume)
+        expected = points @ matrix[:3, :3].T + matrix[:3, 3]
+        np.testing.assert_allclose(found.forward.map_points(points), expected, atol=1e-3)
+        points = points_in(moving_volume)
+        expected = (points - matrix[:3, 3]) @ np.linalg.inv(matrix[:3, :3]).T
+        np.testing.assert_allclose(found.inverse.map_points(points), expected, atol=1e-3)
+
+    def test_files_map_the_same_points_in_simpleitk(self, fixed_volume, moving_volume, moved_network, tmp_path):
+        matrix = rigid((5, 3, -8), (2, 1, -3))
+        found = register(fixed_volume, moving_volume, DIRECT, initial_transform=matrix)
+        found.write(tmp_path / "result")
+        flip = np.array([-1, -1, 1])
+        for name, deformation, volume in (
+            ("transform.h5", found.forward, fixed_volume),
+            ("inverse_transform.h5", found.inverse, moving_volume),
+        ):
+            transform = sitk.ReadTransform(str(tmp_path / "result" / name))
+            points = points_in(volume)
+            expected = [flip * transform.TransformPoint((flip * point).tolist()) for point in points]
+            mapped = deformation.map_points(points)
+            np.testing.assert_allclose(mapped, expected, atol=1e-3)
+            assert np.linalg.norm(mapped - points, axis=1).max() > 1
+
+    def test_warped_is_what_simpleitk_resamples(self, fixed_volume, moving_volume, moved_network, tmp_path):
+        found = register(fixed_volume, moving_volume, DIRECT)
+        found.write(tmp_path / "result")
+        transform = sitk.ReadTransform(str(tmp_path / "result" / "transform.h5"))
+        expected = sitk.Resample(to_sitk(moving_volume), to_sitk(fixed_volume), transform, sitk.sitkLinear,
+                                 float(moving_volume.array.min()), sitk.sitkFloat32)  # fmt: skip
+        written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "result" / "warped.nii.gz")))
+        difference = np.abs(written - sitk.GetArrayFromImage(expected))
+        # At the edge of the moving image the two may disagree on which side a point lies.
+        assert np.quantile(difference, 0.99) < 0.1
+
+    def test_the_network_sees_the_images_where_they_lie(self, fixed_volume, moving_volume, monkeypatch):
+        """What reaches the network is what SimpleITK samples at the lattice's points."""
+        seen = {}
+
+        class Spy(Cascade):
+            def forward(self, source, target):
+                seen["moving"], seen["fixed"] = source[0, 0].clone(), target[0, 0].clone()
+                return super().forward(source, target)
+
+        monkeypatch.setattr(registry, "Cascade", Spy)
+        registry._load.cache_clear()
+        matrix = rigid((10, 5, -12), (4, -2, 3))
+        lattice = (18, 20, 22)
+        register(fixed_volume, moving_volume, Settings(model="compact", method="direct", device="cpu", lattice=lattice),
+                 initial_transform=matrix)  # fmt: skip
+        registry._load.cache_clear()
+        points = lattice_points(lattice, lattice_affine(fixed_volume.affine, fixed_volume.shape, lattice))
+        flip = np.array([-1, -1, 1])
+        for role, volume, place in (("fixed", fixed_volume, np.eye(4)), ("moving", moving_volume, matrix)):
+            image = to_sitk(Volume(normalize(volume, "mri"), volume.affine))
+            mapped = (points @ place[:3, :3].T + place[:3, 3]).reshape(-1, 3)
+            expected = [sitk_value(image, (flip * point).tolist()) for point in mapped]
+            np.testing.assert_allclose(seen[role].numpy().ravel(), expected, atol=1e-3)
+
+    def test_an_initial_deformation_is_kept(self, heads, identity_network):
+        found = register(heads.fixed, heads.moving, DIRECT, initial_transform=heads.deformation)
+        points = points_in(heads.fixed)
+        np.testing.assert_allclose(found.forward.map_points(points), heads.deformation.map_points(points), atol=0.3)
+        back = found.inverse.map_points(found.forward.map_points(points))
+        assert np.linalg.norm(back - points, axis=1).mean() < 0.5
+
+
+def sitk_value(image, point):
+    """Linear interpolation in an image, 0 more than half a voxel outside, the border's value up to there."""
+    index = np.array(image.TransformPhysicalPointToContinuousIndex(point))
+    size = np.array(image.GetSize())
+    if (index < -0.5).any() or (index > size - 0.5).any():
+        return 0.0
+    inside = image.TransformContinuousIndexToPhysicalPoint(np.clip(index, 0, size - 1 - 1e-9).tolist())
+    return image.EvaluateAtPhysicalPoint(inside, sitk.sitkLinear)
+
+
+@pytest.fixture
+def identity_network(monkeypatch):
+    registry._load.cache_clear()
+    monkeypatch.setattr(registry, "weights_path", lambda name, weights=None: None)
+    yield
+    registry._load.cache_clear()
+
+
+class TestRecovery:
+    def test_a_known_smooth_deformation_is_recovered(self, heads):
+        settings = Settings(model="compact", steps=30, device="cpu")
+        found = register(heads.fixed, heads.moving, settings)
+        points = lattice_points(heads.fixed.shape, heads.fixed.affine)[heads.fixed_labels.array > 0]
+        truth = heads.deformation.map_points(points)
+        before = np.linalg.norm(points - truth, axis=1).mean()
+        after = np.linalg.norm(found.forward.map_points(points) - truth, axis=1).mean()
+        assert after < 0.8 * before
+        assert found.report["jacobian"]["folded_percent"] < 0.1
+
+    def test_a_known_rigid_motion_is_recovered(self, heads):
+        motion = rigid((10, -6, 14), (18, -12, 9))
+        moved = Volume(heads.fixed.array, motion @ heads.fixed.affine, "moved")
+        found = register(heads.fixed, moved, Settings(model="compact", method="direct", align="rigid", device="cpu"))
+        points = lattice_points(heads.fixed.shape, heads.fixed.affine)[heads.fixed_labels.array > 0]
+        expected = points @ motion[:3, :3].T + motion[:3, 3]
+        initial = np.array(found.report["initial_transform"])
+        # A third of a voxel.
+        distance = np.linalg.norm(points @ initial[:3, :3].T + initial[:3, 3] - expected, axis=1)
+        assert distance.mean() < heads.fixed.spacing.mean() / 3
+
+
+class TestReport:
+    def test_everything_that_matters_is_in_it(self, fixed_volume, moving_volume, tmp_path):
+        found = register(fixed_volume, moving_volume, Settings(model="compact", steps=2, device="cpu", seed=5))
+        found.write(tmp_path / "out", labels=Volume((moving_volume.array > 100).astype(np.uint8), moving_volume.affine))
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+            "folding.nii.gz", "inverse_transform.h5", "jacobian.nii.gz", "overview.png", "report.json",
+            "transform.h5", "warped.nii.gz", "warped_labels.nii.gz",
+        ]  # fmt: skip
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report == found.report
+        assert report["seed"] == 5
+        assert [step["index"] for step in report["steps"]] == [0, 1]
+        assert report["inputs"]["fixed"]["shape"] == list(fixed_volume.shape)
+        assert report["peak_memory_bytes"] > 0
+        assert report["stopped"] == "finished"
+        determinant = found.determinant().array
+        assert report["jacobian"]["min"] == pytest.approx(determinant.min())
+        assert report["jacobian"]["folded_voxels"] == found.folding_mask().array.sum()
+
+    def test_steps_can_be_stopped(self, fixed_volume, moving_volume):
+        found = register(fixed_volume, moving_volume, Settings(model="compact", steps=9, device="cpu"),
+                         on_step=lambda step: step.index < 1)  # fmt: skip
+        assert len(found.report["steps"]) == 2
+        assert found.report["stopped"] == "by request"
+
+    def test_an_existing_folder_keeps_what_is_not_replaced(self, fixed_volume, moving_volume, tmp_path):
+        (tmp_path / "notes.txt").write_text("mine")
+        (tmp_path / "report.json").write_text("old")
+        register(fixed_volume, moving_volume, DIRECT).write(tmp_path)
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert json.loads((tmp_path / "report.json").read_text())["version"]
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+    def test_little_overlap_is_warned_of(self, fixed_volume):
+        shift = np.eye(4)
+        shift[:3, 3] = fixed_volume.affine[:3, 0] * fixed_volume.shape[2] * 0.7
+        moving = Volume(fixed_volume.array, shift @ fixed_volume.affine, "moving")
+        found = register(fixed_volume, moving, DIRECT)
+        assert any("overlaps" in warning for warning in found.report["warnings"])
+        aligned = register(fixed_volume, moving, Settings(model="compact", method="direct", align="centers"))
+        assert not any("overlaps" in warning for warning in aligned.report["warnings"])
+
+    def test_the_model_that_was_taken_for_want_of_another_is_told(self, fixed_volume, monkeypatch, tmp_path):
+        monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
+        settings = Settings(steps=0, lattice=(16, 16, 16), device="cpu")
+        report = register(fixed_volume, fixed_volume, settings).report
+        assert report["model"]["name"] == "compact"
+        assert report["warnings"] == [registry.FALLBACK_NOTE]
+
+
+class TestIntensities:
+    def test_mri_goes_from_the_minimum_to_the_99th_percentile(self):
+        array = np.arange(1000, dtype=np.int16).reshape(10, 10, 10) - 50
+        found = normalize(Volume(array, np.eye(4)), "mri")
+        assert found.min() == 0
+        assert found.max() == 1
+        assert (found == 1).sum() == 11
+        assert found.dtype == np.float32
+
+    def test_ct_is_in_hounsfield_units(self):
+        array = np.array([-3000, -1000, 0, 500, 1000, 3000], dtype=np.int16).repeat(4).reshape(2, 3, 4)
+        assert np.unique(normalize(Volume(array, np.eye(4)), "ct")).tolist() == [0, 0.5, 0.75, 1]
+
+    def test_an_image_that_is_almost_all_background_still_has_contrast(self):
+        array = np.zeros((10, 10, 10), np.float32)
+        array[5, 5, 5] = 7
+        assert normalize(Volume(array, np.eye(4)), "mri").max() == 1
+
+
+class TestSettings:
+    @pytest.mark.parametrize(("name", "value"), [
+        ("steps", -1), ("steps", 1.5), ("method", "best"), ("model", "huge"), ("similarity", "ssd"), ("align", "magic"),
+        ("regularity_weight", -1), ("regularity_weight", float("nan")), ("learning_rate", 0), ("lattice", (4, 4, 4)),
+        ("fixed_modality", "pet"), ("precision", "wild"), ("memory", "none"), ("projection", "none"),
+        ("seed", -1), ("seed", 2**32), ("seed", 1.5), ("regularity_weight", "much"),
+    ])  # fmt: skip
+    def test_senseless_values_are_refused_in_one_sentence(self, name, value):
+        with pytest.raises(InputError) as error:
+            Settings(**{name: value})
+        assert str(error.value).count("\n") == 0
+
+    def test_a_device_that_is_not_there(self):
+        with pytest.raises(InputError, match="not there"):
+            devices.find_device("cuda:7")
+
+    def test_images_that_do_not_overlap(self, fixed_volume):
+        far = oblique_volume((20, 20, 20), (1, 1, 1), (0, 0, 0), (900, 0, 0), 3, "far")
+        with pytest.raises(InputError, match=r"fixed and far do not overlap.*align"):
+            register(fixed_volume, far, DIRECT)
+
+    def test_an_empty_mask(self, fixed_volume, moving_volume):
+        empty = Volume(np.zeros(fixed_volume.shape, np.uint8), fixed_volume.affine, "nothing.nii")
+        with pytest.raises(InputError, match=r"nothing\.nii is empty"):
+            register(fixed_volume, moving_volume, DIRECT, fixed_mask=empty)
+
+
+def test_a_mask_changes_what_counts(heads):
+    mask = np.zeros(heads.fixed.shape, np.uint8)
+    mask[: mask.shape[0] // 2] = 1
+    settings = Settings(model="compact", steps=3, device="cpu")
+    plain = register(heads.fixed, heads.moving, settings)
+    masked = register(heads.fixed, heads.moving, settings, fixed_mask=Volume(mask, heads.fixed.affine, "mask"))
+    assert masked.report["similarity"] != plain.report["similarity"]
+    assert isinstance(masked.forward, Deformation)
+    assert masked.report["inputs"]["fixed_mask"]["shape"] == list(mask.shape)
+
+
+@pytest.mark.parametrize("memory", ["auto", "full", "lean"])
+def test_running_out_of_memory_goes_one_mode_leaner_and_then_fails(fixed_volume, moving_volume, monkeypatch, memory):
+    """The allocation fails in the first mode that is tried, or in all."""
+    modes = []
+
+    def optimize(loaded, *arguments):
+        modes.append("lean" if loaded.network.checkpointed else "full")
+        if modes[-1] in failing:
+            raise torch.OutOfMemoryError("too little")
+        return original(loaded, *arguments)
+
+    original = register_module._optimize
+    monkeypatch.setattr(register_module, "_optimize", optimize)
+    failing = {"full"}
+    settings = Settings(model="compact", steps=1, device="cpu", memory=memory)
+    if memory == "full":
+        with pytest.raises(InputError, match="not enough memory on cpu: the model compact needs about"):
+            register(fixed_volume, moving_volume, settings)
+        return
+    found = register(fixed_volume, moving_volume, settings)
+    assert found.report["memory_mode"] == "lean"
+    assert any("lean mode" in warning for warning in found.report["warnings"]) == (memory == "auto")
+    assert modes == (["full", "lean"] if memory == "auto" else ["lean"])
+    failing = {"full", "lean"}
+    with pytest.raises(InputError, match="smaller lattice"):
+        register(fixed_volume, moving_volume, settings)
+
+
+@pytest.mark.skipif(memory._glibc() is None, reason="needs Linux with glibc")
+def test_memory_stays_for_the_next_step_and_goes_back_at_the_end():
+    """In a process of its own, whose memory nothing else uses."""
+    program = """
+import resource, torch
+from GradProjIOLib.engine.memory import recycled_memory
+
+def faults(millions=64):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(millions * 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+for _ in range(3):
+    faults(4)
+usual = faults()
+with recycled_memory(torch.device("cpu"), 2**29):
+    faults()
+    recycled, held = faults(), resident()
+print(usual, recycled, held - resident(), faults(), min(faults(4) for _ in range(3)))
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
+    usual, recycled, given_back, afterwards, small = map(int, found.stdout.split())
+    assert recycled < 0.05 * usual
+    assert given_back > 200 * 2**20
+    assert afterwards > 0.5 * usual
+    assert small < 100

@@ -1,0 +1,237 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from GradProjIOLib.engine.optimization import Step
+from GradProjIOLib.errors import WriteError
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.report.colors import FOLD_COLOR, determinant_colors
+from GradProjIOLib.report.overview import canonical_order, draw_overview, overview
+from GradProjIOLib.spatial.deformation import Deformation
+
+AXIAL, CORONAL, SAGITTAL = range(3)
+FIXED, BEFORE, WARPED, DIFFERENCE_BEFORE, DIFFERENCE_AFTER, DETERMINANT = range(6)
+# Every way to store an image: which anatomical axis each of i, j, k follows, and in which direction.
+ORIENTATIONS = {
+    "RAS": np.diag([2.0, 2.0, 3.0]),
+    "LPS": np.diag([-2.0, -2.0, 3.0]),
+    "LIA": np.array([[-2.0, 0, 0], [0, 0, 3.0], [0, -2.0, 0]]),
+    "ASR": np.array([[0, 0, 3.0], [2.0, 0, 0], [0, 2.0, 0]]),
+}
+STEPS = [Step(1, 0.5, 0.01, 0.2, "none", 0.1), Step(2, 0.4, 0.02, -0.1, "similarity", 0.1),
+         Step(3, 0.35, 0.03, -0.2, "both", 0.1)]  # fmt: skip
+
+
+def scene(orientation: str = "RAS", tilt: float = 0.1) -> Volume:
+    """A box of tissue with one bright blob that lies right, anterior and superior of its middle."""
+    affine = np.eye(4)
+    turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    affine[:3, :3] = turn @ ORIENTATIONS[orientation]
+    shape = (22, 28, 26)
+    affine[:3, 3] = [40, -30, 20] - affine[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
+    index = np.stack(np.indices(shape)[::-1], axis=-1)
+    points = (index @ affine[:3, :3].T + affine[:3, 3] - [40, -30, 20]) @ turn
+    array = np.where((np.abs(points) < [18, 20, 22]).all(axis=-1), 40.0, 0.0)
+    array += 160 * np.exp(-((points - [8, 9, 10]) ** 2).sum(axis=-1) / 40)
+    return Volume(array.astype(np.float32), affine, "scene")
+
+
+class Picture:
+    """The overview of `fixed` with itself unless something else is given, and its pixels."""
+
+    def __init__(self, fixed: Volume, **changes) -> None:
+        determinant = changes.pop("determinant", np.ones(fixed.shape, dtype=np.float32))
+        arguments = {"moved_before": fixed, "warped": fixed, "determinant": determinant, "steps": STEPS,
+                     "folded": determinant <= 0, "title": "a → b"}  # fmt: skip
+        self.figure = draw_overview(fixed, **{**arguments, **changes})
+        self.figure.canvas.draw()
+        self.pixels = np.asarray(self.figure.canvas.buffer_rgba())[..., :3] / 255
+
+    def panel(self, row: int, column: int) -> np.ndarray:
+        """RGB in [0, 1] of one panel without its frame."""
+        box = self.figure.axes[6 * row + column].get_window_extent()
+        height = len(self.pixels)
+        rows = slice(round(height - box.y1) + 4, round(height - box.y0) - 4)
+        return self.pixels[rows, round(box.x0) + 4 : round(box.x1) - 4]
+
+    def texts(self) -> list[Text]:
+        """Every text that is drawn: numbers of an axis only within its limits."""
+        found = list(self.figure.texts)
+        for axes in self.figure.axes:
+            found += [*axes.texts, axes.title, axes.xaxis.label]
+            found += axes.get_legend().get_texts() if axes.get_legend() else []
+            for axis in (axes.xaxis, axes.yaxis):
+                low, high = sorted(axis.get_view_interval())
+                ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+                found += [label for location, label in ticks if low <= location <= high]
+        return [text for text in found if text.get_text()]
+
+
+def green(picture: np.ndarray) -> np.ndarray:
+    return np.abs(picture - FOLD_COLOR).max(axis=-1) < 0.02
+
+
+def middle(mask: np.ndarray) -> np.ndarray:
+    """Center of a mask as parts of its height (from the top) and width (from the left)."""
+    return np.argwhere(mask).mean(axis=0) / np.array(mask.shape)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_slices_are_shown_in_radiological_convention(orientation: str) -> None:
+    """The right side is on the left; anterior is up in axial and left in sagittal slices; superior is up.
+
+    And the box of 36 x 40 x 44 mm keeps its proportions, whatever the spacing of the voxels.
+    """
+    picture = Picture(scene(orientation))
+    for row, (width, height) in enumerate([(36, 40), (36, 44), (40, 44)]):
+        panel = picture.panel(row, WARPED)[..., 0]
+        down, across = middle(panel > 0.97 * panel.max())
+        assert across < 0.42
+        assert down < 0.42
+        rows, columns = (np.flatnonzero((panel > 0.1).any(axis=axis)) for axis in (1, 0))
+        assert np.ptp(columns) / np.ptp(rows) == pytest.approx(width / height, rel=0.09)
+
+
+def test_canonical_order_undoes_every_permutation_and_flip() -> None:
+    for matrix in ORIENTATIONS.values():
+        affine = np.eye(4)
+        affine[:3, :3] = matrix
+        axes, reverse = canonical_order(affine)
+        index = np.stack(np.indices((3, 4, 5))[::-1], axis=-1)
+        ras = np.moveaxis(index @ matrix.T, axes, (0, 1, 2))
+        ras = ras[tuple(slice(None, None, -1 if flip else 1) for flip in reverse)]
+        for axis in range(3):
+            assert (np.diff(ras[..., axis], axis=axis) > 0).all()
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LIA"])
+def test_a_single_folded_voxel_is_seen_in_its_place(orientation: str) -> None:
+    fixed = scene(orientation)
+    determinant = np.ones(fixed.shape, dtype=np.float32)
+    determinant[np.unravel_index(fixed.array.argmax(), fixed.shape)] = -0.3
+    picture = Picture(fixed, determinant=determinant)
+    for row in (AXIAL, CORONAL, SAGITTAL):
+        blob = middle(picture.panel(row, FIXED).min(axis=-1) > 0.9)
+        for column in (WARPED, DETERMINANT):
+            marked = green(picture.panel(row, column))
+            assert marked.sum() > 20
+            assert np.abs(middle(marked) - blob).max() < 0.06
+        assert not green(picture.panel(row, FIXED)).any()
+
+
+def test_nothing_is_green_without_folding() -> None:
+    fixed = scene()
+    determinant = np.exp(np.random.default_rng(0).normal(size=fixed.shape)).astype(np.float32)
+    assert not green(Picture(fixed, determinant=determinant).pixels).any()
+
+
+def test_folds_that_only_the_mask_knows_are_shown_too() -> None:
+    fixed = scene()
+    folded = np.zeros(fixed.shape, dtype=bool)
+    folded[10, 14, 13] = True
+    assert green(Picture(fixed, folded=folded).panel(AXIAL, DETERMINANT)).any()
+
+
+def test_determinant_colors_diverge_from_one() -> None:
+    determinant = np.array([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 100.0])
+    colors = determinant_colors(determinant, determinant <= 0)
+    assert tuple(colors[0]) == FOLD_COLOR
+    assert colors[3].min() > 0.95
+    assert (colors[1:3, 2] > colors[1:3, 0]).all()
+    assert (colors[4:, 0] > colors[4:, 2]).all()
+    assert np.array_equal(colors[5], colors[6])
+
+
+def test_differences_vanish_only_where_the_images_agree() -> None:
+    fixed = scene()
+    shifted = Volume(np.roll(fixed.array, 3, axis=2), fixed.affine, "shifted")
+    picture = Picture(fixed, moved_before=shifted)
+    assert picture.panel(AXIAL, DIFFERENCE_BEFORE).max() > 0.5
+    assert picture.panel(AXIAL, DIFFERENCE_AFTER).max() < 0.05
+
+
+def test_grid_lines_follow_the_deformation() -> None:
+    fixed = scene(tilt=0.0)
+    still = Deformation(np.zeros((*fixed.shape, 3)), fixed.affine)
+    bent = still.displacement.copy()
+    bent[..., 0] = 4 * np.sin(np.arange(fixed.shape[1]) / 4)[:, None]
+    plain, straight, curved = (
+        Picture(fixed, deformation=deformation).panel(AXIAL, DETERMINANT).mean(axis=-1)
+        for deformation in (None, still, Deformation(bent, fixed.affine))
+    )
+    inner = (slice(15, -15), slice(15, -15))
+    assert np.ptp(plain) < 0.02
+    # A straight line is dark along a whole column of pixels.
+    assert straight[inner].max(axis=0).min() < 0.8 < curved[inner].max(axis=0).min()
+    assert straight[inner].max(axis=1).min() < 0.8 < plain.min()
+
+
+def words(picture: Picture) -> str:
+    return "\n".join(text.get_text() for text in picture.texts())
+
+
+def test_losses_and_conflicts_are_told() -> None:
+    text = words(Picture(scene()))
+    assert "Similarity loss: 0.5 → 0.35" in text
+    assert "conflict in 2 of 3 steps" in text
+    assert "projected (2)" in text
+    assert "projected (1)" in text
+    vanilla = [{"index": 1, "similarity": 0.5, "regularity": 0.0, "cosine": None, "projected": None}]
+    assert "Cosine" not in words(Picture(scene(), steps=vanilla))
+    assert "No optimization steps" in words(Picture(scene(), steps=[]))
+
+
+@pytest.mark.parametrize("steps", [STEPS, []])
+def test_texts_do_not_overlap_and_lie_within_the_picture(steps: list) -> None:
+    fixed = Volume(scene().array, scene().affine, "a_very_long_$file_name$_of_a_subject_at_baseline.nii.gz")
+    determinant = np.ones(fixed.shape, dtype=np.float32)
+    determinant[10:14, 10:14, 10:14] = -1
+    picture = Picture(fixed, determinant=determinant, steps=steps, title="moving_$1$ → fixed, " * 12)
+    found = picture.texts()
+    boxes = [text.get_window_extent() for text in found]
+    for number, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= picture.figure.bbox.x1
+        assert box.y1 <= picture.figure.bbox.y1
+        for other, text in zip(boxes[:number], found, strict=False):
+            assert not box.overlaps(other), (found[number].get_text(), text.get_text())
+
+
+def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    fixed = scene()
+    determinant = np.ones(fixed.shape)
+    arguments = (fixed, fixed, fixed, determinant, determinant <= 0, STEPS, "a → b")
+    overview(tmp_path / "overview.png", *arguments)
+    assert matplotlib.image.imread(tmp_path / "overview.png").shape[1] > 1500
+    assert [path.name for path in tmp_path.iterdir()] == ["overview.png"]
+    with pytest.raises(WriteError):
+        overview(tmp_path / "absent" / "overview.png", *arguments)
+
+
+def test_another_lattice_is_refused() -> None:
+    fixed = scene()
+    with pytest.raises(ValueError, match="expected warped on the lattice"):
+        Picture(fixed, warped=Volume(fixed.array[:-1], fixed.affine))
+
+
+def test_constant_and_empty_images_are_drawn() -> None:
+    empty = Volume(np.zeros((12, 12, 12), dtype=np.int16), np.eye(4))
+    assert Picture(empty).panel(AXIAL, WARPED).max() < 0.05
+
+
+def test_pyplot_stays_unloaded() -> None:
+    """Its import would choose a window system for the host application."""
+    code = (
+        "import sys, numpy as np; from GradProjIOLib.geometry import volume; from GradProjIOLib.report import overview as figures;"
+        "image = volume.Volume(np.ones((9, 9, 9)), np.eye(4)); ones = image.array;"
+        "figures.draw_overview(image, image, image, ones, ones < 0, [], 'a');"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

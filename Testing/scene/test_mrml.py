@@ -1,0 +1,436 @@
+"""Volumes, transforms, labels and folds between the package and slicer-core's real MRML scene."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import slicer
+import vtk
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene import folding, nodes
+from GradProjIOLib.scene.plots import LossPlot
+
+RIGHT_ANGLE = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=float)
+
+
+@pytest.fixture
+def scene():
+    scene = slicer.vtkMRMLScene()
+    # What Slicer's Colors module does when the application starts.
+    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    yield scene
+    scene.Clear(True)
+
+
+def rotation(*degrees):
+    """A general rotation: about R, then A, then S."""
+    result = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        turn = np.eye(3)
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        turn[[first, second], [first, second]] = math.cos(angle)
+        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
+        result = turn @ result
+    return result
+
+
+def affine_of(spacing, directions, origin):
+    affine = np.eye(4)
+    affine[:3, :3] = directions * np.array(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+def smooth_image(shape, affine):
+    """A sum of waves in world coordinates, so it can be evaluated anywhere."""
+    return wave(nodes.lattice_points(shape, affine)).reshape(shape).astype(np.float32)
+
+
+def wave(points):
+    x, y, z = points.T
+    return 100 + 30 * np.sin(x / 9) + 20 * np.cos(y / 11) + 25 * np.sin(z / 8)
+
+
+def volume_node(scene, volume, kind="vtkMRMLScalarVolumeNode", parent=None):
+    node = scene.AddNewNodeByClass(kind, volume.name)
+    nodes.volume_to_node(volume, node)
+    if parent is not None:
+        node.SetAndObserveTransformNodeID(parent.GetID())
+    return node
+
+
+def linear_node(scene, matrix, name="parent"):
+    node = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
+    node.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    return node
+
+
+def bump(shape, affine, amplitude=4.0):
+    """A smooth displacement in RAS mm on a lattice."""
+    points = nodes.lattice_points(shape, affine)
+    center = points.mean(axis=0)
+    decay = np.exp(-((points - center) ** 2).sum(axis=1) / 300)
+    field = amplitude * decay[:, None] * np.array([1.0, -0.5, 0.7])
+    return SimpleNamespace(displacement=field.reshape(*shape, 3).astype(np.float32), affine=affine)
+
+
+OBLIQUE = affine_of((1.2, 0.9, 2.1), rotation(11, -17, 23), (-14, 9, 30))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32, np.float64, bool])
+def test_a_volume_comes_back_from_the_scene_as_it_was(scene, dtype):
+    values = np.random.default_rng(1).integers(0, 2 if dtype is bool else 100, (9, 10, 11)).astype(dtype)
+    node = volume_node(scene, Volume(values, OBLIQUE, "image"))
+    back = nodes.volume_from_node(node)
+    assert np.array_equal(back.array, values)
+    assert np.allclose(back.affine, OBLIQUE)
+    assert back.name == "image"
+
+
+def test_a_linear_parent_only_changes_the_affine(scene):
+    matrix = affine_of((1, 1, 1), rotation(20, 5, -40), (5, -6, 7))
+    outer = linear_node(scene, matrix, "outer")
+    inner = linear_node(scene, affine_of((2, 2, 2), RIGHT_ANGLE, (1, 2, 3)), "inner")
+    inner.SetAndObserveTransformNodeID(outer.GetID())
+    values = np.arange(9 * 10 * 11, dtype=np.int16).reshape(9, 10, 11)
+    node = volume_node(scene, Volume(values, OBLIQUE), parent=inner)
+    volume = nodes.volume_from_node(node)
+    assert np.shares_memory(volume.array, slicer.util.arrayFromVolume(node))
+    node.HardenTransform()
+    assert np.allclose(volume.affine, nodes.local_affine(node))
+
+
+@pytest.mark.parametrize("kind", ["grid", "shear"])
+def test_parents_that_bend_or_shear_resample_to_what_slicer_shows(scene, kind):
+    affine = affine_of((1.5, 1.5, 2), rotation(0, 0, 15), (-20, -20, -18))
+    node = volume_node(scene, Volume(smooth_image((20, 26, 28), affine), affine, "bent"))
+    if kind == "grid":
+        parent = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+        nodes.deformation_to_node(bump((20, 26, 28), affine), parent)
+    else:
+        shear = np.eye(4)
+        shear[0, 1] = 0.3
+        parent = linear_node(scene, shear)
+    node.SetAndObserveTransformNodeID(parent.GetID())
+    volume = nodes.volume_from_node(node)
+    columns = volume.affine[:3, :3]
+    assert np.allclose(columns.T @ columns, np.diag(volume.spacing**2), atol=1e-6)
+
+    # A point of the volume is shown at to_world(point) with the same intensity.
+    to_world = vtk.vtkGeneralTransform()
+    parent.GetTransformToWorld(to_world)
+    inner = nodes.lattice_points((20, 26, 28), affine).reshape(20, 26, 28, 3)[4:-4, 5:-5, 5:-5].reshape(-1, 3)
+    shown = np.array([to_world.TransformPoint(point) for point in inner])
+    index = (shown - volume.affine[:3, 3]) @ np.linalg.inv(columns).T
+    assert np.abs(trilinear(volume.array, index) - wave(inner)).max() < 2.5
+
+
+def trilinear(array, index):
+    from scipy.ndimage import map_coordinates
+
+    return map_coordinates(array.astype(np.float64), index[:, ::-1].T, order=1)
+
+
+@pytest.mark.parametrize("broken", ["none", "no voxels", "vector", "flat", "labels"])
+def test_a_bad_node_gives_one_sentence_that_names_it(scene, broken):
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "My scan")
+    if broken == "vector":
+        image = vtk.vtkImageData()
+        image.SetDimensions(9, 9, 9)
+        image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3)
+        node = scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "My scan 1")
+        node.SetAndObserveImageData(image)
+    elif broken == "flat":
+        node = volume_node(scene, Volume(np.zeros((1, 9, 9)), np.eye(4), "My scan"))
+    elif broken == "labels":
+        labels = Volume(np.zeros((9, 9, 9), int), np.eye(4), "My scan")
+        node = volume_node(scene, labels, "vtkMRMLLabelMapVolumeNode")
+    with pytest.raises(InputError, match="choose") as caught:
+        nodes.check_image_node(None if broken == "none" else node, "fixed image")
+    assert "fixed image" in str(caught.value)
+    assert broken == "none" or "My scan" in str(caught.value)
+
+
+@pytest.mark.parametrize("parents", ["none", "fixed", "moving", "both"])
+def test_moving_under_the_transform_lies_where_the_deformation_says(scene, parents):
+    """The moving volume hardened under the transform shows wave(x + u(x)) at x, with oblique voxels."""
+    affine = affine_of((1.4, 1.1, 1.8), rotation(8, 12, -20), (-18, -16, -18))
+    parent = linear_node(scene, affine_of((1, 1, 1), rotation(0, 25, 10), (3, -4, 6)))
+    local = np.linalg.inv(nodes.slicer.util.arrayFromTransformMatrix(parent)) @ affine
+    under = parent if parents in ("moving", "both") else None
+    shape = (24, 30, 28)
+    moving = volume_node(scene, Volume(smooth_image(shape, affine), local if under else affine, "moving"), parent=under)
+    fixed_under = parent if parents in ("fixed", "both") else None
+    fixed = volume_node(
+        scene,
+        Volume(np.zeros(shape, np.float32), local if fixed_under else affine, "fixed"),
+        parent=fixed_under,
+    )
+
+    lattice = affine @ np.diag([2, 2, 2, 1.0])
+    deformation = bump((12, 15, 14), lattice)
+    transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
+    nodes.deformation_to_node(deformation, transform)
+    nodes.put_under(moving, transform)
+    assert nodes.is_under(moving, transform)
+    moving_world = nodes.volume_from_node(moving)
+
+    points = nodes.lattice_points(shape, affine).reshape(*shape, 3)[4:-4, 4:-4, 4:-4].reshape(-1, 3)
+    index = (points - lattice[:3, 3]) @ np.linalg.inv(lattice[:3, :3]).T
+    displaced = points + np.stack([trilinear(deformation.displacement[..., c], index) for c in range(3)], axis=1)
+    shown = (points - moving_world.affine[:3, 3]) @ np.linalg.inv(moving_world.affine[:3, :3]).T
+    assert np.abs(trilinear(moving_world.array, shown) - wave(displaced)).max() < 2.5
+
+    result = volume_node(scene, Volume(np.ones(shape), affine, "out"))
+    nodes.volume_to_node(Volume(np.ones(shape), affine), result, like=fixed)
+    assert result.GetParentTransformNode() is fixed_under
+    assert np.allclose(nodes.world_affine(result), affine)
+    assert np.allclose(nodes.world_affine(fixed), affine)
+
+
+def test_a_transform_node_is_written_as_itk_reads_it(scene, tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    deformation = bump((10, 11, 12), affine_of((2, 2.5, 3), rotation(10, 20, 30), (-10, -12, -14)))
+    node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+    nodes.deformation_to_node(deformation, node)
+    storage = scene.AddNewNodeByClass("vtkMRMLTransformStorageNode")
+    storage.SetFileName(str(tmp_path / "transform.h5"))
+    assert storage.WriteData(node)
+    transform = sitk.ReadTransform(str(tmp_path / "transform.h5"))
+    point = deformation.affine @ [5, 6, 4, 1]
+    flip = np.array([-1, -1, 1])
+    moved = flip * transform.TransformPoint((flip * point[:3]).tolist())
+    assert np.allclose(moved - point[:3], deformation.displacement[4, 6, 5], atol=1e-4)
+
+
+def test_initial_transforms_are_read_as_point_maps_fixed_to_moving(scene):
+    matrix = affine_of((1, 1, 1), rotation(5, 6, 7), (1, 2, 3))
+    assert np.allclose(nodes.matrix_from_node(linear_node(scene, matrix)), np.linalg.inv(matrix))
+    deformation = bump((12, 13, 14), affine_of((3, 3, 3), np.eye(3), (-20, -20, -20)))
+    node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+    nodes.deformation_to_node(deformation, node)
+    assert nodes.matrix_from_node(node) is None
+    sampled = nodes.displacement_from_node(node, (12, 13, 14), deformation.affine)
+    assert np.abs(sampled - deformation.displacement).max() < 1e-4
+
+
+def two_segments(scene, shape, affine):
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "organs")
+    node.CreateDefaultDisplayNodes()
+    masks = np.zeros((2, *shape), dtype=np.uint8)
+    masks[0, 4:9, 3:8, 2:6] = 1
+    masks[1, 4:9, 3:8, 8:12] = 1
+    for mask, name, color in zip(masks, ("liver", "spleen"), ((1, 0, 0), (0, 0, 1)), strict=True):
+        nodes.add_segment(node, Volume(mask, affine, name), color)
+    return node, masks
+
+
+def test_segmentations_come_as_labels_on_the_image_and_go_back_with_names_and_colors(scene):
+    shape = (14, 15, 16)
+    parent = linear_node(scene, affine_of((1, 1, 1), rotation(0, 0, 30), (5, 0, 0)))
+    image = volume_node(scene, Volume(np.zeros(shape), OBLIQUE, "image"), parent=parent)
+    segmentation, masks = two_segments(scene, shape, OBLIQUE)
+    segmentation.SetAndObserveTransformNodeID(parent.GetID())
+    before = scene.GetNumberOfNodes()
+    labels = nodes.labels_from_node(segmentation, image)
+    assert scene.GetNumberOfNodes() == before
+    assert np.array_equal(labels.array, masks[0] + 2 * masks[1])
+    assert np.allclose(labels.affine, nodes.world_affine(image))
+
+    copy = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "copy")
+    nodes.labels_to_segmentation(labels, copy, image, segmentation)
+    segments = copy.GetSegmentation()
+    assert [segments.GetNthSegment(n).GetName() for n in range(2)] == ["liver", "spleen"]
+    assert segments.GetNthSegment(0).GetColor() == (1, 0, 0)
+    assert np.array_equal(nodes.labels_from_node(copy, image).array, labels.array)
+
+
+def test_label_maps_are_read_and_empty_ones_refused(scene):
+    labels = np.zeros((9, 10, 11), np.int16)
+    node = volume_node(scene, Volume(labels, OBLIQUE, "empty mask"), "vtkMRMLLabelMapVolumeNode")
+    with pytest.raises(InputError, match="empty mask is empty"):
+        nodes.labels_from_node(node, node)
+    slicer.util.arrayFromVolume(node)[3:5, 4:6, 5:7] = 3
+    assert nodes.labels_from_node(node, node).array.sum() == 3 * 8
+
+
+def folded_map(scene):
+    shape = (20, 21, 22)
+    determinant = np.full(shape, 1.0, np.float32)
+    determinant[3:5, 3:5, 3:6] = -0.2
+    determinant[4, 4, 4] = -0.7
+    determinant[12, 13, 14] = -0.4
+    determinant[15, 15, 15] = 0
+    parent = linear_node(scene, affine_of((1, 1, 1), rotation(0, 10, 0), (4, 5, 6)))
+    fixed = volume_node(scene, Volume(np.zeros(shape), OBLIQUE, "fixed"), parent=parent)
+    node = volume_node(scene, Volume(determinant, OBLIQUE, "jacobian"), parent=parent)
+    return fixed, node, determinant
+
+
+def test_folds_are_found_deepest_first_at_their_place_in_the_world(scene):
+    _, node, determinant = folded_map(scene)
+    folds = folding.find_folds(node)
+    assert [round(fold.determinant, 6) for fold in folds] == [-0.7, -0.4, 0]
+    assert [fold.voxels for fold in folds] == [12, 1, 1]
+    assert np.allclose(folds[0].position, (nodes.world_affine(node) @ [4, 4, 4, 1])[:3])
+    assert sum(fold.voxels for fold in folds) == (determinant <= 0).sum()
+
+
+def test_the_folding_segmentation_says_which_voxels_fold(scene):
+    fixed, node, determinant = folded_map(scene)
+    mask = determinant <= 0
+    mask[18, 2, 2] = True
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "folding")
+    world = Volume(mask, nodes.world_affine(node))
+    folding.folding_to_segmentation(world, segmentation, fixed)
+    folds = folding.find_folds(node, segmentation)
+    assert sum(fold.voxels for fold in folds) == mask.sum()
+    assert np.array_equal(nodes.labels_from_node(segmentation, fixed).array > 0, mask)
+
+
+def test_no_folds_give_an_empty_list_and_an_empty_segment(scene):
+    fixed, node, determinant = folded_map(scene)
+    slicer.util.arrayFromVolume(node)[:] = 1
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "folding")
+    folding.folding_to_segmentation(Volume(determinant > 9, nodes.world_affine(node)), segmentation, fixed)
+    assert folding.find_folds(node, segmentation) == []
+    assert segmentation.GetSegmentation().GetNumberOfSegments() == 1
+
+
+def test_going_to_a_fold_centers_the_slices_and_marks_it(scene):
+    _, node, _ = folded_map(scene)
+    slices = [scene.AddNewNodeByClass("vtkMRMLSliceNode", name) for name in ("Red", "Green")]
+    slices[1].SetOrientationToCoronal()
+    for number, fold in enumerate(folding.find_folds(node)):
+        fiducial = folding.go_to_fold(scene, fold, f"fold {number}")
+    for slice_node in slices:
+        matrix = slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS())
+        assert np.allclose(matrix[:3, 3], fold.position)
+    assert scene.GetNumberOfNodesByClass("vtkMRMLMarkupsFiducialNode") == 1
+    assert fiducial.GetNumberOfControlPoints() == 1
+    assert np.allclose(fiducial.GetNthControlPointPositionWorld(0), fold.position)
+    assert fiducial.GetNthControlPointLabel(0) == "fold 2"
+
+
+def shown_color(node, determinant):
+    """The color Slicer's own display pipeline gives a voxel of the map."""
+    slicer.util.arrayFromVolume(node)[:] = determinant
+    node.GetImageData().GetPointData().GetScalars().Modified()
+    node.GetImageData().Modified()
+    display = node.GetDisplayNode()
+    display.GetImageDataConnection().GetProducer().Update()
+    image = display.GetImageDataConnection().GetProducer().GetOutputDataObject(0)
+    return np.array([image.GetScalarComponentAsDouble(1, 1, 1, channel) for channel in range(3)]) / 255
+
+
+def test_only_folded_voxels_have_the_fold_color(scene):
+    _, node, _ = folded_map(scene)
+    legend = folding.color_jacobian(node)
+    assert legend is not None
+    fold = np.array(folding.FOLD_COLOR)
+    for determinant in (-5, -0.3, -1e-4, 0):
+        assert np.abs(shown_color(node, determinant) - fold).max() < 0.01
+    for determinant in (1e-3, 0.02, 0.5, 1, 2, 4, 50):
+        assert np.abs(shown_color(node, determinant) - fold).max() > 0.2
+    assert shown_color(node, 1.0).min() > 0.9
+    half, double = shown_color(node, 0.5), shown_color(node, 2.0)
+    assert half[2] > half[0] + 0.3
+    assert double[0] > double[2] + 0.3
+    # Logarithmic: as many steps from white to 1/2 as from white to 2.
+    colors = folding.jacobian_colors()
+    lower, upper = folding.jacobian_window()
+    at = [int((value - lower) * 255 / (upper - lower)) for value in (0.5, 2)]
+    assert np.allclose(colors[at[0]], folding.SHRINK_COLORS[1], atol=0.03)
+    assert np.allclose(colors[at[1]], folding.GROW_COLORS[1], atol=0.03)
+
+
+def test_the_table_holds_the_figures_of_the_report(scene):
+    figures = {"min": -0.7, "max": 1.0, "percentile_1": 0.4, "percentile_99": 1.2, "folded_voxels": 14}
+    node = folding.new_table_node(scene, "folding")
+    folding.fill_table(node, figures, {**figures, "folded_voxels": 3}, "brain")
+    folding.fill_table(node, figures, {**figures, "folded_voxels": 3}, "brain")
+    assert node.GetNumberOfColumns() == 3
+    rows = {
+        node.GetTable().GetValue(r, 0).ToString(): [node.GetTable().GetValue(r, c).ToDouble() for c in (1, 2)]
+        for r in range(node.GetNumberOfRows())
+    }
+    assert rows["Smallest determinant"] == [-0.7, -0.7]
+    assert rows["Folded voxels"] == [14, 3]
+    assert node.GetTable().GetColumn(2).GetName() == "In brain"
+
+
+def test_the_overlay_and_the_grid_reach_all_slice_views(scene):
+    fixed, jacobian, _ = folded_map(scene)
+    composites = [scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode") for _ in range(3)]
+    folding.show_overlay(scene, fixed, jacobian, 0.4)
+    assert {c.GetForegroundVolumeID() for c in composites} == {jacobian.GetID()}
+    assert {c.GetForegroundOpacity() for c in composites} == {0.4}
+    transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
+    folding.show_grid(transform, True)
+    display = transform.GetDisplayNode()
+    assert display.GetVisibility2D()
+    assert display.GetVisualizationMode() == slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID
+    folding.show_grid(transform, False)
+    assert not display.GetVisibility()
+
+
+def test_the_loss_plot_grows_by_the_steps_and_goes_without_a_trace(scene):
+    before = scene.GetNumberOfNodes()
+    plot = LossPlot(scene, "moving to fixed")
+    plot.add(
+        [
+            {"index": 0, "similarity": 0.9, "regularity": 0.0},
+            {"index": 1, "similarity": 0.8, "regularity": 2e-3},
+        ]
+    )
+    table = plot.table.GetTable()
+    assert table.GetNumberOfRows() == 2
+    assert table.GetValueByName(1, "Regularity loss").ToDouble() == pytest.approx(2e-3)
+    assert math.isnan(table.GetValueByName(0, "Regularity loss").ToDouble())
+    assert plot.chart.GetNumberOfPlotSeriesNodes() == 2
+    plot.remove()
+    assert scene.GetNumberOfNodes() == before
+
+
+def test_a_saved_scene_still_tells_how_it_was_made(scene, tmp_path):
+    report = {"settings": {"steps": 50, "note": 'a;b: "c" <d>\n'}, "similarity": 0.25}
+    deformation = bump((10, 11, 12), affine_of((2, 2, 2), rotation(3, 4, 5), (0, 0, 0)))
+    transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
+    nodes.deformation_to_node(deformation, transform)
+    nodes.remember(transform, report=report)
+    _, jacobian, determinant = folded_map(scene)
+    folding.color_jacobian(jacobian)
+    assert slicer_save(scene, tmp_path)
+
+    again = slicer.vtkMRMLScene()
+    again.SetURL(str(tmp_path / "scene.mrml"))
+    again.Import()
+    node = again.GetFirstNodeByName("T")
+    assert nodes.recall(node, "report") == report
+    sampled = nodes.displacement_from_node(node, (10, 11, 12), deformation.affine)
+    assert np.abs(sampled - deformation.displacement).max() < 1e-4
+    loaded = again.GetFirstNodeByName("jacobian")
+    assert np.array_equal(slicer.util.arrayFromVolume(loaded), determinant)
+    assert np.abs(shown_color(loaded, -0.5) - folding.FOLD_COLOR).max() < 0.01
+    assert loaded.GetDisplayNode().GetColorNode().GetName() == folding.COLOR_TABLE_NAME
+
+
+def slicer_save(scene, folder):
+    """Save every storable node, then the scene, as Slicer's Save dialog does."""
+    scene.SetRootDirectory(str(folder))
+    scene.SetURL(str(folder / "scene.mrml"))
+    written = True
+    for node in [scene.GetNthNode(n) for n in range(scene.GetNumberOfNodes())]:
+        if not node.IsA("vtkMRMLStorableNode") or not node.GetSaveWithScene():
+            continue
+        node.AddDefaultStorageNode()
+        storage = node.GetStorageNode()
+        if storage is None:
+            continue
+        name = node.GetName().replace(" ", "_")
+        storage.SetFileName(str(folder / f"{name}.{storage.GetDefaultWriteFileExtension()}"))
+        written = bool(storage.WriteData(node)) and written
+    return written and bool(scene.Commit())

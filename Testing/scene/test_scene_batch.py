@@ -1,0 +1,164 @@
+"""Many pairs from Slicer's console: real MRML nodes, a real worker, the module under PySide6."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+
+import pytest
+
+slicer_application = pytest.importorskip("slicer_application")
+
+import slicer
+from PySide6 import QtCore, QtWidgets
+from scene_tools import ENVIRONMENT, QUICK, add, add_pair, exchange_folders, image, new_worker
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.scene.batch import SceneBatch, pairs_of
+from GradProjIOLib.scene.session import SceneRegistration
+
+ONE_STEP = QUICK | {"steps": 1}
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = new_worker()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def session(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield SceneRegistration(slicer.vtkMRMLScene(), worker)
+    assert exchange_folders(tmp_path) == []
+
+
+def files(folder, count=3):
+    """Image files in a folder, slightly different from each other."""
+    folder.mkdir()
+    paths = [folder / f"scan{number}.nrrd" for number in range(count)]
+    for number, path in enumerate(paths):
+        write_volume(image(path.name, shift=float(number)), path)
+    return paths
+
+
+def test_nodes_and_files_become_nodes_and_one_failure_stops_nothing(session, tmp_path):
+    fixed, moving = add_pair(session.scene)
+    paths = files(tmp_path / "scans", 2)
+    batch = SceneBatch(session, [(fixed, moving), (fixed, tmp_path / "missing.nrrd"), tuple(paths)], ONE_STEP)
+    seen = set()
+    results = batch.wait(lambda: seen.add(batch.status()))
+    assert [bool(result.message) for result in results] == [False, True, False]
+    assert "missing.nrrd" in results[1].message
+    assert results[0].nodes["warped"].GetName() == "moving registered to fixed"
+    assert results[2].nodes["transform"].GetName() == "scan1 to scan0"
+    assert results[0].nodes["transform"] is not results[2].nodes["transform"]
+    assert "1 of 3 pairs registered, 1 failed; scan1 to scan0, step 0" in seen
+    assert batch.status() == "2 of 3 pairs registered, 1 failed"
+
+
+def test_with_a_folder_there_are_only_files(session, tmp_path):
+    fixed, moving = add_pair(session.scene)
+    paths = files(tmp_path / "scans", 2)
+    nodes = session.scene.GetNumberOfNodes()
+    batch = SceneBatch(session, [(fixed, moving), tuple(paths), (fixed, moving)], ONE_STEP, tmp_path / "out")
+    folders = [result.folder.name for result in batch.wait()]
+    assert folders == ["moving to fixed", "scan1 to scan0", "moving to fixed 2"]
+    assert session.scene.GetNumberOfNodes() == nodes
+    for result in batch.results:
+        assert {"warped.nii.gz", "transform.h5", "jacobian.nii.gz"} <= {path.name for path in result.folder.iterdir()}
+    report = json.loads((batch.results[1].folder / "report.json").read_text())
+    assert report["inputs"]["fixed"]["path"] == str(paths[0])
+
+
+def test_bad_settings_are_a_reason_for_each_pair(session, tmp_path):
+    batch = SceneBatch(session, [add_pair(session.scene)], ONE_STEP | {"speed": 3}, tmp_path / "out")
+    (result,) = batch.wait()
+    assert "speed" in result.message
+    assert result.folder is None
+
+
+@pytest.mark.parametrize("to_files", [False, True])
+def test_cancel_ends_at_once_and_leaves_nothing_half(session, tmp_path, to_files):
+    pair = add_pair(session.scene)
+    nodes = session.scene.GetNumberOfNodes()
+    batch = SceneBatch(session, [pair, pair], QUICK | {"steps": 200}, tmp_path / "out" if to_files else None)
+    while "step 0" in batch.status() or "step" not in batch.status():
+        batch.poll()
+        time.sleep(0.01)
+    batch.cancel()
+    assert not batch.poll()
+    assert [result.message for result in batch.results] == ["Canceled."]
+    assert session.scene.GetNumberOfNodes() == nodes
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_an_item_and_a_sequence_are_registered_to_one(session, tmp_path):
+    scene = session.scene
+    paths = files(tmp_path / "scans")
+    (tmp_path / "scans" / "notes.txt").write_text("no image")
+    assert pairs_of(tmp_path / "scans", paths[1], scene) == [(paths[1], paths[0]), (paths[1], paths[2])]
+
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    study = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "study")
+    visit = hierarchy.CreateFolderItem(study, "visit")
+    atlas, first, second = (add(scene, image(name)) for name in ("atlas", "first", "second"))
+    labels = add(scene, image("labels"), "vtkMRMLLabelMapVolumeNode")
+    for node, parent in ((first, study), (second, visit), (labels, study)):
+        hierarchy.CreateItem(parent, node)
+    found = pairs_of(study, atlas, scene)
+    assert {fixed for fixed, _ in found} == {atlas}
+    assert {moving for _, moving in found} == {first, second}
+
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "breath")
+    for number in range(3):
+        sequence.SetDataNodeAtValue(add(slicer.vtkMRMLScene(), image(f"frame {number}", float(number))), str(number))
+    frames = pairs_of(sequence, 0, scene)
+    assert [moving.GetName() for _, moving in frames] == ["breath time 1", "breath time 2"]
+    assert frames[0][0].GetName() == "breath time 0"
+    assert slicer.util.arrayFromVolume(frames[1][1]).max() > 0
+
+    for source, fixed in (([], None), (tmp_path / "scans", None), ([(1, 2, 3)], None), ([atlas], atlas)):
+        with pytest.raises(InputError):
+            pairs_of(source, fixed, scene)
+    with pytest.raises(InputError, match="nowhere"):
+        pairs_of(tmp_path / "nowhere", atlas, scene)
+
+
+@pytest.fixture
+def logic(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    slicer_application.start(slicer.vtkMRMLScene())
+    return slicer_application.load_module().GradProjIOLogic()
+
+
+def test_the_console_waits_without_a_window(logic, monkeypatch, capsys):
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
+    fixed, moving = add_pair(slicer.mrmlScene)
+    batch = logic.registerMany([(fixed, moving)], model="compact", steps=1, device="cpu")
+    assert batch.results[0].nodes["transform"].GetName() == "moving to fixed"
+    assert "1 of 1 pairs registered" in capsys.readouterr().err
+    assert not logic.session.client.running
+
+
+def test_the_console_goes_on_beside_a_window(logic, monkeypatch):
+    window = QtWidgets.QMainWindow()
+    monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
+    fixed, moving = add_pair(slicer.mrmlScene)
+    client = logic.session.client
+    batch = logic.registerMany([moving], fixed=fixed, model="compact", steps=1, device="cpu")
+    assert batch.results == []
+    # As the console does, which keeps only what it was given.
+    del logic
+    end = QtCore.QDeadlineTimer(60000)
+    while batch.active and not end.hasExpired():
+        QtCore.QCoreApplication.processEvents()
+        time.sleep(0.01)
+    assert batch.results[0].nodes["transform"].GetName() == "moving to fixed"
+    assert window.statusBar().currentMessage() == "1 of 1 pairs registered"
+    assert not client.running
