@@ -228,7 +228,8 @@ def test_constant_and_empty_images_are_drawn() -> None:
 def test_pyplot_stays_unloaded() -> None:
     """Its import would choose a window system for the host application."""
     code = (
-        "import sys, numpy as np; from GradProjIOLib.geometry import volume; from GradProjIOLib.report import overview as figures;"
+        "import sys, numpy as np; from GradProjIOLib.geometry import volume;"
+        "from GradProjIOLib.report import overview as figures;"
         "image = volume.Volume(np.ones((9, 9, 9)), np.eye(4)); ones = image.array;"
         "figures.draw_overview(image, image, image, ones, ones < 0, [], 'a');"
         "print('matplotlib.pyplot' in sys.modules)"
