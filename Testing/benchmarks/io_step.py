@@ -232,7 +232,7 @@ def main() -> None:
             found[name] = measure(build, options.repeats, device)
             gc.collect()
     report = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
         "machine": {"system": platform.platform(), "device": devices.describe_device(device),
                     "threads": torch.get_num_threads(), "python": platform.python_version(),
