@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -14,3 +12,10 @@ class InputError(ValueError):
 
 class WriteError(InputError):
     """A result could not be written (disk full, no permission); nothing was left behind."""
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """The end of a sentence about a word that is not known: the known word like it, else all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(word), known, 1)
+    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}."

@@ -6,16 +6,15 @@ This file imports nothing but the standard library, so that whoever only offers 
 
 from __future__ import annotations
 
-import difflib
-import math
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from GradProjIOLib.errors import InputError
+from GradProjIOLib.errors import InputError, suggestion
 
 MODELS = ("unigradicon", "multigradicon", "compact")
 METHODS = ("projected", "vanilla", "direct")
@@ -63,25 +62,29 @@ class Settings:
         "network; auto is unigradicon where its weights are on this computer, else compact",
         choices=("auto", *MODELS),
     )
-    weights: str | None = _setting(None, "weights to use instead of the model's own", metavar="FILE", is_path=True)
+    weights: str | None = _setting(
+        None, "file of weights to use instead of the model's own", metavar="FILE", is_path=True
+    )
     method: str = _setting(
         "projected",
-        "optimization with projected gradients, with their weighted sum, or none",
+        "optimization with projected gradients, with their weighted sum (vanilla), or none (direct)",
         choices=METHODS,
     )
     steps: int = _setting(50, "optimization steps on the network's parameters", least=0, metavar="N")
     similarity: str = _setting("lncc", "image similarity that is optimized", choices=SIMILARITIES)
     fixed_modality: str = _setting("mri", "how the fixed image's intensities are scaled", choices=MODALITIES)
     moving_modality: str = _setting("mri", "how the moving image's intensities are scaled", choices=MODALITIES)
-    align: str = _setting("none", "linear alignment before", choices=ALIGNMENTS)
-    regularity_weight: float = _setting(1.5, "weight of the regularity", least=0, metavar="X")
+    align: str = _setting("none", "linear alignment of the images before the registration", choices=ALIGNMENTS)
+    regularity_weight: float = _setting(1.5, "weight of the regularity against the similarity", least=0, metavar="X")
     learning_rate: float | None = _setting(None, "learning rate instead of the model's own", above=0, metavar="X")
-    projection: str = _setting("random", "which gradient is projected where they conflict", choices=PROJECTION_RULES)
-    seed: int = _setting(0, "seed of everything random", least=0, most=LARGEST_SEED, metavar="N")
-    device: str = _setting("auto", "auto, cpu, cuda, cuda:1 … or mps", metavar="DEVICE")
+    projection: str = _setting(
+        "random", "which of the two gradients is projected where they conflict", choices=PROJECTION_RULES
+    )
+    seed: int = _setting(0, "seed of everything that is random", least=0, most=LARGEST_SEED, metavar="N")
+    device: str = _setting("auto", "where to compute: auto, cpu, cuda, cuda:1 … or mps", metavar="DEVICE")
     lattice: tuple[int, int, int] | None = _setting(
         None,
-        "lattice of the network instead of the model's own, in samples",
+        "lattice of the network instead of the model's own, in samples along each axis",
         least=SMALLEST_LATTICE,
         metavar=("K", "J", "I"),
     )
@@ -90,22 +93,24 @@ class Settings:
         "how NVIDIA graphics cards multiply in convolutions: in TF32, which is faster, or in full single precision",
         choices=PRECISIONS,
     )
-    memory: str = _setting("auto", "lean takes less memory and more time", choices=MEMORY_MODES)
+    memory: str = _setting(
+        "auto", "lean takes less memory and more time; auto is lean where memory is short", choices=MEMORY_MODES
+    )
 
     def __post_init__(self) -> None:
         for one in fields(self):
             object.__setattr__(self, one.name, _checked(one, getattr(self, one.name)))
 
     @classmethod
-    def from_mapping(cls, values: typing.Mapping[str, Any]) -> Settings:
+    def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
         """The settings with the given names and values. Raises InputError for a name that is not known."""
-        names = [one.name for one in fields(cls)]
         for name in values:
-            if name not in names:
-                close = difflib.get_close_matches(name, names, 1)
-                hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(names)}."
-                raise InputError(f"The setting {name!r} is not known; {hint}")
+            if name not in SETTING_NAMES:
+                raise InputError(f"The setting {name!r} is not known; {suggestion(name, SETTING_NAMES)}")
         return cls(**values)
+
+
+SETTING_NAMES = tuple(one.name for one in fields(Settings))
 
 
 def value_type(name: str) -> type:
@@ -121,41 +126,49 @@ def _types() -> dict[str, Any]:
     return typing.get_type_hints(Settings)
 
 
+def allowed_range(one: Field) -> str:
+    """The numbers that a field of Settings allows, in words; empty where all numbers are allowed, and for texts."""
+    least, above, most = (one.metadata[bound] for bound in ("least", "above", "most"))
+    if least is not None and most is not None:
+        return f"{least} to {most}"
+    if above is not None:
+        return f"more than {above}"
+    return "" if least is None else f"{least} or more"
+
+
 def _checked(one: Field, value: Any) -> Any:
     """``value`` as the type of the field. Raises InputError where it makes no sense."""
-    words, kind, rules = one.name.replace("_", " "), value_type(one.name), one.metadata
+    name, kind, rules = one.name.replace("_", " "), value_type(one.name), one.metadata
     if value is None and one.default is None:
         return None
-    if rules["choices"] and value not in rules["choices"]:
-        raise InputError(f"The {words} {value!r} is not known; choose one of {', '.join(rules['choices'])}.")
-    if kind is tuple:
-        numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-        if len(numbers) != 3 or not all(_is_whole(number) and number >= rules["least"] for number in numbers):
-            raise InputError(
-                f"The {words} is {value!r}; it must have at least {rules['least']} samples along each of three axes."
-            )
-        return tuple(int(number) for number in numbers)
-    if kind is int and not _is_whole(value):
-        raise InputError(f"The {words} is {value!r}; it must be a whole number.")
-    if kind is float and not _is_number(value):
-        raise InputError(f"The {words} is {value!r}; it must be a number.")
-    if kind is str and not isinstance(value, str):
-        if not (rules["is_path"] and hasattr(value, "__fspath__")):
-            raise InputError(f"The {words} is {value!r}; it must be a text.")
+    if hasattr(value, "tolist"):
+        # Numbers and arrays of numpy and torch become Python's own.
+        value = value.tolist()
+    if rules["choices"] and not (isinstance(value, str) and value in rules["choices"]):
+        raise InputError(f"The setting {name} cannot be {value!r}; {suggestion(value, rules['choices'])}")
+    if rules["is_path"] and hasattr(value, "__fspath__"):
         value = str(value)
-    for bound, fails, sentence in (
-        ("least", lambda limit: value < limit, "{} or more"),
-        ("above", lambda limit: value <= limit, "more than {}"),
-        ("most", lambda limit: value > limit, "at most {}"),
-    ):
-        if rules[bound] is not None and fails(rules[bound]):
-            raise InputError(f"The {words} is {value}; it must be {sentence.format(rules[bound])}.")
+    if kind is tuple:
+        if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(_fits(rules, int, n) for n in value)):
+            raise InputError(f"The setting {name} is {value!r}; it must be three whole numbers, {allowed_range(one)}.")
+    elif not _fits(rules, kind, value):
+        wanted = ", ".join(filter(None, (_KINDS[kind], allowed_range(one))))
+        raise InputError(f"The setting {name} is {value!r}; it must be {wanted}.")
     return kind(value)
 
 
-def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, bool) and math.isfinite(value)
+_KINDS = {str: "a text", int: "a whole number", float: "a number"}
 
 
-def _is_whole(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+def _fits(rules: Mapping[str, Any], kind: type, value: Any) -> bool:
+    """Whether a value is of the kind and within the bounds."""
+    if kind is str:
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        return False
+    return (
+        abs(value) <= sys.float_info.max
+        and (rules["least"] is None or value >= rules["least"])
+        and (rules["above"] is None or value > rules["above"])
+        and (rules["most"] is None or value <= rules["most"])
+    )

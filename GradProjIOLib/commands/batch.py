@@ -19,10 +19,12 @@ from GradProjIOLib.batch import run as batch
 from GradProjIOLib.batch.pair import DONE, FAILED, FILE_ROLES, KEPT, OPEN, Outcome, Pair, failure
 from GradProjIOLib.batch.summary import PAGE
 from GradProjIOLib.commands import register
-from GradProjIOLib.commands.options import SETTING_NAMES, add_setting_options, check_output
+from GradProjIOLib.commands.options import add_output_option, add_setting_options, settings_from, whole_number
+from GradProjIOLib.commands.parser import Parser
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES
 from GradProjIOLib.models import registry
+from GradProjIOLib.settings import SETTING_NAMES
 
 REQUIRED = ("fixed", "moving")
 PATHS = (*FILE_ROLES, "weights")
@@ -39,18 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="table with the columns fixed and moving, perhaps case (the name of the folder), and any option of "
         "`gradprojio register`, such as steps, model, moving_labels; paths are relative to the table",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for the folders of the pairs and for the summary; a batch that was interrupted goes on there",
+    add_output_option(
+        parser, "folder for the folders of the pairs and for the summary; a batch that was interrupted goes on there"
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--workers",
-        type=int,
+        type=partial(whole_number, least=1),
         metavar="N",
         help="processes; they share the graphics cards, or the processor (one per graphics card, else one)",
     )
@@ -62,9 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Register all pairs: 0 when all are done, 1 when some failed, 2 when the table cannot be used."""
-    if arguments.workers is not None and arguments.workers < 1:
-        raise InputError(f"The number of workers is {arguments.workers}; it must be 1 or more.")
-    check_output(arguments.output)
     pairs, unusable = read_pairs(arguments.pairs, arguments)
     if arguments.model == "auto" and registry.default_model() == "compact" and not arguments.quiet:
         print(f"note: where no model is chosen: {registry.FALLBACK_NOTE}", file=sys.stderr)
@@ -210,7 +204,7 @@ def _pair(
     # Nothing in a table may be taken for an option but what stands in the column of that name.
     parsed = parser.parse_args(["-o", str(folder), *words, "--", *(values[name] for name in REQUIRED)])
     files = {role: getattr(parsed, role) for role in FILE_ROLES if getattr(parsed, role)}
-    settings = register.settings_from(parsed)
+    settings = settings_from(parsed)
     if settings.weights:
         settings = replace(settings, weights=str(Path(settings.weights).expanduser().absolute()))
     return Pair(case, settings=settings, **files)
@@ -228,7 +222,7 @@ def _words(action: argparse.Action, value: str) -> list[str]:
     return [option, *value.replace("x", " ").split()]
 
 
-class _RowParser(argparse.ArgumentParser):
+class _RowParser(Parser):
     """Says what is wrong with a row instead of ending the command."""
 
     def error(self, message: str) -> NoReturn:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from GradProjIOLib.commands.evaluate import numbers
-from GradProjIOLib.commands.options import add_setting_options, check_output, settings_from
-from GradProjIOLib.errors import InputError
+from GradProjIOLib.commands.options import (
+    add_output_option,
+    add_setting_options,
+    settings_from,
+    whole_number,
+    whole_numbers,
+)
 from GradProjIOLib.evaluation.comparison import (
     OPTIONAL,
     PAPER,
@@ -29,28 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PAIRS.csv",
         help=f"table with the columns {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}",
     )
+    add_output_option(parser, "folder for the results; an interrupted comparison goes on there")
+    parser.add_argument("--methods", default=PAPER, help="methods and steps to compare")
     parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for the results; an interrupted comparison goes on there",
+        "--every",
+        type=partial(whole_number, least=1),
+        default=10,
+        metavar="N",
+        help="measure Dice and NDV every N steps, for the curves",
     )
-    parser.add_argument("--methods", default=PAPER, help=f"methods and steps to compare ({PAPER})")
-    parser.add_argument(
-        "--every", type=int, default=10, metavar="N", help="measure Dice and NDV every N steps, for the curves (10)"
-    )
-    parser.add_argument("--structures", type=numbers, metavar="1,2,…", help="label values to measure (all but 0)")
+    parser.add_argument("--structures", type=whole_numbers, metavar="1,2,…", help="label values to measure (all but 0)")
     parser.add_argument("--quiet", action="store_true", help="print only the table")
     add_setting_options(parser, without=("method", "steps"))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 one failed otherwise, 130 interrupted."""
-    if arguments.every < 1:
-        raise InputError(f"The curves cannot be measured every {arguments.every} steps; choose 1 or more.")
-    check_output(arguments.output)
     comparison = Comparison(
         settings_from(arguments), parse_settings(arguments.methods), arguments.every, arguments.structures
     )

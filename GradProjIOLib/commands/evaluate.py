@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from GradProjIOLib.commands.options import whole_numbers
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import cases as evaluate
 from GradProjIOLib.evaluation import tables
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, metavar="FILE", help="also measure folding where this image is not 0")
     parser.add_argument("--points-frame", choices=FRAMES, help="coordinates of landmarks in .csv files")
     parser.add_argument(
-        "--structures", type=numbers, metavar="1,2,…", help="label values to measure (default: all but 0)"
+        "--structures", type=whole_numbers, metavar="1,2,…", help="label values to measure (default: all but 0)"
     )
     parser.add_argument(
         "--reference",
@@ -80,8 +81,3 @@ def _against(reference: str | None, groups: Sequence[str]) -> list[tuple[str, st
     if reference not in groups:
         raise InputError(f"There is no group {reference}; choose one of {', '.join(groups)}.")
     return [(reference, group) for group in groups if group != reference]
-
-
-def numbers(text: str) -> list[int]:
-    """The whole numbers in a comma-separated list."""
-    return [int(number) for number in text.split(",")]

@@ -1,4 +1,4 @@
-"""``gradprojio jacobian``: determinant map, folding and their figures for any transform."""
+"""``gradprojio jacobian``: measure where a transform folds, and map its Jacobian determinant."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from GradProjIOLib.commands.options import TRANSFORM_HELP
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.tables import write_json
 from GradProjIOLib.geometry.image_files import read_volume, write_volume
@@ -19,16 +20,12 @@ from GradProjIOLib.spatial.deformation import Deformation
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument(
-        "transform",
-        metavar="TRANSFORM",
-        help="ITK transform or displacement image, fixed to moving, such as transform.h5",
-    )
-    parser.add_argument("-r", "--reference", required=True, metavar="FIXED", help="image at whose voxels to look")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the determinant map")
-    parser.add_argument("--folding", metavar="FILE", help="write where the deformation folds")
-    parser.add_argument("--mask", metavar="FILE", help="count only inside this mask")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("transform", metavar="TRANSFORM", help=TRANSFORM_HELP)
+    parser.add_argument("-r", "--reference", required=True, metavar="FIXED", help="image at whose voxels to measure")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the map of the Jacobian determinant")
+    parser.add_argument("--folding", metavar="FILE", help="write a mask of the voxels where the deformation folds")
+    parser.add_argument("--mask", metavar="FILE", help="measure only where this image is not 0")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures that are printed")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     deformation = Deformation.read(arguments.transform, reference.shape, reference.affine)
     region = None
     if arguments.mask:
-        still = Deformation.from_linear(np.eye(4), reference.shape, reference.affine)
-        region = still.warp(read_volume(arguments.mask), reference, "nearest").array != 0
+        identity = Deformation.from_linear(np.eye(4), reference.shape, reference.affine)
+        region = identity.warp(read_volume(arguments.mask), reference, "nearest").array != 0
         if not region.any():
             raise InputError(f"{arguments.mask} is empty on {arguments.reference}; choose a mask with voxels there.")
     figures = describe_jacobian(deformation, reference, region)

@@ -7,8 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from GradProjIOLib.commands.evaluate import numbers
-from GradProjIOLib.commands.options import add_setting_options, check_output, settings_from
+from GradProjIOLib.commands.options import add_setting_options, output_folder, settings_from, whole_numbers
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir, tables
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     register.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=zip_file,
         required=True,
         metavar="FILE.zip",
         help="the submission; its fields are also kept in the folder FILE, where an interrupted run goes on",
@@ -32,9 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("data", type=Path, metavar="DATA", help=f"folder that holds {lumir.DATASET_FILE}")
     for verb in (register, check):
         verb.add_argument(
-            "--structures", type=numbers, metavar="0,1,…", help="label values to measure (all, 0 included)"
+            "--structures", type=whole_numbers, metavar="0,1,…", help="label values to measure (all, 0 included)"
         )
         verb.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+
+
+def zip_file(text: str) -> Path:
+    """The path of a submission, beside which the folder of its fields can be made."""
+    if not text.lower().endswith(".zip"):
+        raise argparse.ArgumentTypeError(f"{text} is no zip file; the challenge wants one")
+    output_folder(text[: -len(".zip")])
+    return Path(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,10 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def register_pairs(arguments: argparse.Namespace) -> list[str]:
     """Register every pair whose field is not there yet, then pack them all; returns what kind each failure was."""
-    if arguments.output.suffix.lower() != ".zip":
-        raise InputError(f"{arguments.output} is no zip file; the challenge wants one.")
     pairs, folder = lumir.read_pairs(arguments.data), arguments.output.with_suffix("")
-    check_output(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings_from(arguments)
     lumir.remember_settings(settings, folder)

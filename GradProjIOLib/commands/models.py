@@ -11,16 +11,19 @@ from GradProjIOLib.models import registry, weights
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="the networks, their licence, and whether their weights are here")
-    for action, summary in (("download", "fetch published weights"), ("path", "where the weights are")):
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", help="list, unless you say otherwise")
+    actions.add_parser("list", help="the networks, their licenses, and whether their weights are on this computer")
+    for action, summary in (
+        ("download", "fetch the published weights of a network"),
+        ("path", "print where the weights are"),
+    ):
         subparser = actions.add_parser(action, help=summary)
-        subparser.add_argument("name", choices=tuple(registry.MODELS))
+        subparser.add_argument("name", choices=tuple(registry.MODELS), metavar="NAME", help=", ".join(registry.MODELS))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """List, fetch or find."""
-    if arguments.action == "list":
+    if arguments.action in (None, "list"):
         for name, model in registry.MODELS.items():
             print(f"{name:14} {model.description}; {model.license}; {_state(name)}")
         return 0
@@ -38,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _state(name: str) -> str:
     try:
-        return "weights here" if registry.weights_path(name) else "no trained weights yet: needs optimisation steps"
+        return "weights here" if registry.weights_path(name) else "no trained weights yet: needs optimization steps"
     except InputError:
         return "weights not on this computer"
 

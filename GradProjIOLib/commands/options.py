@@ -1,34 +1,35 @@
-"""Options that several verbs share, made from the settings."""
+"""Options that several verbs share, and the types of their values."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from GradProjIOLib.errors import InputError
-from GradProjIOLib.settings import Settings, value_type
+from GradProjIOLib.settings import SETTING_NAMES, Settings, allowed_range, value_type
 
-SETTING_NAMES = tuple(one.name for one in fields(Settings))
+TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as transform.h5"
 
 
-def add_setting_options(parser: argparse._ActionsContainer, without: Sequence[str] = ()) -> None:
-    """Add an option for each setting, but for those named in ``without``."""
+def add_setting_options(
+    parser: argparse._ActionsContainer, only: Sequence[str] = SETTING_NAMES, without: Sequence[str] = ()
+) -> None:
+    """Add an option for each setting in ``only`` that is not in ``without``."""
     for one in fields(Settings):
-        if one.name in without:
+        if one.name not in only or one.name in without:
             continue
         kind, rules = value_type(one.name), one.metadata
-        shown = "" if one.default is None else f" ({one.default})"
-        keywords: dict = {"default": one.default, "help": rules["help"] + shown}
-        if rules["choices"]:
-            keywords["choices"] = rules["choices"]
-        else:
-            keywords["metavar"] = rules["metavar"]
-            keywords["type"] = int if kind is tuple else kind
-        if kind is tuple:
-            keywords["nargs"] = 3
-        parser.add_argument(f"--{one.name.replace('_', '-')}", **keywords)
+        parser.add_argument(
+            f"--{one.name.replace('_', '-')}",
+            default=one.default,
+            help=", ".join(filter(None, (rules["help"], allowed_range(one)))),
+            choices=rules["choices"] or None,
+            metavar=rules["metavar"],
+            type={int: whole_number, tuple: whole_number, float: number}.get(kind, str),
+            nargs=3 if kind is tuple else None,
+        )
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
@@ -36,10 +37,43 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(arguments, name) for name in SETTING_NAMES if hasattr(arguments, name)})
 
 
-def check_output(folder: Path) -> None:
-    """Raise InputError where results could not be written to ``folder``, before time is spent on them."""
+def add_output_option(parser: argparse.ArgumentParser, help: str, default: Path | None = None) -> None:
+    """Add ``--output DIR``, which is required where it has no default."""
+    parser.add_argument(
+        "-o", "--output", required=default is None, default=default, type=output_folder, metavar="DIR", help=help
+    )
+
+
+def output_folder(text: str) -> Path:
+    """A folder that exists or can be made, so that no time is spent on results that cannot be written there."""
+    folder = Path(text)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder for the results.")
+        raise argparse.ArgumentTypeError(f"{folder} is a file; give a folder for the results")
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not parent.is_dir():
-        raise InputError(f"{parent} is a file, so {folder} cannot be made; give another folder.")
+        raise argparse.ArgumentTypeError(f"{parent} is a file, so {folder} cannot be made; give another folder")
+    return folder
+
+
+def number(text: str) -> float:
+    """The number that a text stands for."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def whole_number(text: str, least: float = -math.inf) -> int:
+    """The whole number that a text stands for, which must be ``least`` or more."""
+    try:
+        found = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if found < least:
+        raise argparse.ArgumentTypeError(f"{found} is too small; give {least} or more")
+    return found
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The whole numbers in a list with commas between them."""
+    return [whole_number(part) for part in text.split(",")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from GradProjIOLib.commands.options import check_output
+from GradProjIOLib.commands.options import add_output_option
 from GradProjIOLib.engine.devices import find_device
 from GradProjIOLib.engine.memory import needed_memory, recycled_memory
 from GradProjIOLib.engine.similarity import SIMILARITIES
@@ -33,53 +33,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("data", nargs="?", type=Path, metavar="DATA", help="folder of images, or LUMIR_dataset.json")
     data.add_argument("--synthetic", type=int, metavar="N", help="learn from synthetic pairs, N new ones per epoch")
-    parser.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="DIR", help="folder for weights, logs and checkpoint"
-    )
-    parser.add_argument("--model", choices=tuple(registry.MODELS), default="unigradicon", help="network (unigradicon)")
+    add_output_option(parser, "folder for weights, logs and checkpoint")
+    parser.add_argument("--model", choices=tuple(registry.MODELS), default="unigradicon", help="network")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="FILE", help="weights to start from instead of the model's own")
     start.add_argument("--from-scratch", action="store_true", help="start from the identity")
     parser.add_argument("--stages", type=int, metavar="N", help="only the N coarsest U-Nets, on a coarser lattice")
     parser.add_argument("--lattice", type=int, nargs=3, metavar=("K", "J", "I"), help="instead of the model's own")
-    parser.add_argument("--epochs", type=int, default=default.epochs, metavar="N", help="(80)")
-    parser.add_argument("--batch", type=int, default=default.batch, metavar="N", help="pairs per step (4)")
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, metavar="X", help="(5e-5)")
+    parser.add_argument("--epochs", type=int, default=default.epochs, metavar="N", help="how often all pairs are seen")
+    parser.add_argument("--batch", type=int, default=default.batch, metavar="N", help="pairs per step")
+    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, metavar="X", help="learning rate")
     parser.add_argument(
-        "--warm-up", type=int, default=default.warm_up, metavar="N", help="steps in which the rate rises (0)"
+        "--warm-up", type=int, default=default.warm_up, metavar="N", help="steps in which the rate rises"
     )
     parser.add_argument("--decay", action="store_true", help="let the learning rate fall to nothing along a cosine")
-    parser.add_argument("--regularity-weight", type=float, default=default.regularity_weight, metavar="X", help="(1.5)")
-    parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="(lncc)")
-    parser.add_argument("--sigma", type=float, default=default.sigma, metavar="X", help="LNCC's window in samples (5)")
+    parser.add_argument(
+        "--regularity-weight",
+        type=float,
+        default=default.regularity_weight,
+        metavar="X",
+        help="weight of the regularity",
+    )
+    parser.add_argument(
+        "--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="image similarity"
+    )
+    parser.add_argument("--sigma", type=float, default=default.sigma, metavar="X", help="LNCC's window in samples")
     parser.add_argument(
         "--label-weight",
         type=float,
         default=default.label_weight,
         metavar="X",
-        help="weight of the overlap of labels in the loss, for synthetic pairs (0)",
+        help="weight of the overlap of labels in the loss, for synthetic pairs",
     )
     parser.add_argument(
-        "--augment-from", type=int, default=AUGMENTED_FROM, metavar="N", help="epoch from which images change (50)"
+        "--augment-from", type=int, default=AUGMENTED_FROM, metavar="N", help="epoch from which images change"
     )
     parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps to validate with, named as the images")
-    parser.add_argument("--modality", choices=MODALITIES, default="mri", help="of the images (mri)")
+    parser.add_argument("--modality", choices=MODALITIES, default="mri", help="of the images")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for images ready to use (DIR/cache)")
-    parser.add_argument("--loaders", type=int, default=1, metavar="N", help="processes that prepare pairs (1)")
-    parser.add_argument(
-        "--checkpoint-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)"
-    )
-    parser.add_argument("--seed", type=int, default=default.seed, metavar="N", help="(0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda … (auto); torchrun gives each its own")
-    parser.add_argument(
-        "--precision", choices=("exact", "fast"), default=default.precision, help="fast is bfloat16 (exact)"
-    )
+    parser.add_argument("--loaders", type=int, default=1, metavar="N", help="processes that prepare pairs")
+    parser.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps between checkpoints")
+    parser.add_argument("--seed", type=int, default=default.seed, metavar="N", help="seed of everything that is random")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda …; torchrun gives each its own")
+    parser.add_argument("--precision", choices=("exact", "fast"), default=default.precision, help="fast is bfloat16")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on with a training; every process that torchrun started runs this."""
-    check_output(arguments.output)
     _check(arguments)
     plan = Plan(**{name: getattr(arguments, name) for name in Plan.__dataclass_fields__})
     device = _join_processes(arguments.device)
