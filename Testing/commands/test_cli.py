@@ -1,11 +1,15 @@
 """The command as a user meets it: real files, real processes, exit status, one line on standard error."""
 
+import fcntl
 import json
 import os
+import pty
 import resource
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.synthetic import phantom
 
 QUICK = ["--model", "compact", "--method", "direct", "--device", "cpu", "--quiet"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +39,6 @@ def pair(tmp_path_factory):
 def command(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "GradProjIOLib", *map(str, arguments)], text=True,
                           capture_output=True, env=ENVIRONMENT, timeout=120, check=False, **options)  # fmt: skip
-
-
-def start(*arguments):
-    return subprocess.Popen([sys.executable, "-m", "GradProjIOLib", *map(str, arguments)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)  # fmt: skip
 
 
 def register_arguments(pair, output, *more):
@@ -123,6 +122,14 @@ class TestOtherVerbs:
         assert run("models", "path", "unigradicon") == 2
         assert "gradprojio models download unigradicon" in capsys.readouterr().err
         assert run("models", "download", "compact") == 2
+
+    def test_a_reader_that_has_gone_costs_no_traceback(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        found = subprocess.run([sys.executable, "-m", "GradProjIOLib", "models", "list"], stdout=writer,
+                               stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=120, check=False)  # fmt: skip
+        os.close(writer)
+        assert (found.returncode, found.stderr) == (1, b"")
 
     def test_demo(self, tmp_path):
         found = command("demo", "-o", tmp_path / "demo", "--size", 32, "--steps", 2)
@@ -233,39 +240,76 @@ class TestBadInput:
         assert capsys.readouterr().err.count("\n") == 2
         assert (tmp_path / "taken").read_text() == "mine"
 
-    def test_usage_errors_end_with_two(self):
-        assert command("register").returncode == 2
-        assert command("nonsense").returncode == 2
-        assert command("--version").returncode == 0
-
     def test_not_enough_memory(self, pair, tmp_path, capsys):
         out = tmp_path / "out"
         arguments = register_arguments(pair, out, "--lattice", 6000, 6000, 6000)
         self.refused(arguments, out, capsys, "not enough memory", "GB")
 
 
-def processor_seconds(process):
-    assert process.poll() is None
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+class Terminal:
+    """A command whose standard error is a terminal, as for a user who watches it."""
+
+    def __init__(self, *arguments):
+        self.end, inside = pty.openpty()
+        # Wide enough for the whole progress bar.
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("4H", 24, 200, 0, 0))
+        self.process = subprocess.Popen([sys.executable, "-m", "GradProjIOLib", *map(str, arguments)], env=ENVIRONMENT,
+                                        stdout=subprocess.PIPE, stderr=inside)  # fmt: skip
+        os.close(inside)
+        self.text = ""
+
+    def read_until(self, word):
+        """Read what is shown until ``word`` is there; None: until the command ends."""
+        while word is None or word not in self.text:
+            try:
+                self.text += os.read(self.end, 65536).decode()
+            except OSError:
+                # This is how the end of a terminal reads on Linux.
+                assert word is None, self.text
+                return self.process.wait()
+        return None
+
+
+@pytest.fixture
+def terminal():
+    started = []
+
+    def begin(*arguments):
+        started.append(Terminal(*arguments))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.process.kill()
+        one.process.wait()
+        one.process.stdout.close()
+        os.close(one.end)
 
 
 class TestInterruption:
-    def long_run(self, pair, output):
-        return start("register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", output, "--model", "compact",
-                     "--steps", 100_000, "--device", "cpu")  # fmt: skip
-
     @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
-    def test_nothing_is_left(self, pair, tmp_path, sent, status):
-        process = self.long_run(pair, tmp_path / "results" / "out")
-        # Well past the imports, however busy the machine is.
-        while processor_seconds(process) < 8:
-            time.sleep(0.2)
-        process.send_signal(sent)
-        _, message = process.communicate(timeout=60)
-        assert process.returncode == status
-        assert "Traceback" not in message
+    def test_nothing_is_left(self, pair, tmp_path, terminal, sent, status):
+        out = tmp_path / "results" / "out"
+        watched = terminal("register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", out,
+                           "--model", "compact", "--steps", 100_000, "--device", "cpu")  # fmt: skip
+        watched.read_until("similarity")
+        watched.process.send_signal(sent)
+        assert watched.read_until(None) == status
+        assert ("gradprojio: interrupted" in watched.text) == (sent != signal.SIGKILL)
+        assert "Traceback" not in watched.text
         assert not list(tmp_path.iterdir())
+
+    def test_an_interruption_of_the_imports_is_one_line_too(self, tmp_path, terminal):
+        """They take seconds, in which a user notices that the command was wrong."""
+        watched = terminal("demo", "-o", tmp_path / "out")
+        mapped = Path(f"/proc/{watched.process.pid}/maps")
+        while "libtorch" not in mapped.read_text():
+            time.sleep(0.01)
+        watched.process.send_signal(signal.SIGINT)
+        # Python ends itself with the signal where a class was just being made; a shell calls that 130, too.
+        assert watched.read_until(None) in (130, -signal.SIGINT)
+        assert watched.text.split("gradprojio: ")[1:] == ["interrupted; no result is half written\r\n"]
+        assert "Traceback" not in watched.text
 
     def test_a_full_disk_is_one_sentence_and_nothing_is_left(self, pair, tmp_path):
         """A limit on the size of files, which fails like a full disk: in the middle of writing."""
