@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import slicer
 import slicer_application
 from PySide6 import QtWidgets
 from scene_tools import add
 from slice_view import SliceView
 
+from GradProjIOLib.report.canvas import new_figure
+from GradProjIOLib.synthetic.pairs import synthetic_pair
 from GradProjIOLib.synthetic.phantom import make_pair
 
 STEPS = 30
@@ -22,8 +25,9 @@ FOLDING_STEPS = 14
 
 
 def main(folder: Path) -> None:
-    """Register a phantom pair through the panel and draw what there is to see."""
+    """Draw synthetic pairs; register a phantom pair through the panel and draw what there is to see."""
     folder.mkdir(parents=True, exist_ok=True)
+    draw_synthetic_pairs(folder / "synthetic_pairs.png")
     scene = slicer.vtkMRMLScene()
     application = slicer_application.start(scene)
     view = SliceView(scene, size=(420, 420))
@@ -101,6 +105,35 @@ def save_panel(panel, path: Path, opened: str | None = None) -> None:
     panel.parent.resize(430, panel.parent.sizeHint().height())
     QtWidgets.QApplication.processEvents()
     panel.parent.grab().save(str(path))
+
+
+def draw_synthetic_pairs(path: Path) -> None:
+    """Draw some of the synthetic pairs for training, one per row, with slices in radiological convention."""
+    pairs = [tuple(tensor[0].numpy() for tensor in synthetic_pair(seed)) for seed in (0, 2, 3, 5, 6, 7)]
+    figure = new_figure(figsize=(10, 0.25 + 1.45 * len(pairs)), dpi=75, facecolor="white", layout="constrained")
+    panels = figure.subplots(len(pairs), 8, squeeze=False)
+    for row, (fixed, moving, fixed_labels, moving_labels) in zip(panels, pairs, strict=True):
+        middle = [size // 2 for size in fixed.shape]
+        planes = []
+        for image, labels in ((fixed, fixed_labels), (moving, moving_labels)):
+            planes += [image[middle[0], :, ::-1], image[:, middle[1], ::-1]]
+            planes += [image[:, ::-1, round(0.45 * image.shape[2])]]
+            planes += [_label_colors(labels[:, middle[1], ::-1])]
+        for axes, plane in zip(row, planes, strict=True):
+            axes.imshow(plane, origin="lower", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+            axes.set_axis_off()
+    for start, name in ((0, "Fixed"), (4, "Moving")):
+        for offset, view in enumerate(("axial", "coronal", "sagittal", "labels")):
+            panels[0][start + offset].set_title(f"{name}: {view}", fontsize=9)
+    figure.savefig(path)
+
+
+def _label_colors(labels: np.ndarray) -> np.ndarray:
+    """RGB [..., 3]: black for 0, neighboring labels far apart on the color circle."""
+    hue = np.arange(256) * 0.618034 * 2 * np.pi
+    table = 0.5 + 0.45 * np.cos(hue[:, None] + np.array([0, 2.1, 4.2]))
+    table[0] = 0
+    return table[labels]
 
 
 if __name__ == "__main__":

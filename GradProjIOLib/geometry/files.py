@@ -1,18 +1,37 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all, and their checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from uuid import uuid4
 
-if TYPE_CHECKING:
-    pass
-from GradProjIOLib.errors import WriteError
+from GradProjIOLib.errors import InputError, WriteError
+
+STAGING_PREFIX = ".writing-"
+
+
+@contextmanager
+def staging_folder(parent: str | os.PathLike) -> Iterator[Path]:
+    """A new hidden folder in `parent` in which results are prepared; it vanishes with all it still holds.
+
+    Folders that killed processes left in the same place are removed first. Each folder has a lock file beside
+    it. The operating system gives up the lock when its process ends, so a folder whose lock can be taken
+    belongs to nobody. Raises OSError where the folder cannot be made.
+    """
+    parent = Path(parent)
+    _remove_abandoned(parent)
+    folder = parent / f"{STAGING_PREFIX}{uuid4().hex[:12]}"
+    with _locked(folder):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -25,18 +44,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+        with staging_folder(path.parent) as folder:
+            yield folder / path.name
+            # The file itself comes last, because the data file that a header names must be there before it.
+            for written in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+                os.replace(written, path.parent / written.name)
     except OSError as error:
         raise write_error(path, error) from error
-    try:
-        yield folder / path.name
-        # The file itself last: the data file that a header names must be there before it.
-        for written in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            os.replace(written, path.parent / written.name)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_error(path: Path, error: Exception) -> WriteError:
@@ -46,6 +60,45 @@ def write_error(path: Path, error: Exception) -> WriteError:
         f"{path} could not be written ({reason}), so nothing was changed there; "
         "free some space or choose another folder."
     )
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits. Raises InputError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a staging folder."""
+    import filelock
+
+    path = folder.with_name(f"{folder.name}.lock")
+    # Another process may hold the new lock for a moment, to find out whether it belongs to somebody.
+    with filelock.FileLock(path, timeout=10):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the staging folders in `parent` whose processes are gone."""
+    import filelock
+
+    with os.scandir(parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(STAGING_PREFIX)]
+    for name in names:
+        lock = parent / f"{name.removesuffix('.lock')}.lock"
+        # Without its lock file a folder may be another program's, and about to be filled.
+        if lock.exists():
+            with suppress(OSError), filelock.FileLock(lock, timeout=0):
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink()
 
 
 def _reason(error: Exception) -> str:

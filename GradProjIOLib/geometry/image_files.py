@@ -1,60 +1,77 @@
-"""Images in NIfTI, NRRD and MetaImage files: reading with validation, writing whole or not at all."""
+"""Images in files: reading with validation, writing whole or not at all."""
 
 from __future__ import annotations
 
 import gzip
-import itertools
 import math
 import os
-import struct
+import shutil
+import tempfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import SimpleITK
 from GradProjIOLib.errors import InputError, WriteError
 from GradProjIOLib.geometry.files import atomic_path, write_error
-from GradProjIOLib.geometry.lattice import _badly_placed, is_rectangular
-from GradProjIOLib.geometry.volume import Volume, _check_kind, _refuse_not_finite, from_sitk, lattice_of, to_sitk
+from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular
+from GradProjIOLib.geometry.volume import Volume, check_kind, from_sitk, lattice_of, refuse_not_finite, to_sitk
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+if TYPE_CHECKING:
+    import nibabel
+    import SimpleITK
 
-
-# Size of the header → type and place of the axes' lengths, the bits per voxel and the start of the data.
-NIFTI_FIELDS = {348: (("8h", 40), ("h", 72), ("f", 108)), 540: (("8q", 16), ("h", 14), ("q", 168))}
-
-
-NIFTI_FLOATS = {16: np.float32, 64: np.float64}
+WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+FREESURFER_SUFFIXES = (".mgz", ".mgh")
+IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, *FREESURFER_SUFFIXES)
 
 
 def read_volume(path: str | os.PathLike) -> Volume:
-    """The 3-D image in the NIfTI, NRRD or MetaImage file `path`, with the pixel type of the file.
+    """The 3-D image in the NIfTI, NRRD, MetaImage or FreeSurfer file `path`, with the pixel type of the file.
 
     Raises InputError for a missing, unreadable or truncated file, an unsupported format, and images that are
     not scalar and 3-D (a 4-D file with one frame is accepted).
     """
+    path = Path(path)
+    if path.name.lower().endswith(FREESURFER_SUFFIXES):
+        check_readable(path)
+        return _read_freesurfer(path).read_from(path)
+
+    def accept(reader: SimpleITK.ImageFileReader) -> None:
+        import SimpleITK as sitk
+
+        pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        check_kind(reader.GetSize(), reader.GetNumberOfComponents(), pixel_type, str(path))
+
+    return from_sitk(read_sitk(path, accept), str(path)).read_from(path)
+
+
+def read_sitk(path: Path, accept: Callable[[SimpleITK.ImageFileReader], None]) -> SimpleITK.Image:
+    """The image in the NIfTI, NRRD or MetaImage file `path` as SimpleITK reads it.
+
+    `accept` gets the reader when it knows the header but no voxel yet, and may raise InputError. Raises
+    InputError for a file that is missing, unreadable or truncated, or holds NaN or infinity.
+    """
     import SimpleITK as sitk
 
-    path = Path(path)
-    check_readable(path)
-    _check_nifti_values(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        _check_kind(reader.GetSize(), reader.GetNumberOfComponents(), pixel_type, str(path))
-        image = reader.Execute()
-    except RuntimeError as error:
-        if "orthonormal" in str(error) or "Bad direction" in str(error):
-            raise _badly_placed(str(path)) from error
-        raise InputError(
-            f"{path} cannot be read as an image; check that it is complete, or export it again as .nii.gz or .nrrd."
-        ) from error
-    return from_sitk(image, str(path))
+    check_readable(path, WRITTEN_SUFFIXES)
+    with _unpacked(path) as unpacked:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(unpacked))
+        try:
+            reader.ReadImageInformation()
+            accept(reader)
+            _check_values(unpacked, str(path))
+            return reader.Execute()
+        except RuntimeError as error:
+            if "orthonormal" in str(error) or "Bad direction" in str(error):
+                raise badly_placed(str(path)) from error
+            raise InputError(
+                f"{path} cannot be read as an image; check that it is complete, or export it again as .nii.gz or .nrrd."
+            ) from error
 
 
 def read_labels(path: str | os.PathLike) -> Volume:
@@ -69,7 +86,7 @@ def read_labels(path: str | os.PathLike) -> Volume:
 
 
 def write_volume(volume: Volume, path: str | os.PathLike) -> None:
-    """Write `volume` to `path`, whole or not at all; the suffix chooses the format (see IMAGE_SUFFIXES).
+    """Write `volume` to `path`, whole or not at all; the suffix chooses the format (see WRITTEN_SUFFIXES).
 
     Raises WriteError where the file cannot be written.
     """
@@ -81,9 +98,9 @@ def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
     import SimpleITK as sitk
 
     path = Path(path)
-    if not path.name.lower().endswith(IMAGE_SUFFIXES):
-        raise WriteError(f"{path} cannot be written: use one of the suffixes {', '.join(IMAGE_SUFFIXES)}.")
-    if ".nii" in path.name.lower()[-7:] and not is_rectangular(lattice_of(image)):
+    if not path.name.lower().endswith(WRITTEN_SUFFIXES):
+        raise WriteError(f"{path} cannot be written: use one of the suffixes {', '.join(WRITTEN_SUFFIXES)}.")
+    if _is_nifti(path) and not is_rectangular(lattice_of(image)):
         raise WriteError(f"{path} cannot be written: its axes are not at right angles, use .nrrd or .mha.")
     with atomic_path(path) as temporary:
         try:
@@ -96,7 +113,7 @@ def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
 
 
 def check_readable(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> None:
-    """Raise InputError where the file is missing, has an unsupported suffix, or is truncated."""
+    """Raise InputError where the file is missing, empty, may not be read, or has an unsupported suffix."""
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     if not path.is_file():
@@ -105,8 +122,8 @@ def check_readable(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> No
         raise InputError(f"{path} may not be read; check its permissions.")
     if not path.name.lower().endswith(suffixes):
         raise InputError(f"{path} has an unsupported format; convert it to one of {', '.join(suffixes)}.")
-    if path.stat().st_size == 0 or not is_complete(path):
-        raise InputError(f"{path} is incomplete or damaged; copy or export it again.")
+    if path.stat().st_size == 0:
+        raise _incomplete(path)
 
 
 def is_complete(path: Path) -> bool:
@@ -114,45 +131,98 @@ def is_complete(path: Path) -> bool:
 
     Other formats are left to their readers, which notice.
     """
-    name = path.name.lower()
-    if not name.endswith((".nii", ".nii.gz")):
+    if not _is_nifti(path):
         return True
     try:
-        with gzip.open(path) if name.endswith(".gz") else open(path, "rb") as file:
-            header = file.read(352)
-            length = len(header)
-            while chunk := file.read(1 << 20):
-                length += len(chunk)
+        with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
+            header = _nifti_header(file.read(540))
+            return header is not None and file.seek(0, os.SEEK_END) >= _nifti_length(header)
     except (OSError, EOFError, zlib.error):
         return False
-    return length >= _nifti_length(header)
 
 
-def _check_nifti_values(path: Path) -> None:
-    """Raise InputError for a NIfTI file with NaN or infinity, which ITK would read as zeros."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """A complete file that ITK can read: `path`, or for a .nii.gz a temporary file with what it holds.
+
+    Unpacking takes longer than anything else, so it is done only once. Raises InputError.
+    """
+    if not _is_packed(path):
+        if not is_complete(path):
+            raise _incomplete(path)
+        yield path
         return
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        header = file.read(540)
-        order = next(order for order in "<>" if struct.unpack_from(order + "i", header)[0] in NIFTI_FIELDS)
-        second = struct.unpack_from(order + "i", header)[0] == 540
-        code = struct.unpack_from(order + "h", header, 12 if second else 70)[0]
-        offset = struct.unpack_from(order + ("q" if second else "f"), header, 168 if second else 108)[0]
-        if code not in NIFTI_FLOATS:
-            return
-        file.seek(int(offset))
-        values = np.frombuffer(file.read(), np.dtype(NIFTI_FLOATS[code]).newbyteorder(order))
-    _refuse_not_finite(int((~np.isfinite(values)).sum()), values.size, str(path))
+    with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
+        unpacked = Path(folder) / "image.nii"
+        try:
+            with gzip.open(path) as packed, open(unpacked, "wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 20)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise _incomplete(path) from error
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be unpacked in {folder} ({error.strerror}); free some space, or set TMPDIR to "
+                "another folder."
+            ) from error
+        if not is_complete(unpacked):
+            raise _incomplete(path)
+        yield unpacked
 
 
-def _nifti_length(header: bytes) -> float:
-    """Bytes of the whole file that starts with the NIfTI `header`; infinity where that is invalid."""
-    for order, (size, fields) in itertools.product("<>", NIFTI_FIELDS.items()):
-        if len(header) < 348 or struct.unpack_from(order + "i", header)[0] != size:
-            continue
-        (rank, *lengths), (bits,), (offset,) = (
-            struct.unpack_from(order + code, header, place) for code, place in fields
-        )
-        if 1 <= rank <= 7 and min(lengths[:rank]) > 0:
-            return offset + math.prod(lengths[:rank]) * bits / 8
-    return float("inf")
+def _check_values(path: Path, name: str) -> None:
+    """Raise InputError for an unpacked NIfTI file with NaN or infinity, which ITK would read as zeros."""
+    if not _is_nifti(path):
+        return
+    with open(path, "rb") as file:
+        header = _nifti_header(file.read(540))
+    if header is None or header["datatype"] not in (16, 64):
+        return
+    count = math.prod(header.get_data_shape())
+    values = np.fromfile(path, header.get_data_dtype(), count, offset=int(header["vox_offset"]))
+    refuse_not_finite(int((~np.isfinite(values)).sum()), values.size, name)
+
+
+def _nifti_header(start: bytes) -> nibabel.Nifti1Header | None:
+    """The header at the start of a NIfTI-1 or NIfTI-2 file; None where there is none."""
+    import nibabel
+
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        size = kind.template_dtype.itemsize
+        if len(start) >= size:
+            header = kind(start[:size], check=False)
+            if header["sizeof_hdr"] == size:
+                return header
+    return None
+
+
+def _nifti_length(header: nibabel.Nifti1Header) -> float:
+    """Bytes of the whole file with this NIfTI header; infinity where the header makes no sense."""
+    rank, *lengths = header["dim"].tolist()
+    if not 1 <= rank <= 7 or min(lengths[:rank]) < 1:
+        return math.inf
+    return float(header["vox_offset"]) + math.prod(lengths[:rank]) * int(header["bitpix"]) / 8
+
+
+def _incomplete(path: Path) -> InputError:
+    return InputError(f"{path} is incomplete or damaged; copy or export it again.")
+
+
+def _read_freesurfer(path: Path) -> Volume:
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        array = np.asanyarray(image.dataobj)
+    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise _incomplete(path) from error
+    check_kind(array.shape, 1, str(array.dtype), str(path))
+    array = np.ascontiguousarray(array.reshape(array.shape[:3]).T, array.dtype.newbyteorder("="))
+    return Volume(array, image.affine, str(path))

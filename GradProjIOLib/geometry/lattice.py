@@ -5,15 +5,13 @@ Arrays are [k, j, i]; an index is a point (i, j, k) in voxels; affines (4x4) tak
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from GradProjIOLib.errors import InputError
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+POINTS_AT_ONCE = 1 << 18
 
 
 def check_affine(affine: np.ndarray, name: str) -> None:
@@ -24,7 +22,7 @@ def check_affine(affine: np.ndarray, name: str) -> None:
         # Relative to the spacing: the volume spanned by the unit vectors of the three axes.
         usable = lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6
     if not usable:
-        raise _badly_placed(name)
+        raise badly_placed(name)
 
 
 def is_rectangular(affine: np.ndarray) -> bool:
@@ -45,14 +43,12 @@ def lattice_affine(affine: np.ndarray, size: tuple[int, int, int], lattice: tupl
     return np.asarray(affine, dtype=np.float64) @ stretch
 
 
-def _badly_placed(name: str) -> InputError:
+def badly_placed(name: str) -> InputError:
+    """The error for an image whose affine does not say where it lies in space."""
     return InputError(
         f"{name} has a singular or skewed orientation matrix, so its place in space is unclear; "
         "correct its spacing and axis directions, or resample it to a rectangular lattice."
     )
-
-
-POINTS_AT_ONCE = 1 << 18
 
 
 def lattice_points(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError, WriteError
-from GradProjIOLib.geometry import image_files
 from GradProjIOLib.geometry.files import atomic_path, write_error
-from GradProjIOLib.geometry.image_files import check_readable, write_sitk
+from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES as IMAGE_SUFFIXES
+from GradProjIOLib.geometry.image_files import check_readable, read_sitk, write_sitk
 from GradProjIOLib.geometry.lattice import RAS_TO_LPS
 from GradProjIOLib.geometry.volume import lattice_of, set_lattice
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 WRITTEN_SUFFIXES = (*HDF5_SUFFIXES, ".tfm", ".txt")
-READ_SUFFIXES = (*WRITTEN_SUFFIXES, ".mat", ".xfm", *image_files.IMAGE_SUFFIXES)
+READ_SUFFIXES = (*WRITTEN_SUFFIXES, ".mat", ".xfm", *IMAGE_SUFFIXES)
 RAS_TO_LPS_VECTOR = np.float32([-1, -1, 1])
 
 
@@ -34,7 +34,7 @@ def read_linear(path: str | os.PathLike) -> np.ndarray | None:
     Raises InputError where the file is missing or is no ITK transform.
     """
     path = Path(path)
-    if path.name.lower().endswith(image_files.IMAGE_SUFFIXES):
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
         return None
     transform = _read_transform(path)
     return linear_from_sitk(transform) if transform.IsLinear() else None
@@ -69,7 +69,7 @@ def read_field(
     InputError where the file is missing, unreadable, or holds something else.
     """
     path = Path(path)
-    if path.name.lower().endswith(image_files.IMAGE_SUFFIXES):
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
         return _from_sitk(_read_field_image(path), path)
     transform = _read_transform(path)
     if transform.GetName() == "DisplacementFieldTransform":
@@ -121,18 +121,13 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _read_field_image(path: Path) -> SimpleITK.Image:
-    import SimpleITK as sitk
+    def accept(reader: SimpleITK.ImageFileReader) -> None:
+        if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 3:
+            raise InputError(
+                f"{path} is not a displacement image; choose a 3-D image with three components per voxel (mm)."
+            )
 
-    check_readable(path)
-    try:
-        field = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read as a displacement image; export it again.") from error
-    if field.GetDimension() != 3 or field.GetNumberOfComponentsPerPixel() != 3:
-        raise InputError(
-            f"{path} is not a displacement image; choose a 3-D image with three components per voxel (mm)."
-        )
-    return field
+    return read_sitk(path, accept)
 
 
 def _from_sitk(field: SimpleITK.Image, path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Three-dimensional images in physical space: the array, its affine, its validation, its files.
+"""Three-dimensional images in physical space: the array, its affine, its validation.
 
 Inside the package every coordinate is RAS mm. ITK's files and objects use LPS mm; the sign changes here, in
 `to_sitk` and `from_sitk`, and nowhere else.
@@ -6,7 +6,9 @@ Inside the package every coordinate is RAS mm. ITK's files and objects use LPS m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +33,8 @@ class Volume:
     array: np.ndarray
     affine: np.ndarray
     name: str = "volume"
+    # Not given to __init__, so dataclasses.replace makes a volume that comes from no file.
+    _source: tuple[Path, int] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "array", np.asarray(self.array))
@@ -38,6 +42,21 @@ class Volume:
         if self.array.ndim != 3:
             raise InputError(f"{self.name} has {self.array.ndim} dimensions; choose a single 3-D volume instead.")
         check_affine(self.affine, self.name)
+
+    def read_from(self, path: Path) -> Volume:
+        """Note that the voxels were read from the file `path`; returns the volume itself."""
+        object.__setattr__(self, "_source", (path, self._voxel_checksum()))
+        return self
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the voxels were read from; None where they were made or changed in memory."""
+        if self._source is None or self._source[1] != self._voxel_checksum():
+            return None
+        return self._source[0]
+
+    def _voxel_checksum(self) -> int:
+        return zlib.crc32(np.ascontiguousarray(self.array))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,7 +75,7 @@ class Volume:
 
 
 def check_image(volume: Volume) -> None:
-    """Raise InputError where `volume` is no image to register: tiny, NaN, constant, a label map."""
+    """Raise InputError where `volume` is no image to register: too small, NaN or infinity, or constant."""
     if min(volume.shape) < SMALLEST_AXIS:
         size = " x ".join(str(n) for n in reversed(volume.shape))
         raise InputError(
@@ -64,17 +83,22 @@ def check_image(volume: Volume) -> None:
             f"choose a volume with at least {SMALLEST_AXIS} voxels along each axis."
         )
     bad = 0 if volume.array.dtype.kind in "bui" else int((~np.isfinite(volume.array)).sum())
-    _refuse_not_finite(bad, volume.array.size, volume.name)
+    refuse_not_finite(bad, volume.array.size, volume.name)
     if volume.array.min() == volume.array.max():
         raise InputError(
             f"{volume.name} has the same value ({volume.array.flat[0]:g}) everywhere; "
             "choose a volume that shows an image."
         )
-    if looks_like_labels(volume.array):
-        raise InputError(
-            f"{volume.name} looks like a label map (a few whole numbers in large uniform regions); "
-            "choose the image it was drawn on and give the label map as labels or mask."
-        )
+
+
+def image_warnings(*volumes: Volume) -> list[str]:
+    """A sentence for each of the `volumes` that looks like a label map where an image is expected."""
+    return [
+        f"{volume.name} looks like a label map (a few whole numbers in large uniform regions); the similarity is "
+        "made for images, and label maps belong to the labels or masks."
+        for volume in volumes
+        if looks_like_labels(volume.array)
+    ]
 
 
 def looks_like_labels(array: np.ndarray) -> bool:
@@ -113,7 +137,7 @@ def from_sitk(image: SimpleITK.Image, name: str = "volume") -> Volume:
     """
     import SimpleITK as sitk
 
-    _check_kind(image.GetSize(), image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString(), name)
+    check_kind(image.GetSize(), image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString(), name)
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
     return Volume(sitk.GetArrayFromImage(image), lattice_of(image), name)
@@ -136,14 +160,16 @@ def lattice_of(image: SimpleITK.Image) -> np.ndarray:
     return RAS_TO_LPS @ affine
 
 
-def _refuse_not_finite(bad: int, size: int, name: str) -> None:
+def refuse_not_finite(bad: int, size: int, name: str) -> None:
+    """Raise InputError where `bad` of the `size` voxels are NaN or infinite."""
     if bad:
         raise InputError(
             f"{name} has NaN or infinity in {bad} of {size} voxels; replace them by the background value first."
         )
 
 
-def _check_kind(size: tuple[int, ...], components: int, pixel_type: str, name: str) -> None:
+def check_kind(size: tuple[int, ...], components: int, pixel_type: str, name: str) -> None:
+    """Raise InputError unless an image of this size and pixel type is a single 3-D volume of numbers."""
     if len(size) == 4 and size[3] == 1:
         size = size[:3]
     if len(size) != 3:

@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,10 @@ from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.lattice import is_rectangular, lattice_affine
-from GradProjIOLib.geometry.volume import Volume, check_image
+from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings
 from GradProjIOLib.models import registry
-from GradProjIOLib.models.weights import checksum
 from GradProjIOLib.registration.preprocessing import _Pair
 from GradProjIOLib.registration.result import Registration, describe_jacobian
 from GradProjIOLib.settings import Settings
@@ -81,7 +80,7 @@ def register(
     check_image(moving)
     if not is_rectangular(fixed.affine):
         raise InputError(f"{fixed.name} has skewed axes, which result files cannot have; resample it first.")
-    warnings: list[str] = []
+    warnings = image_warnings(fixed, moving)
     initial = _initial(fixed, moving, settings, initial_transform, warnings)
     device = find_device(settings.device)
     name = registry.default_model() if settings.model == "auto" else settings.model
@@ -274,12 +273,11 @@ def _describe(volume: Volume) -> dict[str, Any]:
     """What identifies an input: its name, the checksum of its file (or voxels) and its lattice."""
     import hashlib
 
-    path = Path(volume.name)
-    found = path.is_file()
+    path = volume.path
     return {
-        "path": str(path.resolve()) if found else None,
+        "path": str(path.resolve()) if path else None,
         "name": volume.name,
-        "sha256": checksum(path) if found else hashlib.sha256(np.ascontiguousarray(volume.array)).hexdigest(),
+        "sha256": checksum(path) if path else hashlib.sha256(np.ascontiguousarray(volume.array)).hexdigest(),
         "shape": list(volume.shape),
         "spacing": volume.spacing.tolist(),
         "affine": volume.affine.tolist(),

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from GradProjIOLib.geometry.files import atomic_path, write_error
+from GradProjIOLib.geometry.files import staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
+
+RESULT_FILES = (
+    "warped.nii.gz",
+    "transform.h5",
+    "inverse_transform.h5",
+    "jacobian.nii.gz",
+    "folding.nii.gz",
+    "warped_labels.nii.gz",
+    "overview.png",
+    "thumbnail.png",
+    "report.json",
+)
+"""What a folder of results may hold; labels and pictures are not always there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +69,15 @@ class Registration:
     def write(self, folder: str | os.PathLike, labels: Volume | None = None) -> None:
         """Write all results into ``folder``, whole or not at all; labels are those of the moving image.
 
-        A new folder appears complete; in an existing one each file is replaced when all are written,
-        report.json last. Raises WriteError where that fails.
+        A new folder appears complete. In an existing one each file is replaced when all are written, report.json
+        last, and a file of an earlier result that this one does not have is removed. A picture that cannot be
+        drawn becomes a warning in the report. Raises WriteError where a file cannot be written.
         """
         folder = Path(folder)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as temporary:
-                whole = Path(temporary) / "result"
+            with staging_folder(folder.parent) as temporary:
+                whole = temporary / "result"
                 whole.mkdir()
                 self._write_files(whole, labels)
                 _move_folder(whole, folder)
@@ -80,10 +93,19 @@ class Registration:
         write_volume(folding, folder / "folding.nii.gz")
         if labels is not None:
             write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
+        try:
+            self._draw_overview(folder / "overview.png", warped, determinant, folding)
+        except Exception as error:
+            warning = f"The picture overview.png could not be drawn ({error})."
+            if warning not in self.report["warnings"]:
+                self.report["warnings"].append(warning)
+        (folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+
+    def _draw_overview(self, path: Path, warped: Volume, determinant: Volume, folding: Volume) -> None:
         from GradProjIOLib.report import overview
 
         overview.overview(
-            folder / "overview.png",
+            path,
             self.fixed,
             self.moved_before(),
             warped,
@@ -93,8 +115,6 @@ class Registration:
             self.title(),
             self.forward,
         )
-        with atomic_path(folder / "report.json") as path:
-            path.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
 
     def title(self) -> str:
         """One line that says what was registered, how, and with which folding."""
@@ -123,11 +143,14 @@ def _corners(volume: Volume) -> np.ndarray:
 
 
 def _move_folder(source: Path, target: Path) -> None:
-    """Make ``source`` the folder ``target``, or replace the files of the same names in it, report.json last."""
+    """Make ``source`` the folder ``target``, or replace the result that is in it; other files there stay."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         if target.exists():
             target.rmdir()
         os.replace(source, target)
         return
-    for path in sorted(source.iterdir(), key=lambda path: path.name == "report.json"):
-        os.replace(path, target / path.name)
+    for name in RESULT_FILES:
+        if (source / name).exists():
+            os.replace(source / name, target / name)
+        else:
+            (target / name).unlink(missing_ok=True)

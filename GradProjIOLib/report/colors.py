@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
-
 
 FOLD_COLOR = (0.1, 1.0, 0.1)
 """Folded voxels. No other part of the picture is green."""
 
-
 LARGEST_DETERMINANT = 4.0
 """The colors of the determinant map end here and at its reciprocal."""
-
 
 SHRINK_TO_GROW = (
     (0.03, 0.11, 0.42),

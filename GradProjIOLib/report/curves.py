@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from GradProjIOLib.geometry.files import atomic_path
+from GradProjIOLib.report.canvas import new_figure
 
 COLORS = ("#1f77b4", "#d95f02", "#7570b3", "#1b9e77", "#666666")
 
@@ -32,13 +33,12 @@ class Panel:
 
 
 def write_png(panels: Sequence[Panel], title: str, path: str | os.PathLike) -> None:
-    """Draw `panels` in two columns: bold lines are means, thin ones single cases."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draw `panels` in two columns into the file `path`: bold lines are means, thin lines single cases.
 
+    Raises WriteError where the file cannot be written.
+    """
     rows = (len(panels) + 1) // 2
-    figure = Figure(figsize=(11, 3.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(11, 3.6 * rows), layout="constrained")
     figure.suptitle(title)
     colors = _colors(panels)
     for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).ravel(), strict=False):

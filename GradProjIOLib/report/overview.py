@@ -1,14 +1,11 @@
-"""The picture that sums up one registration.
-
-Drawn with matplotlib's Agg canvas alone: no pyplot, no window, no global state.
-"""
+"""The picture that sums up one registration: three slices of the images, the differences, the determinant."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,9 @@ import numpy as np
 
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.report.canvas import new_figure
 from GradProjIOLib.report.colors import FOLD_COLOR, LARGEST_DETERMINANT, determinant_colors
+from GradProjIOLib.report.steps import draw_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from GradProjIOLib.spatial.deformation import Deformation
 
-SIMILARITY_COLOR = (0.12, 0.47, 0.71)
-REGULARITY_COLOR = (0.89, 0.45, 0.13)
 DIFFERENCE_COLORS = "inferno"
 DOTS_PER_INCH = 110
 COLUMNS = ("Fixed", "Moving, before", "Moving, warped", "|Difference| before", "|Difference| after",
@@ -75,7 +72,7 @@ class _Frame:
 
     def orient(self, array: np.ndarray) -> np.ndarray:
         """[k, j, i] → [right, anterior, superior]."""
-        return _orient(array, self.axes, self.reverse)
+        return orient(array, self.axes, self.reverse)
 
     def slice(self, array: np.ndarray, view: _View) -> np.ndarray:
         """The view's slice of an oriented array as rows from bottom to top: [vertical, horizontal, …]."""
@@ -88,7 +85,8 @@ class _Frame:
         return float((self.high[axis] - self.low[axis]) * self.spacing[axis])
 
 
-def _orient(array: np.ndarray, axes: tuple[int, ...], reverse: tuple[bool, ...]) -> np.ndarray:
+def orient(array: np.ndarray, axes: tuple[int, ...], reverse: tuple[bool, ...]) -> np.ndarray:
+    """An array [k, j, i] as [right, anterior, superior], by what `canonical_order` gives."""
     oriented = np.moveaxis(array, axes, (0, 1, 2))
     return oriented[tuple(slice(None, None, -1 if flip else 1) for flip in reverse)]
 
@@ -119,7 +117,7 @@ def _bounds(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _frame(affine: np.ndarray, foreground: np.ndarray, folded: np.ndarray, determinant: np.ndarray) -> _Frame:
     """Slices through the worst fold, else through the middle of the foreground (arrays [k, j, i])."""
     axes, reverse = canonical_order(affine)
-    shown, folds, values = (_orient(array, axes, reverse) for array in (foreground, folded, determinant))
+    shown, folds, values = (orient(array, axes, reverse) for array in (foreground, folded, determinant))
     if folds.any():
         worst = np.argmin(np.where(folds, values, np.inf))
         position = np.array(np.unravel_index(worst, folds.shape))
@@ -223,7 +221,7 @@ def draw_overview(
         _letter(panels[row][0], frame, view)
     _difference_legend(figure, footer, panels, highest)
     _determinant_legend(figure, footer, panels, folded)
-    _draw_steps(figure, footer, steps)
+    draw_steps(figure, footer, steps)
     return figure
 
 
@@ -233,9 +231,6 @@ def _shorten(name: str, longest: int = 26) -> str:
 
 def _layout(frame: _Frame, title: str, footer: float) -> tuple[Figure, list[list[Axes]]]:
     """Figure and panels [row][column] at one scale, with `footer` inches left below them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     title = textwrap.fill(title, 145, break_on_hyphens=False)
     left, right, gap, top = 0.75, 0.2, 0.1, 0.95 + 0.23 * title.count("\n")
     widest = max(frame.extent(view.horizontal) for view in VIEWS)
@@ -245,8 +240,7 @@ def _layout(frame: _Frame, title: str, footer: float) -> tuple[Figure, list[list
     heights = [frame.extent(view.vertical) * inches for view in VIEWS]
     width = left + 6 * column_width + 5 * gap + right
     height = top + sum(heights) + 2 * gap + footer
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     figure.text(left / width, 1 - 0.2 / height, title, fontsize=13, va="top", parse_math=False)
     panels = []
     bottom = height - top
@@ -351,100 +345,3 @@ def _determinant_legend(figure: Figure, footer: float, panels: list[list[Axes]],
     label = axes.set_xlabel(text, fontsize=9)
     if count:
         label.set_bbox({"facecolor": FOLD_COLOR, "edgecolor": "none", "pad": 2})
-
-
-def _value(step: Any, key: str) -> Any:
-    return step.get(key) if isinstance(step, Mapping) else getattr(step, key)
-
-
-def _draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
-    """Both losses over the steps, marked where a gradient was projected, and the angle between them."""
-    width, height = figure.get_size_inches()
-    if not steps:
-        text = "No optimization steps: the network's deformation as it came."
-        figure.text(0.75 / width, (footer - 1.15) / height, text, fontsize=11)
-        return
-    index = np.array([_value(step, "index") for step in steps])
-    projected = np.array([_value(step, "projected") or "none" for step in steps])
-    cosines = [_value(step, "cosine") for step in steps]
-    known = all(cosine is not None for cosine in cosines)
-    count = 3 if known else 2
-    left, right, gap, bottom, top = 0.85, 0.25, 0.75, 0.55, footer - 1.2
-    plot_width = (width - left - right - (count - 1) * gap) / count
-    plots = [
-        figure.add_axes(((left + number * (plot_width + gap)) / width, bottom / height,
-                         plot_width / width, (top - bottom) / height))
-        for number in range(count)
-    ]  # fmt: skip
-    losses = (("similarity", SIMILARITY_COLOR, "o"), ("regularity", REGULARITY_COLOR, "s"))
-    for axes, (key, color, marker) in zip(plots, losses, strict=False):
-        values = np.array([_value(step, key) for step in steps], dtype=float)
-        hit = np.isin(projected, (key, "both"))
-        axes.plot(index, values, ".-", color=color, linewidth=1.6, markersize=3)
-        axes.plot(
-            index[hit], values[hit], marker, color=color, markersize=4.5, markeredgecolor="black",
-            markeredgewidth=0.5, linestyle="none", label=f"this gradient was projected ({hit.sum()})",
-        )  # fmt: skip
-        axes.set_title(f"{key.capitalize()} loss: {values[0]:.4g} → {values[-1]:.4g}", fontsize=11)
-        if hit.any():
-            axes.legend(fontsize=9, loc="best", framealpha=0.8)
-    if known:
-        _draw_conflicts(plots[2], index, np.array(cosines, dtype=float))
-    for axes in plots:
-        axes.set_xlabel("step", fontsize=10)
-        axes.tick_params(labelsize=9)
-        axes.grid(alpha=0.3)
-        axes.set_xlim(index[0] - 0.5, index[-1] + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _draw_conflicts(axes: Axes, index: np.ndarray, cosines: np.ndarray) -> None:
-    conflict = cosines < 0
-    axes.axhspan(-1, 0, color="tab:red", alpha=0.08)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.plot(index, cosines, color="0.35", linewidth=1.2)
-    axes.plot(index[conflict], cosines[conflict], "v", color="tab:red", markersize=4.5, linestyle="none")
-    largest = max(0.05, 1.15 * float(np.nanmax(np.abs(cosines))))
-    axes.set_ylim(-min(largest, 1.05), min(largest, 1.05))
-    title = f"Cosine between the gradients: conflict in {conflict.sum()} of {len(index)} steps"
-    axes.set_title(title, fontsize=11)
-
-
-def pairs_sheet(
-    path: str | os.PathLike, pairs: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
-) -> None:
-    """Draw pairs for training, one per row, into the file `path`, whole or not at all.
-
-    Slices are in radiological convention, as in `draw_overview`. Each pair is (fixed, moving, fixed labels,
-    moving labels), arrays [k, j, i] with axes running up, to the front and to the right and intensities in
-    [0, 1]. Raises WriteError where `path` cannot be written.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 0.25 + 1.45 * len(pairs)), dpi=75, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(pairs), 8, squeeze=False)
-    for row, (fixed, moving, fixed_labels, moving_labels) in zip(panels, pairs, strict=True):
-        middle = [size // 2 for size in fixed.shape]
-        planes = []
-        for image, labels in ((fixed, fixed_labels), (moving, moving_labels)):
-            planes += [image[middle[0], :, ::-1], image[:, middle[1], ::-1]]
-            planes += [image[:, ::-1, round(0.45 * image.shape[2])]]
-            planes += [_label_colors(labels[:, middle[1], ::-1])]
-        for axes, plane in zip(row, planes, strict=True):
-            axes.imshow(plane, origin="lower", cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
-            axes.set_axis_off()
-    for start, name in ((0, "Fixed"), (4, "Moving")):
-        for offset, view in enumerate(("axial", "coronal", "sagittal", "labels")):
-            panels[0][start + offset].set_title(f"{name}: {view}", fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-
-
-def _label_colors(labels: np.ndarray) -> np.ndarray:
-    """RGB [..., 3]: black for 0, neighboring labels far apart on the color circle."""
-    hue = np.arange(256) * 0.618034 * 2 * np.pi
-    table = 0.5 + 0.45 * np.cos(hue[:, None] + np.array([0, 2.1, 4.2]))
-    table[0] = 0
-    return table[labels]

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from GradProjIOLib.batch.pair import THUMBNAIL
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.report.colors import determinant_colors
-from GradProjIOLib.report.overview import canonical_order
+from GradProjIOLib.report.overview import canonical_order, orient
 
+THUMBNAIL = "thumbnail.png"
 THUMBNAIL_HEIGHT = 128
-
-
 BRIGHTEST_PERCENTILE = 99.5
 
 
@@ -24,29 +22,24 @@ def write_thumbnail(folder: Path, fixed: Volume) -> None:
 
     The slice goes through the worst fold, or through the middle. Raises WriteError.
     """
-    from matplotlib.image import imsave
+    from PIL import Image
 
     axes, reverse = canonical_order(fixed.affine)
-
-    def orient(array: np.ndarray) -> np.ndarray:
-        """[k, j, i] → [right, anterior, superior]."""
-        flips = tuple(slice(None, None, -1 if flip else 1) for flip in reverse)
-        return np.transpose(array, axes)[flips]
-
     warped, determinant, folding = (
-        orient(read_volume(folder / f"{name}.nii.gz").array) for name in ("warped", "jacobian", "folding")
+        orient(read_volume(folder / f"{name}.nii.gz").array, axes, reverse)
+        for name in ("warped", "jacobian", "folding")
     )
     folded = (folding > 0) | (determinant <= 0)
     level = determinant.shape[2] // 2
     if folded.any():
         level = int(np.unravel_index(np.argmin(np.where(folded, determinant, np.inf)), folded.shape)[2])
-    panels = [_gray(orient(fixed.array), level), _gray(warped, level)]
+    panels = [_gray(orient(fixed.array, axes, reverse), level), _gray(warped, level)]
     panels += [determinant_colors(determinant[:, :, level], folded[:, :, level])]
     spacing = fixed.spacing[[2 - axis for axis in axes]]
     # Radiological: the subject's right is on the left, anterior is up.
     upright = [_resized(panel[::-1, ::-1].swapaxes(0, 1), spacing[1], spacing[0]) for panel in panels]
     with atomic_path(folder / THUMBNAIL) as path:
-        imsave(path, np.ascontiguousarray(np.concatenate(upright, axis=1)))
+        Image.fromarray(np.rint(255 * np.concatenate(upright, axis=1)).astype(np.uint8)).save(path)
 
 
 def _gray(array: np.ndarray, level: int) -> np.ndarray:
@@ -57,7 +50,7 @@ def _gray(array: np.ndarray, level: int) -> np.ndarray:
 
 
 def _resized(plane: np.ndarray, row_spacing: float, column_spacing: float) -> np.ndarray:
-    """The nearest pixels of a plane [rows, columns, 3], THUMBNAIL_HEIGHT high and with square pixels."""
+    """A plane [rows, columns, 3] with square pixels and THUMBNAIL_HEIGHT rows, by the nearest pixels."""
     rows, columns = plane.shape[:2]
     width = max(round(THUMBNAIL_HEIGHT * columns * column_spacing / (rows * row_spacing)), 1)
     row = (np.arange(THUMBNAIL_HEIGHT) * rows) // THUMBNAIL_HEIGHT

@@ -32,8 +32,11 @@ TORCH = Package("torch", "torch>=2.6", 200)
 TORCH_VERSION = ">=2.6"
 TORCH_NOTE = "200 MB for the processor, 2500 MB for an NVIDIA graphics card"
 OTHERS = (
+    Package("filelock", "filelock>=3.12", 1),
     Package("scipy", "scipy>=1.11", 40),
     Package("matplotlib", "matplotlib>=3.7", 10),
+    Package("pooch", "pooch>=1.8", 1),
+    Package("nibabel", "nibabel>=5.2", 4),
     Package("platformdirs", "platformdirs>=4", 1),
     Package("surface_distance", "surface-distance==0.1", 1),
     Package("tqdm", "tqdm>=4.60", 1),

@@ -1,7 +1,7 @@
 """Pairs of synthetic images to train on: no patient data, a new pair for every seed.
 
 In the spirit of Hoffmann et al., SynthMorph: learning contrast-invariant registration without acquired
-images, IEEE TMI 2022: label maps of random smooth shapes, and here also heads made of formulas (`head.py`),
+images, IEEE TMI 2022: label maps of random smooth shapes, and here also heads made of formulas (`anatomy.py`),
 get random intensities, and two instances of the same map, deformed by different random diffeomorphisms, are
 imaged with different bias, blur, resolution and noise. As the two heads of a pair are different subjects,
 they also differ in what no smooth deformation explains: the folds of the cortex agree only in part,
@@ -349,17 +349,3 @@ def _normalize(image: Tensor) -> Tensor:
     high = few.kthvalue(max(1, round(PERCENTILE * few.numel()))).values
     low = few.min()
     return ((image - low) / (high - low).clamp(min=1e-6)).clamp_(0, 1)
-
-
-def _main() -> None:
-    """Draw the picture in the documentation: `python -m GradProjIOLib.synthetic.pairs PICTURE`."""
-    import sys
-
-    from GradProjIOLib.report.overview import pairs_sheet
-
-    pairs = [synthetic_pair(seed) for seed in (0, 2, 3, 5, 6, 7)]
-    pairs_sheet(sys.argv[1], [tuple(tensor[0].numpy() for tensor in pair) for pair in pairs])
-
-
-if __name__ == "__main__":
-    _main()

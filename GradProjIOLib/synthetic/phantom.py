@@ -1,6 +1,6 @@
 """A pair of head-like phantom images whose true deformation is known.
 
-`make_pair` evaluates the head of `head.py` once on the moving image's lattice and once at the deformed voxel
+`make_pair` evaluates the head of `anatomy.py` once on the moving image's lattice and once at the deformed voxel
 centers of the fixed image, so that moving(x + u(x)) = fixed(x) holds without any interpolation; only the bias
 fields and the noise of the two images differ. For demonstrations and tests, not a model of a population.
 """
@@ -98,7 +98,7 @@ class _Subject:
         return _Subject(anatomy, 2.3 * coarse + 0.7 * fine)
 
     def to_head(self, points: Tensor) -> Tensor:
-        """From RAS mm to the regular frame of `head.paint`."""
+        """From RAS mm to the frame of `anatomy.paint`."""
         turn = _rotation(LATTICE_ANGLES) @ _rotation(HEAD_ANGLES)
         origin = SCANNER_CENTER + turn @ HEAD_OFFSET
         matrix = torch.from_numpy(turn.T.copy()).float()

@@ -238,7 +238,6 @@ def test_pairs_that_cannot_work_are_found_before_any_computing(images, tmp_path)
     (tmp_path / "broken.h5").write_bytes(b"nothing")
     bad = {
         "missing": Pair("missing", images / "nowhere.nrrd", images / "moving0.nrrd", QUICK),
-        "labels": Pair("labels", images / "labels.nrrd", images / "moving0.nrrd", QUICK),
         "far": Pair("far", images / "fixed0.nrrd", far, QUICK),
         "weights": Pair("weights", images / "fixed0.nrrd", images / "moving0.nrrd", Settings(model="unigradicon")),
         "device": Pair("device", images / "fixed0.nrrd", images / "moving0.nrrd", Settings(device="cuda:99")),
@@ -250,7 +249,7 @@ def test_pairs_that_cannot_work_are_found_before_any_computing(images, tmp_path)
         raise AssertionError("nothing should be computed")
 
     found = outcomes_by_case(run.run(list(bad.values()), tmp_path / "out", never, check_device=check_device))
-    words = {"missing": "nowhere.nrrd", "labels": "label map", "far": "do not overlap",
+    words = {"missing": "nowhere.nrrd", "far": "do not overlap",
              "weights": "weights of unigradicon", "device": "cuda:99", "transform": "broken.h5"}  # fmt: skip
     for case, word in words.items():
         assert (found[case].state, found[case].kind) == (FAILED, "input"), found[case].details

@@ -159,7 +159,6 @@ BAD_IMAGES = {
     "infinity": (lambda: image(np.where(smooth() > 90, np.inf, smooth())), "infinity"),
     "constant": (lambda: image(np.full((16, 16, 16), 7, np.float32)), "same value"),
     "tiny": (lambda: image(smooth((16, 16, 4))), "too few"),
-    "labels": (lambda: image((smooth() // 40).astype(np.uint8)), "label map"),
 }
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -15,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from GradProjIOLib.errors import InputError, WriteError
-from GradProjIOLib.geometry.files import atomic_path
-from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_labels, read_volume, write_volume
+from GradProjIOLib.geometry.files import atomic_path, staging_folder
+from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES, read_labels, read_volume, write_volume
 from GradProjIOLib.geometry.lattice import lattice_affine
-from GradProjIOLib.geometry.volume import Volume, check_image, from_sitk, looks_like_labels, to_sitk
+from GradProjIOLib.geometry.volume import Volume, check_image, from_sitk, image_warnings, looks_like_labels, to_sitk
 
 RAS_LPS = np.array([-1, -1, 1])
 
@@ -45,7 +49,7 @@ def test_spacing_and_voxel_volume(fixed_volume):
     assert fixed_volume.shape == (24, 34, 26)
 
 
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN_SUFFIXES)
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
 def test_files_give_back_what_was_written(tmp_path, fixed_volume, suffix, dtype):
     written = Volume(fixed_volume.array.astype(dtype), fixed_volume.affine)
@@ -213,9 +217,6 @@ def spoiled(values) -> np.ndarray:
         (np.zeros((16, 16, 16)), "same value (0)"),
         (smooth_noise((16, 7, 18), 0), "18 x 7 x 16"),
         (np.zeros((0, 16, 16)), "16 x 16 x 0"),
-        (np.digitize(smooth_noise((40, 40, 40), 0, 4), (90, 110, 130)), "label map"),
-        (np.digitize(smooth_noise((40, 40, 40), 0, 4), (90, 110, 130)).astype(float), "label map"),
-        (smooth_noise((40, 40, 40), 0, 4) > 100, "label map"),
     ],
 )
 def test_images_that_cannot_be_registered(array, word):
@@ -224,13 +225,29 @@ def test_images_that_cannot_be_registered(array, word):
     assert_one_sentence(str(caught.value), "scan 7", word)
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.digitize(smooth_noise((40, 40, 40), 0, 4), (90, 110, 130)),
+        np.digitize(smooth_noise((40, 40, 40), 0, 4), (90, 110, 130)).astype(float),
+        smooth_noise((40, 40, 40), 0, 4) > 100,
+    ],
+)
+def test_label_maps_are_accepted_as_images_with_a_warning(array):
+    """People register masks."""
+    mask = Volume(array, np.eye(4), "mask 7")
+    check_image(mask)
+    (warning,) = image_warnings(Volume(smooth_noise((40, 40, 40), 0, 4), np.eye(4)), mask)
+    assert_one_sentence(warning, "mask 7", "label map")
+
+
 def test_noise_in_few_bits_is_no_label_map():
     noise = np.random.default_rng(0).normal(128, 40, (30, 30, 30)).clip(0, 255)
     noise[:10] = 0
     for bits in range(3, 9):
-        image = Volume((noise / 2 ** (8 - bits)).astype(np.uint8), np.eye(4))
-        check_image(image)
-        check_image(Volume(image.array.astype(np.float32), np.eye(4)))
+        array = (noise / 2 ** (8 - bits)).astype(np.uint8)
+        assert not looks_like_labels(array)
+        assert not looks_like_labels(array.astype(np.float32))
 
 
 def test_real_images_and_label_maps_are_told_apart(shared_data):
@@ -245,7 +262,7 @@ def test_real_images_and_label_maps_are_told_apart(shared_data):
 def test_a_ct_with_constant_padding_is_no_label_map():
     body = smooth_noise((40, 40, 40), 3, 4) * 10 - 1000
     scan = np.where(body > 0, body + np.random.default_rng(0).normal(0, 12, body.shape), -1024).astype(np.int16)
-    check_image(Volume(scan, np.eye(4)))
+    assert not looks_like_labels(scan)
 
 
 def test_labels_are_whole_numbers(tmp_path, fixed_volume):
@@ -318,7 +335,7 @@ for path in sys.argv[1:]:
 
 
 def test_a_full_disk_is_one_sentence_and_no_damage(tmp_path):
-    names = [*(f"image{suffix}" for suffix in IMAGE_SUFFIXES), "field.h5", "field.tfm", "field.nii.gz"]
+    names = [*(f"image{suffix}" for suffix in WRITTEN_SUFFIXES), "field.h5", "field.tfm", "field.nii.gz"]
     paths = [tmp_path / name for name in names]
     for path in paths:
         path.write_text("old")
@@ -341,3 +358,125 @@ def test_values_that_are_not_finite_are_found_in_every_format(tmp_path, suffix, 
     write_volume(Volume(array, np.eye(4)), path)
     with pytest.raises(InputError, match=f"image{suffix}.* NaN or infinity in 1 of 990"):
         check_image(read_volume(path))
+
+
+def test_a_packed_file_is_unpacked_once(tmp_path, fixed_volume, monkeypatch):
+    path = tmp_path / "image.nii.gz"
+    write_volume(fixed_volume, path)
+    opened, read_by_itk = [], []
+    reader, open_packed = sitk.ImageFileReader, gzip.open
+
+    class Reader(reader):
+        def SetFileName(self, name):
+            read_by_itk.append(name)
+            super().SetFileName(name)
+
+    monkeypatch.setattr(gzip, "open", lambda file, *options: opened.append(file) or open_packed(file, *options))
+    monkeypatch.setattr(sitk, "ImageFileReader", Reader)
+    np.testing.assert_array_equal(read_volume(path).array, fixed_volume.array)
+    assert opened == [path]
+    assert not any(name.endswith(".gz") for name in read_by_itk)
+
+
+def test_the_temporary_folder_may_be_full(tmp_path, fixed_volume):
+    write_volume(fixed_volume, tmp_path / "image.nii.gz")
+    code = """if True:
+        import resource, sys
+        from GradProjIOLib.errors import InputError
+        from GradProjIOLib.geometry.image_files import read_volume
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            read_volume(sys.argv[1])
+        except InputError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "image.nii.gz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert_one_sentence(done.stdout.strip().replace("image.nii.gz", "FILE"), "FILE cannot be unpacked", "TMPDIR")
+
+
+HEADERS = {
+    "no change": [],
+    "sform and qform": [(252, "<2h", (1, 2))],
+    "only qform": [(252, "<2h", (1, 0))],
+    "only spacing": [(252, "<2h", (0, 0))],
+    "slope": [(112, "<2f", (2.5, -7))],
+    "slope of zero": [(112, "<2f", (0, 5))],
+    "slope that is no number": [(112, "<2f", (np.nan, 5))],
+    "offset of zero": [(108, "<f", (0,))],
+    "meters": [(123, "<b", (1,))],
+    "microns": [(123, "<b", (3,))],
+    "right-handed": [(76, "<f", (-1.0,))],
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=[".nii", ".nii.gz"])
+@pytest.mark.parametrize("patches", HEADERS.values(), ids=HEADERS)
+def test_values_and_places_are_what_itk_reads_from_the_file(tmp_path, patches, packed):
+    path = tmp_path / "image.nii"
+    patched_nifti(path, *patches)
+    if packed:
+        path = path.with_suffix(".nii.gz")
+        with gzip.open(path, "wb") as file:
+            file.write((tmp_path / "image.nii").read_bytes())
+    expected, found = from_sitk(sitk.ReadImage(str(path))), read_volume(path)
+    assert found.array.dtype == expected.array.dtype
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.parametrize("suffix", [".mgz", ".mgh"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_freesurfer_s_files_are_read_where_the_same_nifti_lies(tmp_path, fixed_volume, suffix, dtype):
+    array = fixed_volume.array.T.astype(dtype)
+    nibabel.save(nibabel.MGHImage(array, fixed_volume.affine), tmp_path / f"image{suffix}")
+    nibabel.save(nibabel.Nifti1Image(array, fixed_volume.affine), tmp_path / "image.nii")
+    found, expected = read_volume(tmp_path / f"image{suffix}"), read_volume(tmp_path / "image.nii")
+    assert found.array.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="incomplete or damaged"):
+        read_volume(path)
+    nibabel.save(nibabel.MGHImage(np.stack([array] * 3, axis=-1), fixed_volume.affine), path)
+    with pytest.raises(InputError, match="4-D"):
+        read_volume(path)
+
+
+def test_a_volume_knows_its_file_until_its_voxels_change(tmp_path, fixed_volume):
+    path = tmp_path / "image.nii.gz"
+    write_volume(fixed_volume, path)
+    read = read_volume(path)
+    assert read.path == path
+    assert fixed_volume.path is None
+    assert replace(read, array=read.array + 1).path is None
+    read.array[0, 0, 0] += 1
+    assert read.path is None
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
+    """Folders in which another process is still writing stay."""
+    code = """if True:
+        import sys
+        from GradProjIOLib.geometry.files import staging_folder
+        with staging_folder(sys.argv[1]) as folder:
+            (folder / "half.nii").write_text("half")
+            print(folder, flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    killed, living = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    abandoned, busy = (Path(process.stdout.readline().strip()) for process in (killed, living))
+    killed.kill()
+    killed.communicate()
+    assert abandoned.exists()
+    with staging_folder(tmp_path) as own:
+        assert not abandoned.exists()
+        assert (busy / "half.nii").exists()
+        assert own not in (abandoned, busy)
+    living.communicate("", timeout=60)
+    assert living.returncode == 0
+    assert os.listdir(tmp_path) == []

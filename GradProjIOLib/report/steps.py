@@ -1,0 +1,75 @@
+"""The losses over the optimization steps, as the lowest part of the overview."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIMILARITY_COLOR = (0.12, 0.47, 0.71)
+REGULARITY_COLOR = (0.89, 0.45, 0.13)
+
+
+def _value(step: Any, key: str) -> Any:
+    return step.get(key) if isinstance(step, Mapping) else getattr(step, key)
+
+
+def draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
+    """Draw both losses over the `steps` into the lowest `footer` inches of `figure`, and the gradients' cosine.
+
+    Steps in which a gradient was projected are marked. `steps` are `Step`s or the mappings of report.json.
+    """
+    width, height = figure.get_size_inches()
+    if not steps:
+        text = "No optimization steps: the network's deformation as it came."
+        figure.text(0.75 / width, (footer - 1.15) / height, text, fontsize=11)
+        return
+    index = np.array([_value(step, "index") for step in steps])
+    projected = np.array([_value(step, "projected") or "none" for step in steps])
+    cosines = [_value(step, "cosine") for step in steps]
+    known = all(cosine is not None for cosine in cosines)
+    count = 3 if known else 2
+    left, right, gap, bottom, top = 0.85, 0.25, 0.75, 0.55, footer - 1.2
+    plot_width = (width - left - right - (count - 1) * gap) / count
+    plots = [
+        figure.add_axes(((left + number * (plot_width + gap)) / width, bottom / height,
+                         plot_width / width, (top - bottom) / height))
+        for number in range(count)
+    ]  # fmt: skip
+    losses = (("similarity", SIMILARITY_COLOR, "o"), ("regularity", REGULARITY_COLOR, "s"))
+    for axes, (key, color, marker) in zip(plots, losses, strict=False):
+        values = np.array([_value(step, key) for step in steps], dtype=float)
+        hit = np.isin(projected, (key, "both"))
+        axes.plot(index, values, ".-", color=color, linewidth=1.6, markersize=3)
+        axes.plot(
+            index[hit], values[hit], marker, color=color, markersize=4.5, markeredgecolor="black",
+            markeredgewidth=0.5, linestyle="none", label=f"this gradient was projected ({hit.sum()})",
+        )  # fmt: skip
+        axes.set_title(f"{key.capitalize()} loss: {values[0]:.4g} → {values[-1]:.4g}", fontsize=11)
+        if hit.any():
+            axes.legend(fontsize=9, loc="best", framealpha=0.8)
+    if known:
+        _draw_conflicts(plots[2], index, np.array(cosines, dtype=float))
+    for axes in plots:
+        axes.set_xlabel("step", fontsize=10)
+        axes.tick_params(labelsize=9)
+        axes.grid(alpha=0.3)
+        axes.set_xlim(index[0] - 0.5, index[-1] + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_conflicts(axes: Axes, index: np.ndarray, cosines: np.ndarray) -> None:
+    conflict = cosines < 0
+    axes.axhspan(-1, 0, color="tab:red", alpha=0.08)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.plot(index, cosines, color="0.35", linewidth=1.2)
+    axes.plot(index[conflict], cosines[conflict], "v", color="tab:red", markersize=4.5, linestyle="none")
+    largest = max(0.05, 1.15 * float(np.nanmax(np.abs(cosines))))
+    axes.set_ylim(-min(largest, 1.05), min(largest, 1.05))
+    title = f"Cosine between the gradients: conflict in {conflict.sum()} of {len(index)} steps"
+    axes.set_title(title, fontsize=11)
