@@ -178,9 +178,10 @@ def _load(name: str, path: Path | None, given: bool, stamp: int | None, device: 
     if path is not None:
         keys = {published_key(key, model): key for key in network.state_dict()}
         expected = {key: tuple(network.state_dict()[ours].shape) for key, ours in keys.items()}
-        cached = model.url is not None and not given
-        state = files.load_cached(path, expected) if cached else files.load_state(path, expected)
-        sha256 = files.checksum(path)
+        if model.url is not None and not given:
+            state, sha256 = files.load_cached(path, expected)
+        else:
+            state, sha256 = files.load_state(path, expected), files.checksum(path)
         network.load_state_dict({ours: _to_ours(ours, state[key], model) for key, ours in keys.items()})
     return LoadedModel(name, model, network.to(device), str(path) if path else None, sha256)
 

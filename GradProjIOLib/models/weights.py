@@ -1,38 +1,34 @@
-"""Network weights as files: where they live, how they get there, how they are checked.
+"""Network weights as files: where they lie, how they get there, how they are checked.
 
-Nothing here touches the network unless `download` is called, and nothing runs code from a file: a
-weights file is a zip archive of tensors as `torch.save` writes it, read with `weights_only=True`.
+Nothing here uses the network unless `download` is called, and nothing runs code from a file: a weights file
+is a zip archive of tensors as `torch.save` writes it, read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
-import shutil
-import ssl
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, OpenerDirector, Request, build_opener
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import atomic_path, checksum, staging_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ZIP_START = b"PK\x03\x04"
-CHUNK = 1 << 16  # bytes read at once: small enough that cancelling is prompt on a slow connection
+CHUNK = 1 << 16
+"""Bytes received at once: few enough that a download can be canceled soon on a slow connection."""
 
 Progress = Callable[[int, "int | None"], "bool | None"]
 
 
 class DownloadCancelled(Exception):  # noqa: N818 - nothing went wrong
-    """The caller's progress function returned False. What has arrived is kept for the next download."""
+    """The caller's progress function returned False."""
 
 
 def cache_directory() -> Path:
@@ -65,190 +61,111 @@ def download(
     destination: str | Path | None = None,
     *,
     on_progress: Progress | None = None,
-    context: ssl.SSLContext | None = None,
     timeout: float = 30.0,
 ) -> Path:
     """Fetch the weights of model `name` over HTTPS and return their path (`cached_path` unless given).
 
-    `destination` appears, or is replaced, only when everything has arrived. Until then the bytes are in
-    `<destination>.part`, and the next call continues there if the server confirms by its ETag that the
-    file is still the same. `<destination>.lock` keeps a second process out; it stays, empty.
+    `destination` appears, or is replaced, only when everything has arrived. `<destination>.lock` keeps a second
+    process out. `on_progress(received, total)` gets bytes, `total` is None where the server does not tell; it
+    cancels by returning False. `timeout` is the number of seconds without an answer after which the attempt
+    ends. The certificates are those of the package requests, or of the file that $REQUESTS_CA_BUNDLE names.
 
-    `on_progress(received, total)` gets bytes, `total` is None where the server does not tell; it
-    cancels by returning False. `context` replaces the system's certificates. `timeout` is the number
-    of seconds without an answer after which the attempt ends.
-
-    Raises InputError (not HTTPS, no connection, refused by the server, cut short, no space, another
-    process is at it) and DownloadCancelled.
+    Raises InputError (not HTTPS, no connection, refused by the server, cut short, no space, another process is
+    downloading) and DownloadCancelled.
     """
+    import filelock
+    import pooch
+
     if urlsplit(url).scheme != "https":
         raise InputError(
             f"The weights of {name} can only be downloaded over HTTPS, not from {url}; give another address."
         )
     destination = cached_path(name, url) if destination is None else Path(destination)
-    opener = build_opener(HTTPSHandler(context=context), _HttpsOnly())
-    part = _beside(destination, ".part")
+    fetch = pooch.HTTPDownloader(
+        progressbar=_Report(on_progress),
+        chunk_size=CHUNK,
+        timeout=timeout,
+        hooks={"response": _refuse_other_than_https},
+    )
+    pooch.get_logger().setLevel("WARNING")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with _sole_download(destination):
-            _fetch(opener, url, part, on_progress, timeout)
-            _beside(destination, ".sha256").unlink(missing_ok=True)
-            os.replace(part, destination)
-            _beside(part, ".etag").unlink(missing_ok=True)
-    except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if type(error) is URLError else error
+        with filelock.FileLock(f"{destination}.lock", timeout=0), staging_folder(destination.parent) as folder:
+            arrived = pooch.retrieve(url, None, fname=destination.name, path=folder, downloader=fetch)
+            _note_of(destination).unlink(missing_ok=True)
+            os.replace(arrived, destination)
+    except filelock.Timeout as error:
+        raise InputError(f"Another process is downloading to {destination}; wait until it is done.") from error
+    except OSError as error:  # those of the package requests are, too
         raise InputError(
-            f"Could not download the weights of {name} from {url} to {destination} ({reason}); try again, "
-            "which continues where it ended, or fetch the file by other means and put it there."
+            f"Could not download the weights of {name} from {url} to {destination} ({_reason(error)}); try again, "
+            "or fetch the file by other means and put it there."
         ) from error
     return destination
 
 
-class _HttpsOnly(HTTPRedirectHandler):
-    """Follow redirects, as release downloads need, but never away from HTTPS."""
+class _Report:
+    """What pooch takes for a progress bar: it counts bytes and calls the caller's function with them."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urlsplit(newurl).scheme != "https":
-            raise URLError(f"redirected to {newurl}, which is not HTTPS")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    def __init__(self, on_progress: Progress | None) -> None:
+        self.on_progress = on_progress
+        self.total = 0
+        self.received = 0
 
+    def update(self, count: int) -> None:
+        """Count bytes; the last piece may be smaller than pooch says."""
+        total = self.total or None
+        self.received = min(self.received + count, self.total) if total else self.received + count
+        if self.on_progress is not None and self.on_progress(self.received, total) is False:
+            raise DownloadCancelled(f"The download was canceled after {self.received} bytes.")
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
+    def reset(self) -> None:
+        """Nothing: at the end pooch would start to count again."""
 
-
-@contextmanager
-def _sole_download(destination: Path) -> Iterator[None]:
-    """Hold a lock of the operating system, which ends with the process however that ends."""
-    with open(_beside(destination, ".lock"), "a") as lock:
-        try:
-            if os.name == "nt":
-                import msvcrt
-
-                msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"Another process is downloading to {destination}; wait until it is done.") from error
-        yield
+    def close(self) -> None:
+        """Nothing: there is no bar."""
 
 
-def _fetch(opener: OpenerDirector, url: str, part: Path, on_progress: Progress | None, timeout: float) -> None:
-    response, received = _open(opener, url, part, timeout)
-    with response, open(part, "ab" if received else "wb") as file:
-        total = None if response.length is None else received + response.length
-        if total is not None and total - received > shutil.disk_usage(part.parent).free:
-            raise InputError(
-                f"The download from {url} needs {(total - received) / 1e6:.0f} MB, for which {part.parent} "
-                "has no room; free some space or set GRADPROJIO_CACHE to another folder."
-            )
-        _remember_version(part, url, response.headers.get("ETag", ""))
-        while received != total:
-            if on_progress is not None and on_progress(received, total) is False:
-                raise DownloadCancelled(f"The download to {part} was cancelled after {received} bytes.")
-            chunk = response.read(CHUNK)
-            if not chunk:
-                break
-            file.write(chunk)
-            received += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    if total is not None and received != total:
-        raise OSError(f"the connection ended after {received} of {total} bytes")
-    if on_progress is not None:
-        on_progress(received, total)
+def _refuse_other_than_https(response: Any, **_: Any) -> None:
+    """Follow redirects, which release downloads need, but never away from HTTPS."""
+    target = urljoin(response.url, response.headers.get("Location", ""))
+    if response.is_redirect and urlsplit(target).scheme != "https":
+        raise OSError(f"it redirects to {target}, which is not HTTPS")
 
 
-def _open(opener: OpenerDirector, url: str, part: Path, timeout: float) -> tuple[http.client.HTTPResponse, int]:
-    """The server's answer, and how many bytes of `part` it continues (0: it starts over)."""
-    size, version = _resume_point(part, url)
-    if size:
-        request = Request(url, headers={"Range": f"bytes={size}-", "If-Range": version})
-        try:
-            response = _answer(opener, request, timeout)
-        except HTTPError as error:
-            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise
-        else:
-            continues = response.headers.get("Content-Range", "").startswith(f"bytes {size}-")
-            if response.status == http.client.OK:
-                return response, 0
-            if continues and response.headers.get("ETag") == version:
-                return response, size
-            response.close()
-    response = _answer(opener, Request(url), timeout)
-    if response.status != http.client.OK:
-        response.close()
-        raise OSError(f"the server answered {response.status} {response.reason}")
-    return response, 0
+def _reason(error: BaseException) -> str:
+    """What the operating system or the server said, without the layers that requests and urllib3 add."""
+    while (cause := getattr(error, "reason", None) or (error.args[0] if error.args else None)) is not None:
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
+    text = next((part for part in error.args if isinstance(part, str)), str(error))
+    return text.split("): ")[-1].split(" for url: ")[0].rstrip(".")
 
 
-def _answer(opener: OpenerDirector, request: Request, timeout: float) -> http.client.HTTPResponse:
-    try:
-        return opener.open(request, timeout=timeout)
-    except HTTPError as error:
-        error.close()  # it is a response too, and would hold its connection as long as it is remembered
-        raise
+def _note_of(path: Path) -> Path:
+    """The file beside a weights file in the cache that keeps its checksum."""
+    return path.with_name(f"{path.name}.sha256")
 
 
-def _remember_version(part: Path, url: str, etag: str) -> None:
-    """Note which remote file `part` belongs to. A weak ETag does not promise the same bytes."""
-    if etag and not etag.startswith("W/"):
-        _beside(part, ".etag").write_text(f"{url}\n{etag}", encoding="utf-8")
-    else:
-        _beside(part, ".etag").unlink(missing_ok=True)
+def load_cached(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], str]:
+    """`load_state` for a file in the cache, and the file's checksum.
 
-
-def _resume_point(part: Path, url: str) -> tuple[int, str]:
-    try:
-        noted_url, etag = _beside(part, ".etag").read_text(encoding="utf-8").split("\n")
-        return (part.stat().st_size, etag) if noted_url == url else (0, "")
-    except (OSError, ValueError):
-        return 0, ""
-
-
-def checksum(path: str | Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits. Raises InputError where it cannot be read."""
-    digest = hashlib.sha256()
-    with _opened(Path(path)) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def verify(path: str | Path) -> str:
-    """Checksum of a cached file, compared with the one in `<path>.sha256` where `load_cached` left one.
-
-    Raises InputError where they differ.
+    The checksum of the first good file is kept in `<path>.sha256`, unless the cache may only be read. Raises
+    InputError where a later file has another one.
     """
     path = Path(path)
-    digest = checksum(path)
-    note = _beside(path, ".sha256")
+    digest, note = checksum(path), _note_of(path)
     if note.exists() and note.read_text(errors="replace").split()[:1] != [digest]:
         raise InputError(
             f"The weights file {path} has changed since it was first used (its checksum is no longer that in "
             f"{note.name}); delete both files and download it again."
         )
-    return digest
-
-
-def load_cached(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """`load_state` for a file in the cache: checked by `verify`, and its checksum kept once it was good.
-
-    In a cache that may only be read no checksum is kept. Raises InputError.
-    """
-    path = Path(path)
-    digest = verify(path)
     state = load_state(path, expected)
-    note = _beside(path, ".sha256")
     if not note.exists():
-        unfinished = _beside(note, f".{os.getpid()}")
-        with suppress(OSError):
+        with suppress(InputError), atomic_path(note) as unfinished:
             unfinished.write_text(f"{digest}  {path.name}\n")
-            os.replace(unfinished, note)
-    return state
+    return state, digest
 
 
 def load_state(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -266,34 +183,27 @@ def load_state(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dic
     import torch
 
     path = Path(path)
-    with _opened(path) as file:
-        if file.read(len(ZIP_START)) != ZIP_START:
-            raise _unusable(path, "is not a PyTorch file")
-        try:
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(ZIP_START)) != ZIP_START:
+                raise _unusable(path, "is not a PyTorch file")
             damaged = zipfile.ZipFile(file).testzip()  # torch itself does not compare the CRCs
             file.seek(0)
             state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
-        except zipfile.BadZipFile as error:
-            raise _unusable(path, "is damaged or not complete") from error
-        except Exception as error:  # what torch raises is not documented
-            raise _unusable(path, "is damaged or holds Python objects that are not tensors") from error
+    except InputError:
+        raise
+    except zipfile.BadZipFile as error:
+        raise _unusable(path, "is damaged or not complete") from error
+    except OSError as error:
+        raise _unusable(path, f"cannot be read ({error.strerror})") from error
+    except Exception as error:  # what torch raises is not documented
+        raise _unusable(path, "is damaged or holds Python objects that are not tensors") from error
     if damaged:
         raise _unusable(path, f"is damaged (in {damaged})")
     if not isinstance(state, dict):
         raise _unusable(path, f"holds a {type(state).__name__} and not a dictionary of tensors")
     _check_keys(path, state, expected)
     return {key: _checked(path, key, state.pop(key), tuple(shape)) for key, shape in expected.items()}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise InputError(
-            f"The weights file {path} cannot be read ({error.strerror}); check the path or download it."
-        ) from error
 
 
 def _check_keys(path: Path, state: Mapping, expected: Mapping[str, tuple[int, ...]]) -> None:

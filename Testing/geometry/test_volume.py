@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from GradProjIOLib.errors import InputError, WriteError
-from GradProjIOLib.geometry.files import atomic_path, staging_folder
+from GradProjIOLib.geometry.files import atomic_path, checksum, staging_folder
 from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES, read_labels, read_volume, write_volume
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume, check_image, from_sitk, image_warnings, looks_like_labels, to_sitk
@@ -480,3 +480,10 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
     living.communicate("", timeout=60)
     assert living.returncode == 0
     assert os.listdir(tmp_path) == []
+
+
+def test_checksum_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert checksum(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(InputError, match="No such file"):
+        checksum(tmp_path / "b")
