@@ -19,7 +19,7 @@ from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.settings import MODALITIES
 from GradProjIOLib.training.pairs import VALIDATION, PairSource, SyntheticPairs, TrainingPair
-from GradProjIOLib.training.trainer import VALIDATION_LOG, WEIGHTS, Plan, Trainer
+from GradProjIOLib.training.trainer import CHECKPOINT, VALIDATION_LOG, WEIGHTS, Plan, Trainer
 from GradProjIOLib.training.volumes import ImageFiles, Reader, ValidationPairs, VolumePairs, find_images
 
 SYNTHETIC_VOXELS = (96, 112, 80)
@@ -102,11 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
             checkpoint_every=arguments.checkpoint_every,
         )
         with recycled_memory(device, needed_memory(network, lattice, "full", device)):
-            _train(trainer, arguments)
+            return _train(trainer, arguments)
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -174,15 +173,35 @@ def _lattice_of(files: ImageFiles, model: registry.Model) -> registry.Lattice:
     return model.lattice_for(first.shape, first.spacing)
 
 
-def _train(trainer: Trainer, arguments: argparse.Namespace) -> None:
+def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:
+    """Take the steps that are left; returns the exit status."""
     import tqdm
 
     shown = trainer.rank == 0 and not arguments.quiet
     with tqdm.tqdm(
         total=trainer.steps, initial=trainer.taken, unit="step", disable=not (shown and sys.stderr.isatty())
     ) as bar:
-        for step in trainer:
-            bar.set_postfix_str(f"similarity {step.similarity:.4f}, regularity {step.regularity:.4f}", refresh=False)
-            bar.update()
+        try:
+            for step in trainer:
+                bar.set_postfix_str(
+                    f"similarity {step.similarity:.4f}, regularity {step.regularity:.4f}", refresh=False
+                )
+                bar.update()
+        except KeyboardInterrupt:
+            if trainer.rank == 0:
+                bar.close()
+                print(f"gradprojio: interrupted; {_what_is_left(trainer)}", file=sys.stderr)
+            return 130
     if shown:
         print(f"weights in {arguments.output / WEIGHTS}, validation in {arguments.output / VALIDATION_LOG}")
+    return 0
+
+
+def _what_is_left(trainer: Trainer) -> str:
+    """Where an interrupted training can go on."""
+    if not trainer.saved:
+        return f"{trainer.folder} has no checkpoint yet, so the same command starts anew"
+    return (
+        f"{trainer.folder / CHECKPOINT} holds the first {trainer.saved} of {trainer.steps} steps, and the same "
+        "command goes on from there"
+    )

@@ -128,6 +128,8 @@ class Trainer:
         self.steps = self.per_epoch * plan.epochs
         self.adam = torch.optim.Adam(self.network.parameters(), lr=plan.learning_rate, fused=True)
         self.taken = 0
+        self.saved = 0
+        """The steps that the folder's checkpoint holds; 0 where there is none."""
         self._resume()
         self.parallel = self.network
         if self.processes > 1:
@@ -234,6 +236,7 @@ class Trainer:
             }
             with atomic_path(self.folder / CHECKPOINT) as path:
                 torch.save(state, path)
+        self.saved = self.taken
 
     def _resume(self) -> None:
         """Go on from the folder's checkpoint, and forget what the logs say of later steps."""
@@ -247,7 +250,7 @@ class Trainer:
             except RuntimeError as error:
                 raise InputError(f"{path} is of another network; choose another folder.") from error
             self.adam.load_state_dict(state["adam"])
-            self.taken = state["taken"]
+            self.taken = self.saved = state["taken"]
         if self.rank == 0:
             _keep_rows(self.folder / STEP_LOG, self.taken)
             _keep_rows(self.folder / VALIDATION_LOG, self.taken + (self.taken > 0))

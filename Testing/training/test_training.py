@@ -434,31 +434,51 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 
 SYNTHETIC = ["--synthetic", "6", "--epochs", "2", "--batch", "2", "--learning-rate", "1e-3", "--checkpoint-every", "1"]
+# So many steps that the test's signal comes before the last of them.
+LONGER = [*SYNTHETIC, "--epochs", "7"]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def start_training(folder: Path) -> subprocess.Popen:
+    """A process that has taken a few steps, and saved a checkpoint after each, when this returns."""
+    training = [sys.executable, "-m", "GradProjIOLib", *command(folder, *LONGER)]
+    process = subprocess.Popen(training, env=ONE_THREAD, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    log = folder / "steps.csv"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
+        time.sleep(0.02)
+    return process
+
+
+def finish_training(folder: Path) -> dict:
+    """Run the same command to its end; returns the checkpoint."""
+    training = [sys.executable, "-m", "GradProjIOLib", *command(folder, *LONGER)]
+    subprocess.run(training, env=ONE_THREAD, check=True, timeout=300)
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def test_a_killed_process_is_gone_on_with(tmp_path):
     """SIGKILL in the middle of the steps; the weights are then those of a training that was left alone."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    training = [sys.executable, "-m", "GradProjIOLib", *command(tmp_path / "killed", *SYNTHETIC)]
-    process = subprocess.Popen(training, env=environment, start_new_session=True)
-    log = tmp_path / "killed" / "steps.csv"
-    deadline = time.monotonic() + 60
-    while (not log.exists() or len(log.read_text().splitlines()) < 3) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = start_training(tmp_path / "killed")
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     taken = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["taken"]
-    assert 1 <= taken < 6
-    subprocess.run(training, env=environment, check=True, timeout=60)
-
-    whole = [sys.executable, "-m", "GradProjIOLib", *command(tmp_path / "whole", *SYNTHETIC)]
-    subprocess.run(whole, env=environment, check=True, timeout=60)
-    killed, expected = (
-        torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True) for folder in ("killed", "whole")
-    )
+    assert 1 <= taken < 21
+    killed, expected = (finish_training(tmp_path / folder) for folder in ("killed", "whole"))
     for key, value in expected["network"].items():
         assert torch.equal(killed["network"][key], value), key
-    assert without_times(log) == without_times(tmp_path / "whole" / "steps.csv")
+    assert without_times(tmp_path / "killed" / "steps.csv") == without_times(tmp_path / "whole" / "steps.csv")
+
+
+def test_an_interrupted_process_says_where_the_training_goes_on(tmp_path):
+    process = start_training(tmp_path)
+    os.kill(process.pid, signal.SIGINT)
+    _, message = process.communicate(timeout=300)
+    assert process.returncode == 130
+    taken = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["taken"]
+    assert message == (
+        f"gradprojio: interrupted; {tmp_path / 'checkpoint.pt'} holds the first {taken} of 21 steps, and the same "
+        "command goes on from there\n"
+    )
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
