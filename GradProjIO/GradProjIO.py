@@ -28,6 +28,14 @@ if not (Path(__file__).parent / "GradProjIOLib").is_dir():
     # In the source tree the package lies beside the module's folder.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from GradProjIOLib.scene import packages, panel_choices
+from GradProjIOLib.scene.evaluation import SceneEvaluation
+from GradProjIOLib.scene.folding_view import FoldingView
+from GradProjIOLib.scene.inputs import Inputs
+from GradProjIOLib.scene.nodes import image_nodes
+from GradProjIOLib.scene.session import SceneRegistration, State
+from GradProjIOLib.settings import Settings
+
 POLL_MILLISECONDS = 100
 SAMPLE_URL = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
 SAMPLES = {
@@ -76,17 +84,9 @@ def registerSampleData():
         )
 
 
-def choiceLabels():
-    """What the combo boxes show for the values of the parameters."""
-    return {
-        "fixedModalityComboBox": (_("MRI"), _("CT")),
-        "movingModalityComboBox": (_("MRI"), _("CT")),
-        "alignComboBox": (_("no"), _("centers"), _("rigid"), _("affine")),
-        "modelComboBox": (_("automatic"), "uniGradICON", "multiGradICON", _("compact")),
-        "methodComboBox": (_("gradient projection"), _("weighted sum")),
-        "similarityComboBox": ("LNCC", _("LNCC, squared"), "MIND-SSC"),
-        "projectionComboBox": (_("at random"), _("both"), _("similarity"), _("smoothness")),
-    }
+def oneOf(setting):
+    """The type of a parameter for a setting that is a choice."""
+    return Annotated[str, Choice(panel_choices.choices(setting))]
 
 
 # Slicer's wrapper wants None named here, though it is what every node is without it.
@@ -99,22 +99,22 @@ class GradProjIOParameterNode:
 
     fixedVolume: vtkMRMLScalarVolumeNode
     movingVolume: vtkMRMLScalarVolumeNode
-    fixedModality: Annotated[str, Choice(["mri", "ct"])] = "mri"
-    movingModality: Annotated[str, Choice(["mri", "ct"])] = "mri"
-    align: Annotated[str, Choice(["none", "centers", "rigid", "affine"])] = "none"
+    fixedModality: oneOf("fixed_modality") = Settings.fixed_modality
+    movingModality: oneOf("moving_modality") = Settings.moving_modality
+    align: oneOf("align") = Settings.align
     initialTransform: vtkMRMLTransformNode
     fixedMask: Labels
     movingMask: Labels
     movingSegmentation: Labels
-    model: Annotated[str, Choice(["auto", "unigradicon", "multigradicon", "compact"])] = "auto"
-    steps: Annotated[int, WithinRange(0, 300)] = 50
-    method: Annotated[str, Choice(["projected", "vanilla"])] = "projected"
-    similarity: Annotated[str, Choice(["lncc", "lncc2", "mind"])] = "lncc"
-    regularityWeight: Annotated[float, WithinRange(0, 10)] = 1.5
+    model: oneOf("model") = Settings.model
+    steps: Annotated[int, WithinRange(0, 300)] = Settings.steps
+    method: oneOf("method") = Settings.method
+    similarity: oneOf("similarity") = Settings.similarity
+    regularityWeight: Annotated[float, WithinRange(0, 10)] = Settings.regularity_weight
     learningRate: Annotated[float, WithinRange(0, 1000)] = 0
-    projection: Annotated[str, Choice(["random", "both", "similarity", "regularity"])] = "random"
-    seed: Annotated[int, WithinRange(0, 999999)] = 0
-    device: str = "auto"
+    projection: oneOf("projection") = Settings.projection
+    seed: Annotated[int, WithinRange(0, 999999)] = Settings.seed
+    device: str = Settings.device
     makeTransform: bool = True
     makeInverse: bool = True
     makeWarped: bool = True
@@ -133,7 +133,7 @@ class GradProjIOParameterNode:
 
 
 class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel: shows what the logic's session is doing and hands it what the user wants."""
+    """The panel: shows what the logic's session is doing, and passes on what the user wants."""
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -143,8 +143,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def setup(self):
         """Called when the module is opened for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
-        from GradProjIOLib.scene.folding_view import FoldingView
-
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/GradProjIO.ui"))
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
@@ -190,7 +188,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self):
         """Called each time the module is opened."""
         self.initializeParameterNode()
-        if not self.logic.missingPackages():
+        if not packages.missing():
             self.session.warm_up()
             self._timer.start()
 
@@ -199,21 +197,21 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._disconnectGui()
 
     def onSceneStartClose(self, caller, event):
-        """The nodes of a run are about to go: so does the run."""
+        """End a run, whose nodes are about to be removed."""
         self.evaluation.abandon()
         self.session.abandon(_("The scene was closed, which canceled the registration."))
         self.setParameterNode(None)
         self.showResult(None)
 
     def onSceneEndClose(self, caller, event):
-        """Start over with the new scene, where the panel is shown."""
+        """Show the new scene, where the panel is open."""
         if self.parent.isEntered:
             self.initializeParameterNode()
 
     def initializeParameterNode(self):
         """Make sure that the parameter node exists; choose the first two volumes for a start."""
         self.setParameterNode(self.logic.getParameterNode())
-        parameters, volumes = self._parameterNode, self.logic.imageNodes()
+        parameters, volumes = self._parameterNode, image_nodes(slicer.mrmlScene)
         if not parameters.fixedVolume and not parameters.movingVolume and len(volumes) > 1:
             parameters.fixedVolume, parameters.movingVolume = volumes[:2]
 
@@ -223,9 +221,10 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = parameterNode
         if parameterNode:
             self._guiTag = parameterNode.connectGui(self.ui)
-            for name, labels in choiceLabels().items():
-                for index, label in enumerate(labels):
-                    getattr(self.ui, name).setItemText(index, label)
+            for setting, labels in panel_choices.labels().items():
+                box = getattr(self.ui, f"{panel_choices.parameter_name(setting)}ComboBox")
+                for index, value in enumerate(panel_choices.choices(setting)):
+                    box.setItemText(index, labels[value])
             self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
         self.update()
 
@@ -237,10 +236,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def update(self, caller=None, event=None):
         """Show the state of the session, and why the button is disabled where it is."""
-        from GradProjIOLib.scene.session import State
-
         ui, session, parameters = self.ui, self.session, self._parameterNode
-        problem = self.logic.problem(parameters) if parameters else _("The scene is closed.")
+        problem = panel_choices.problem(parameters) if parameters else _("The scene is closed.")
         canceling = session.state is State.CANCELING
         text = _("Stop now") if canceling else _("Cancel") if session.active else _("Register")
         ui.registerButton.setText(text)
@@ -275,13 +272,13 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ui.deviceComboBox.setCurrentIndex(max(ui.deviceComboBox.findData(chosen), 0))
         if parameters.result is not self.folding.jacobian:
             self.showResult(parameters.result)
-        problem = self.logic.evaluationProblem(parameters)
+        problem = panel_choices.evaluation_problem(parameters)
         ui.evaluateButton.setEnabled(not problem and not self.evaluation.active)
         ui.evaluateButton.setToolTip(problem or _("Measure the result chosen under Folding."))
         ui.evaluationLabel.setText(problem or self.evaluation.message)
 
     def onTimer(self):
-        """Take in what the workers have said."""
+        """Handle what the worker processes have reported."""
         if self.evaluation.poll():
             self.ui.evaluationTableView.setMRMLTableNode(self.evaluation.table)
             self.update()
@@ -306,21 +303,22 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._start()
 
     def _start(self, allowDownload=False):
-        self.logic.start(self._parameterNode, allowDownload)
+        chosen = self._parameterNode
+        arguments = panel_choices.inputs(chosen), panel_choices.settings(chosen), panel_choices.outputs(chosen)
+        self.session.try_start(*arguments, allow_download=allowDownload)
         self._timer.start()
         self.update()
 
     def _agreeToPackages(self):
-        packages = self.logic.missingPackages()
-        if not packages:
+        """Install what is missing after asking; whether everything is there now."""
+        missing = packages.missing()
+        if not missing:
             return True
-        from GradProjIOLib.scene import packages as dependencies
-
-        if not slicer.util.confirmOkCancelDisplay(dependencies.question(packages), "GradProjIO"):
+        if not slicer.util.confirmOkCancelDisplay(packages.question(missing), "GradProjIO"):
             return False
         with slicer.util.tryWithErrorDisplay(_("The packages could not be installed."), waitCursor=True):
-            dependencies.install(packages)
-        return not self.logic.missingPackages()
+            packages.install(missing)
+        return not packages.missing()
 
     def onKeep(self, *_args):
         """Keep the result of a canceled run."""
@@ -340,13 +338,13 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             slicer.modules.plots.logic().ShowChartInLayout(chart)
 
     def onDevice(self, *_args):
-        """Remember the device by name: the list differs from computer to computer."""
+        """Keep the device by its name, since the list differs from computer to computer."""
         name = self.ui.deviceComboBox.currentData
         if self._parameterNode and name:
             self._parameterNode.device = name
 
     def showResult(self, jacobian):
-        """Turn the folding part of the panel to another result."""
+        """Show another result in the folding section of the panel."""
         ui, folding = self.ui, self.folding
         folding.show(jacobian)
         self.evaluation.message = ""
@@ -388,7 +386,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onEvaluate(self, *_args):
         """Measure the result with labels and landmarks."""
         if self._agreeToPackages():
-            self.logic.evaluate(self._parameterNode)
+            self.evaluation.try_start(panel_choices.evaluation_inputs(self._parameterNode))
             self._timer.start()
             self.update()
 
@@ -398,55 +396,12 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
-        from GradProjIOLib.scene.evaluation import SceneEvaluation
-        from GradProjIOLib.scene.session import SceneRegistration
-
         self.session = SceneRegistration(slicer.mrmlScene)
         self.evaluation = SceneEvaluation(slicer.mrmlScene)
 
     def getParameterNode(self):
         """The parameter node of this module in the scene."""
         return GradProjIOParameterNode(super().getParameterNode())
-
-    @staticmethod
-    def missingPackages():
-        """The Python packages that are not installed yet; nothing is imported to find out."""
-        from GradProjIOLib.scene import packages as dependencies
-
-        return dependencies.missing()
-
-    @staticmethod
-    def imageNodes():
-        """The volumes of the scene that can be registered."""
-        nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-        return [node for node in nodes if not node.IsA("vtkMRMLLabelMapVolumeNode")]
-
-    @staticmethod
-    def problem(parameters):
-        """Why these parameters cannot be registered; empty where they can."""
-        from GradProjIOLib.scene import panel_choices
-
-        return panel_choices.problem(parameters)
-
-    def start(self, parameters, allowDownload=False):
-        """Start the registration the parameter node describes; the session then tells how it goes."""
-        from GradProjIOLib.scene import panel_choices as choices
-
-        arguments = choices.inputs(parameters), choices.settings(parameters), choices.outputs(parameters)
-        self.session.try_start(*arguments, allow_download=allowDownload)
-
-    @staticmethod
-    def evaluationProblem(parameters):
-        """Why the chosen result cannot be measured; empty where it can."""
-        from GradProjIOLib.scene import panel_choices
-
-        return panel_choices.evaluation_problem(parameters)
-
-    def evaluate(self, parameters):
-        """Start to measure the result that the parameter node names; `evaluation` then tells how it goes."""
-        from GradProjIOLib.scene import panel_choices
-
-        self.evaluation.try_start(panel_choices.measured(parameters))
 
     def register(
         self,
@@ -465,12 +420,10 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
         The names are transform, inverse, warped, warped_labels, jacobian, folding, table. `outputs` maps
         those of the first five that are wanted to the node to fill, or to None for a new one. `settings` are
-        those of GradProjIOLib.registration.register.Settings: steps=50, model="unigradicon", method="projected" …
+        those of GradProjIOLib.settings.Settings: steps=50, model="unigradicon", method="projected" …
         Returns when the registration is done; the application goes on meanwhile. Raises RuntimeError with a
         sentence that says what to change.
         """
-        from GradProjIOLib.scene.session import Inputs
-
         inputs = Inputs(fixedNode, movingNode, initialTransform, fixedMask, movingMask, movingSegmentation)
         return self.session.run(inputs, settings, outputs, allowDownload, slicer.app.processEvents)
 
@@ -521,8 +474,7 @@ class GradProjIOTest(ScriptedLoadableModuleTest):
         """Two synthetic images; the result must bring them closer and tell how it was made."""
         from GradProjIOLib.scene import self_test
 
-        missing = GradProjIOLogic.missingPackages()
-        if missing:
+        if missing := packages.missing():
             self.skipTest(f"not installed: {', '.join(package.module for package in missing)}")
         self.delayDisplay("Registering two small synthetic images")
         fixed, moving = self_test.add_images(slicer.mrmlScene)

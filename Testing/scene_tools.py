@@ -8,9 +8,10 @@ import time
 import numpy as np
 import slicer
 
+from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes
-from GradProjIOLib.worker import exchange
+from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
 
 # One thread, like the tests themselves; weights that a developer may have must not matter.
@@ -43,7 +44,7 @@ def blobs(points: np.ndarray, shift: float = 0.0) -> np.ndarray:
 def image(name: str, shift: float = 0.0, shape: tuple[int, int, int] = (17, 18, 20), affine=None) -> Volume:
     """A Volume of `blobs` around the middle of its lattice."""
     affine = np.diag([3.0, 3.0, 3.5, 1.0]) if affine is None else affine
-    points = nodes.lattice_points(shape, affine)
+    points = lattice_points(shape, affine).reshape(-1, 3)
     return Volume(blobs(points - points.mean(axis=0), shift).reshape(shape).astype(np.float32), affine, name)
 
 
@@ -63,18 +64,17 @@ def add_pair(scene, **keywords):
     return add(scene, image("fixed", **keywords)), add(scene, image("moving", shift=2.0, **keywords))
 
 
-def wait_until(condition, poll, seconds: float = 120.0) -> float:
-    """Call `poll` until `condition` holds; the seconds it took."""
+def wait_until(condition, poll, seconds: float = 120.0) -> None:
+    """Call `poll` until `condition` holds; fail where it does not within `seconds`."""
     start = time.perf_counter()
     while not condition():
         assert time.perf_counter() - start < seconds, "waited in vain"
         poll()
         time.sleep(0.01)
-    return time.perf_counter() - start
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process is there (and is not merely unburied)."""
+    """Whether the process is there and still runs."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().split(")")[-1].split()[0] != "Z"
@@ -84,4 +84,4 @@ def is_alive(pid: int) -> bool:
 
 def exchange_folders(base) -> list[str]:
     """Folders for temporary files that are left in `base`."""
-    return [name for name in os.listdir(base) if name.startswith(exchange.FOLDER_PREFIX)]
+    return [name for name in os.listdir(base) if name.startswith(protocol.FOLDER_PREFIX)]

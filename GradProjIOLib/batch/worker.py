@@ -48,10 +48,7 @@ def serve(connection: Connection) -> None:
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    # Only events may go to standard output; what libraries print goes where errors go.
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(Connection(sys.stdin, events))
+    serve(Connection.of_this_process())
     return 0
 
 

@@ -1,7 +1,7 @@
 """Many registrations from Slicer's console, one after the other: of nodes or files, to nodes or files.
 
-Like `scene_registration` this needs slicer and vtk, no Qt, and nothing here waits unless asked to: call `poll`
-from a timer, or `wait`. Model and worker process stay warm from pair to pair.
+Like SceneRegistration this needs slicer and vtk, no Qt, and nothing here waits unless asked to: call `poll`
+from a timer, or `wait`. The worker process and the model in it stay from pair to pair.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.session import POLL_SECONDS, Inputs, SceneRegistration
-from GradProjIOLib.worker import exchange
+from GradProjIOLib.scene.inputs import Inputs
+from GradProjIOLib.scene.session import POLL_SECONDS, SceneRegistration
+from GradProjIOLib.worker import protocol
 
 Image = slicer.vtkMRMLScalarVolumeNode | str | Path
 Source = slicer.vtkMRMLSequenceNode | str | Path | int | Iterable[Any]
@@ -43,7 +44,7 @@ class Result:
 class SceneBatch:
     """Registers `pairs` (fixed, moving), each a volume node or a file, with `session`, which does nothing else.
 
-    `settings` are those of `registration.Settings`. Without `folder` every result becomes nodes of the session's
+    `settings` are names and values of `settings.Settings`. Without `folder` every result becomes nodes of the session's
     scene, also the images where they are files. With it every pair gets a folder of its own in there with what
     `gradprojio register` writes, and the scene stays as it is. `results` has one entry for every pair so far; a
     failed one does not stop the rest. Raises InputError where the session is busy or there is no pair.
@@ -96,11 +97,11 @@ class SceneBatch:
         return text
 
     def poll(self) -> bool:
-        """Take in what the worker has said and go on to the next pair, without waiting. True while active."""
+        """Handle the worker's events and go on to the next pair, without waiting. True while active."""
         if self._current is None and self._waiting:
             self._begin(*self._waiting.popleft())
         elif self._request is not None:
-            self._poll_request(*self._request)
+            self._poll_request(self._request[0])
         elif self._current is not None:
             self._session.poll()
             if not self._session.active:
@@ -140,40 +141,41 @@ class SceneBatch:
     def _begin_files(self, fixed: Image, moving: Image) -> None:
         """Hand files or nodes to the worker, which writes the results itself."""
         self._current.folder = self._new_name(f"{self._current.moving} to {self._current.fixed}")
-        copies = exchange.new_folder()
-        request = {
-            "request": "register",
-            "settings": self._settings,
-            "output": str(self._current.folder),
-            "allow_download": self._allow_download,
-        }
+        copies = protocol.new_folder()
+        sources: dict[str, Any] = {}
         try:
             for role, image in (("fixed", fixed), ("moving", moving)):
                 if isinstance(image, (str, Path)):
-                    request[role] = str(Path(image).absolute())
+                    sources[role] = str(Path(image).absolute())
                 else:
                     mrml.check_image_node(image, f"{role} image")
-                    request[role] = exchange.write_volume(mrml.volume_from_node(image), copies, role)
-            self._request = self._session.client.submit(request), copies
+                    sources[role] = protocol.write_volume(mrml.volume_from_node(image), copies, role)
+            request = protocol.RegisterRequest(
+                folder=str(copies),
+                settings=self._settings,
+                allow_download=self._allow_download,
+                output=str(self._current.folder),
+                **sources,
+            )
+            self._request = self._session.client.submit(protocol.to_message(request)), copies
         except BaseException:
-            exchange.remove_folder(copies)
+            protocol.remove_folder(copies)
             raise
 
-    def _poll_request(self, number: int, copies: Path) -> None:
+    def _poll_request(self, number: int) -> None:
         for event in self._session.client.poll():
             if event.get("id") != number:
                 continue
             kind = event["event"]
-            self._steps += kind == "step"
-            if kind in ("done", "failed", "died"):
-                exchange.remove_folder(copies)
-                died = _("The registration process ended unexpectedly.") if kind == "died" else ""
+            self._steps += kind == protocol.STEP
+            if kind in protocol.LAST_EVENTS:
+                died = _("The registration process ended unexpectedly.") if kind == protocol.DIED else ""
                 self._end(died or event.get("message", ""))
                 return
 
     def _end(self, problem: str, nodes: Mapping[str, slicer.vtkMRMLNode] | None = None) -> None:
         if self._request is not None:
-            exchange.remove_folder(self._request[1])
+            protocol.remove_folder(self._request[1])
         result, self._current, self._request = self._current, None, None
         if problem:
             result.message, result.folder = problem, None

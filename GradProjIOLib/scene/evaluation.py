@@ -1,27 +1,31 @@
-"""Measuring a registration result of the scene with labels and landmarks; the worker does it. No Qt.
+"""Evaluate a registration result of the scene with labels and landmarks; the worker does it. No Qt.
 
-The panel, a script and the tests drive the same object, like `scene_registration`.
+The panel, a script and the tests use the same object, like SceneRegistration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import slicer
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.landmarks import Landmarks
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.scene import folding
-from GradProjIOLib.scene import nodes as mrml
+from GradProjIOLib.scene import folding, nodes, transforms
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.session import FIXED, MOVING, TRANSFORM, linked
-from GradProjIOLib.worker import exchange
+from GradProjIOLib.scene.labels import labels_from_node
+from GradProjIOLib.scene.nodes import linked
+from GradProjIOLib.scene.placement import FIXED, MOVING
+from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
+from GradProjIOLib.worker.protocol import TRANSFORM, EvaluateRequest
 
-# Keys of a row of `evaluate.measure_result`, as the worker sends it, with the titles in the table.
+# Keys of the row that the worker sends (see evaluation.cases), with the titles in the table.
 FIGURES = (
     ("dice", "Dice"),
     ("dice_before", "Dice before registration"),
@@ -32,14 +36,13 @@ FIGURES = (
     ("folded_voxels", "Folded voxels"),
     ("std_log_jacobian", "Standard deviation of log|J|"),
 )
-
-
+# A result whose affine has changed by more than this has been moved.
 MOVED_MM = 1e-3
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What to measure: the Jacobian map of a result, and labels or landmarks (or both) of its two images.
+class EvaluationInputs:
+    """What to evaluate: the Jacobian map of a result, with labels or landmarks (or both) of its two images.
 
     Labels are two label maps, whose equal values correspond, or two segmentations, whose segments of equal name do.
     Landmarks are point lists; points of equal name correspond, or of equal place in the list where names differ.
@@ -52,8 +55,8 @@ class Measured:
     moving_points: slicer.vtkMRMLMarkupsFiducialNode | None = None
 
     def check(self) -> None:
-        """Raise InputError where the choice cannot be measured. Looks at no voxels."""
-        transform = linked(self.jacobian, TRANSFORM) if self.jacobian is not None else None
+        """Raise InputError where the choice cannot be evaluated. Looks at no voxels."""
+        transform = linked(self.jacobian, TRANSFORM)
         if transform is None:
             raise InputError("There is no result with a transform; register two images, or choose a result.")
         self._check_place(transform)
@@ -74,12 +77,12 @@ class Measured:
         """Raise InputError where something lies elsewhere than when the images were registered."""
         moving = linked(self.jacobian, MOVING) if self.moving_labels is not None else None
         for node in (self.moving_labels, self.moving_points, moving):
-            if node is not None and mrml.is_under(node, transform):
+            if node is not None and transforms.is_under(node, transform):
                 raise InputError(
                     f"{node.GetName()} lies under {transform.GetName()}, which would count twice; take it out of there."
                 )
-        affine = (mrml.recall(self.jacobian, "report") or {}).get("inputs", {}).get("fixed", {}).get("affine")
-        now = mrml.world_affine(self.jacobian)
+        affine = (nodes.recall(self.jacobian, "report") or {}).get("inputs", {}).get("fixed", {}).get("affine")
+        now = nodes.world_affine(self.jacobian)
         if affine is not None and (now is None or not np.allclose(now, affine, atol=MOVED_MM)):
             raise InputError(
                 f"{self.jacobian.GetName()} has been moved since the registration; undo that, or register again."
@@ -87,100 +90,94 @@ class Measured:
 
 
 class SceneEvaluation:
-    """Measures one result at a time. Call `poll` from a timer while `active`; `message` then says what happened.
+    """Evaluates one result at a time. Call `poll` from a timer while `active`; `message` then says what happened.
 
     `table` is the node with the figures of the last one, `row` the figures themselves.
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
         self.scene = scene
-        # Measuring needs no graphics card, and a registration may need all of its memory.
+        # An evaluation needs no graphics card, and a registration may need all of its memory.
         self.client = client or WorkerClient(environment={"CUDA_VISIBLE_DEVICES": ""})
         self.message = ""
         self.table: slicer.vtkMRMLTableNode | None = None
         self.row: dict[str, Any] = {}
         self._number: int | None = None
-        self._folder: Any = None
+        self._folder: Path | None = None
         self._names: dict[int, str] = {}
         self._title = ""
 
     @property
     def active(self) -> bool:
-        """Whether the worker is at it."""
+        """Whether an evaluation is under way."""
         return self._number is not None
 
-    def start(self, measured: Measured) -> None:
+    def start(self, inputs: EvaluationInputs) -> None:
         """Copy the inputs and hand them to the worker. Raises InputError."""
         if self.active:
-            raise InputError("A measurement is under way already; wait for it.")
-        measured.check()
-        self._folder = exchange.new_folder()
+            raise InputError("An evaluation is under way already; wait for it.")
+        inputs.check()
+        self._folder = protocol.new_folder()
         try:
-            request = self._request(measured)
-            self._title = _("{result} evaluation").format(result=linked(measured.jacobian, TRANSFORM).GetName())
-            self._number = self.client.submit(request)
-        except BaseException as error:
+            request = self._request(inputs, self._folder)
+            self._title = _("{result} evaluation").format(result=linked(inputs.jacobian, TRANSFORM).GetName())
+            self._number = self.client.submit(protocol.to_message(request))
+        except BaseException:
             self._end("")
-            if isinstance(error, OSError):
-                raise InputError(f"The process could not be started ({error}); reinstall the extension.") from error
             raise
         self.message = _("Measuring …")
 
-    def try_start(self, measured: Measured) -> None:
+    def try_start(self, inputs: EvaluationInputs) -> None:
         """`start`, with `message` instead of an InputError."""
         try:
-            self.start(measured)
+            self.start(inputs)
         except InputError as error:
             self.message = str(error)
 
     def poll(self) -> bool:
-        """Take in what the worker has said, without waiting. True where the measurement has ended."""
+        """Handle the worker's events since the last call, without waiting. True where the evaluation has ended."""
         for event in self.client.poll():
-            if event.get("id") != self._number or not self.active:
+            if not self.active or event.get("id") != self._number or event["event"] not in protocol.LAST_EVENTS:
                 continue
-            if event["event"] == "evaluated":
+            if event["event"] == protocol.EVALUATED:
                 self.row = event["row"]
                 self._fill_table()
                 self._end(_("Measured."))
-            elif event["event"] == "failed":
-                self._end(event["message"])
-            elif event["event"] == "died":
+            elif event["event"] == protocol.DIED:
                 self._end(_("The process that measures ended unexpectedly; try again."))
             else:
-                continue
+                self._end(event["message"])
             return True
         return False
 
     def abandon(self) -> None:
-        """The scene goes, or the panel: forget what was under way, and end the process."""
+        """Forget what was under way, and end the process: the scene or the panel is closed."""
         self.client.close()
         self._end("")
         self.table, self.row = None, {}
 
     def _end(self, message: str) -> None:
         if self._folder is not None:
-            exchange.remove_folder(self._folder)
+            protocol.remove_folder(self._folder)
         self._number, self._folder, self.message = None, None, message
 
-    def _request(self, measured: Measured) -> dict[str, Any]:
-        transform, folder = linked(measured.jacobian, TRANSFORM), self._folder
-        reference = mrml.volume_from_node(measured.jacobian, "result")
-        displacement, affine = mrml.grid_from_node(transform)
-        request = {
-            "request": "evaluate",
-            "output": str(folder),
-            "transform": exchange.write_field(displacement, affine, folder, "transform"),
-            "reference": exchange.write_volume(reference, folder, "reference"),
-        }
-        if measured.fixed_labels is not None:
-            images = [linked(measured.jacobian, role) or measured.jacobian for role in (FIXED, MOVING)]
-            labels, self._names = _labels((measured.fixed_labels, measured.moving_labels), images)
-            for role, volume in zip(("fixed_labels", "moving_labels"), labels, strict=True):
-                request[role] = exchange.write_volume(volume, folder, role)
-        if measured.fixed_points is not None:
-            request["fixed_points"] = _points(measured.fixed_points)
-            request["moving_points"] = _points(measured.moving_points)
-        return request
+    def _request(self, inputs: EvaluationInputs, folder: Path) -> EvaluateRequest:
+        jacobian, records = inputs.jacobian, {}
+        if inputs.fixed_labels is not None:
+            images = [linked(jacobian, role) or jacobian for role in (FIXED, MOVING)]
+            volumes, self._names = _labels((inputs.fixed_labels, inputs.moving_labels), images)
+            for role, volume in zip(("fixed_labels", "moving_labels"), volumes, strict=True):
+                records[role] = protocol.write_volume(volume, folder, role)
+        if inputs.fixed_points is not None:
+            records["fixed_points"] = protocol.write_points(_points(inputs.fixed_points))
+            records["moving_points"] = protocol.write_points(_points(inputs.moving_points))
+        field = transforms.grid_from_node(linked(jacobian, TRANSFORM))
+        return EvaluateRequest(
+            folder=str(folder),
+            transform=protocol.write_field(*field, folder, "transform"),
+            reference=protocol.write_volume(nodes.volume_from_node(jacobian, "result"), folder, "reference"),
+            **records,
+        )
 
     def _fill_table(self) -> None:
         rows = [(title, self.row[key]) for key, title in FIGURES if key in self.row]
@@ -190,30 +187,31 @@ class SceneEvaluation:
         for landmark in self.row.get("landmarks", []):
             rows.append((f"TRE [mm], {landmark['name']}", landmark["after_mm"]))
         if self.table is None or self.table.GetScene() is not self.scene:
-            self.table = folding.new_table_node(self.scene, self._title)
+            self.table = nodes.add_node(self.scene, "vtkMRMLTableNode", self._title)
         self.table.SetName(self._title)
         folding.fill_columns(
             self.table, _("Measure"), [title for title, _value in rows], {_("Value"): [value for _title, value in rows]}
         )
-        mrml.remember(self.table, evaluation=self.row)
+        nodes.remember(self.table, evaluation=self.row)
 
 
 def _labels(
-    nodes: Sequence[slicer.vtkMRMLNode], images: Sequence[slicer.vtkMRMLScalarVolumeNode]
+    label_nodes: Sequence[slicer.vtkMRMLNode], images: Sequence[slicer.vtkMRMLScalarVolumeNode]
 ) -> tuple[list[Volume], dict[int, str]]:
     """Fixed and moving labels with equal values for what corresponds, and the structures' names by value.
 
     Segmentations are sampled on the voxels of their images.
     """
     roles = ("fixed labels", "moving labels")
-    volumes = [mrml.labels_from_node(*given) for given in zip(nodes, images, roles, strict=True)]
-    if not nodes[0].IsA("vtkMRMLSegmentationNode"):
+    volumes = [labels_from_node(*given) for given in zip(label_nodes, images, roles, strict=True)]
+    if not label_nodes[0].IsA("vtkMRMLSegmentationNode"):
         return volumes, {}
-    names = [_segment_names(node) for node in nodes]
+    names = [_segment_names(node) for node in label_nodes]
     common = [name for name in names[0] if name in names[1]]
     if not common:
         raise InputError(
-            f"{nodes[0].GetName()} and {nodes[1].GetName()} have no segment name in common; name the segments alike."
+            f"{label_nodes[0].GetName()} and {label_nodes[1].GetName()} have no segment name in common; "
+            "name the segments alike."
         )
     matched = []
     for volume, segments in zip(volumes, names, strict=True):
@@ -229,15 +227,13 @@ def _segment_names(node: slicer.vtkMRMLSegmentationNode) -> list[str]:
     return [segmentation.GetSegment(identifier).GetName() for identifier in segmentation.GetSegmentIDs()]
 
 
-def _points(node: slicer.vtkMRMLMarkupsFiducialNode) -> Mapping[str, Any]:
-    """Names and positions (RAS mm, in the world) of the points that were placed. Raises InputError for none."""
+def _points(node: slicer.vtkMRMLMarkupsFiducialNode) -> Landmarks:
+    """The points that were placed, in the world. Raises InputError for none."""
     names, positions = [], []
     for index in range(node.GetNumberOfControlPoints()):
         if node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
-            position = [0.0, 0.0, 0.0]
-            node.GetNthControlPointPositionWorld(index, position)
             names.append(node.GetNthControlPointLabel(index))
-            positions.append(position)
+            positions.append(node.GetNthControlPointPositionWorld(index))
     if not names:
         raise InputError(f"{node.GetName()} has no point; place some, or choose another list.")
-    return {"names": names, "positions": positions, "source": node.GetName()}
+    return Landmarks(names, np.array(positions), node.GetName())

@@ -1,4 +1,4 @@
-"""See in Slicer where a deformation folds: colors and legend for the Jacobian map, the folds as a
+"""Show in Slicer where a deformation folds: colors and legend of the Jacobian map, the folds as a
 segmentation and one by one, a table of the figures, grid lines. Needs slicer and vtk, no Qt.
 
 The Jacobian determinant says by how much a voxel of the fixed image grows on its way to the moving image: 1
@@ -15,8 +15,10 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
+from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.scene.nodes import add_node, add_segment, local_affine, parent_matrix, volume_from_node
+from GradProjIOLib.scene.labels import add_segment, clear_segmentation
+from GradProjIOLib.scene.nodes import local_affine, nodes_of_class, volume_from_node
 
 LARGEST_SHOWN = 4.0
 FOLD_COLOR = (0.1, 1.0, 0.1)
@@ -121,16 +123,10 @@ def folding_to_segmentation(
 ) -> slicer.vtkMRMLSegmentationNode:
     """Put the folded voxels `mask` (in the world) into `node` as one segment in the fold color.
 
-    `like` is the fixed image's node, see mrml.volume_to_node. Without folded voxels the segment is empty.
+    `like` is the fixed image's node, see nodes.place_like. Without folded voxels the segment is empty.
     """
-    node.GetSegmentation().RemoveAllSegments()
-    node.SetSourceRepresentationToBinaryLabelmap()
-    linear = parent_matrix(like) is not None
-    node.SetAndObserveTransformNodeID(like.GetTransformNodeID() if linear else None)
-    node.SetReferenceImageGeometryParameterFromVolumeNode(like)
-    if node.GetDisplayNode() is None:
-        node.CreateDefaultDisplayNodes()
-    add_segment(node, Volume(mask.array, mask.affine, SEGMENT_NAME), FOLD_COLOR, like)
+    clear_segmentation(node, like)
+    add_segment(node, Volume(mask.array, mask.affine, SEGMENT_NAME), FOLD_COLOR)
     return node
 
 
@@ -180,7 +176,7 @@ def find_folds(
     determinant = volume_from_node(jacobian, "Jacobian map")
     folded = determinant.array <= 0
     if folding is not None:
-        folded = _segment_on(folding, jacobian, determinant.shape)
+        folded = _segments_on(folding, jacobian)
     if not folded.any():
         return []
     regions = _connected_regions(folded)
@@ -190,7 +186,7 @@ def find_folds(
     _, first, voxels = np.unique(labels[order], return_index=True, return_counts=True)
     deepest = inside[order[first]]
     k, j, i = np.unravel_index(deepest, determinant.shape)
-    world = np.stack([i, j, k], axis=1) @ determinant.affine[:3, :3].T + determinant.affine[:3, 3]
+    world = apply_matrix(determinant.affine, np.stack([i, j, k], axis=1))
     folds = [
         Fold(tuple(position), int(count), float(depth))
         for position, count, depth in zip(world.tolist(), voxels, determinant.array.ravel()[deepest], strict=True)
@@ -198,31 +194,14 @@ def find_folds(
     return sorted(folds, key=lambda fold: (fold.determinant, -fold.voxels))
 
 
-def _segment_on(
-    folding: slicer.vtkMRMLSegmentationNode,
-    reference: slicer.vtkMRMLScalarVolumeNode,
-    shape: tuple[int, int, int],
-) -> np.ndarray:
-    """The first segment as booleans [k, j, i] on the voxels of `reference`, of which it is a part."""
-    result = np.zeros(shape, dtype=bool)
-    segments = folding.GetSegmentation()
-    if segments.GetNumberOfSegments() == 0:
-        return result
-    image = slicer.vtkOrientedImageData()
-    folding.GetBinaryLabelmapRepresentation(segments.GetNthSegmentID(0), image)
-    if image.IsEmpty() or image.GetPointData().GetScalars() is None:
-        return result
-    voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1]) != 0
-    # Segments are stored cropped: find where the crop lies from the two index-to-RAS matrices.
-    matrix = vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(matrix)
-    to_reference = np.linalg.inv(local_affine(reference)) @ slicer.util.arrayFromVTKMatrix(matrix)
-    extent = np.array(image.GetExtent()).reshape(3, 2)
-    start = np.rint(to_reference[:3, :3] @ extent[:, 0] + to_reference[:3, 3]).astype(int)
-    stop = start + np.array(voxels.shape[::-1])
-    if (start >= 0).all() and (stop <= np.array(shape[::-1])).all():
-        result[start[2] : stop[2], start[1] : stop[1], start[0] : stop[0]] = voxels
-    return result
+def _segments_on(folding: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode) -> np.ndarray:
+    """Which voxels [k, j, i] of `reference` a segment covers. Both nodes lie below the same parent transform."""
+    lattice, merged = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    lattice.SetDimensions(*reference.GetImageData().GetDimensions())
+    lattice.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(local_affine(reference)))
+    folding.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, lattice)
+    voxels = vtk_to_numpy(merged.GetPointData().GetScalars())
+    return voxels.reshape(lattice.GetDimensions()[::-1]) != 0
 
 
 def _connected_regions(folded: np.ndarray) -> np.ndarray:
@@ -234,7 +213,7 @@ def _connected_regions(folded: np.ndarray) -> np.ndarray:
 
 def go_to_fold(scene: slicer.vtkMRMLScene, fold: Fold, label: str) -> slicer.vtkMRMLMarkupsFiducialNode:
     """Center all slice views on `fold` and put the fold fiducial there, saying `label`."""
-    for node in _nodes(scene, "vtkMRMLSliceNode"):
+    for node in nodes_of_class(scene, "vtkMRMLSliceNode"):
         node.JumpSliceByCentering(*fold.position)
     fiducial = scene.GetFirstNodeByName(FIDUCIAL_NAME)
     if fiducial is None or not fiducial.IsA("vtkMRMLMarkupsFiducialNode"):
@@ -254,14 +233,14 @@ def show_overlay(
     opacity: float,
 ) -> None:
     """Show `foreground` over `background` in all slice views with `opacity` (0 to 1)."""
-    for composite in _nodes(scene, "vtkMRMLSliceCompositeNode"):
+    for composite in nodes_of_class(scene, "vtkMRMLSliceCompositeNode"):
         was_modifying = composite.StartModify()
         composite.SetBackgroundVolumeID(background.GetID())
         composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
         composite.SetForegroundOpacity(opacity)
         composite.EndModify(was_modifying)
     # Slice views look at a legend only when it changes, not when its volume comes into view or goes.
-    for legend in _nodes(scene, "vtkMRMLColorLegendDisplayNode"):
+    for legend in nodes_of_class(scene, "vtkMRMLColorLegendDisplayNode"):
         legend.Modified()
 
 
@@ -283,12 +262,3 @@ def show_grid(node: slicer.vtkMRMLTransformNode, visible: bool, spacing_mm: floa
     display.SetVisibility2D(visible)
     display.SetVisibility3D(False)
     display.EndModify(was_modifying)
-
-
-def _nodes(scene: slicer.vtkMRMLScene, kind: str) -> list[slicer.vtkMRMLNode]:
-    return [scene.GetNthNodeByClass(index, kind) for index in range(scene.GetNumberOfNodesByClass(kind))]
-
-
-def new_table_node(scene: slicer.vtkMRMLScene, name: str) -> slicer.vtkMRMLTableNode:
-    """A new, empty table node."""
-    return add_node(scene, "vtkMRMLTableNode", name)

@@ -1,4 +1,4 @@
-"""What the folding part of the panel does: follows one result and walks through its folds. No Qt."""
+"""What the folding section of the panel shows of one result, and how it goes from fold to fold. No Qt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import slicer
 from GradProjIOLib.scene import folding, nodes
 from GradProjIOLib.scene.folding import Fold
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.session import FIXED, FOLDING, MOVING, TABLE, TRANSFORM, WARPED, linked
+from GradProjIOLib.scene.nodes import linked
+from GradProjIOLib.scene.placement import FIXED, MOVING, TABLE
+from GradProjIOLib.worker.protocol import FOLDING, TRANSFORM, WARPED
 
 COMPARE_OPACITY = 0.5
 
@@ -21,7 +23,7 @@ class FoldingView:
         self._at: int | None = None
 
     def show(self, jacobian: slicer.vtkMRMLScalarVolumeNode | None) -> None:
-        """Turn to another result; None for none."""
+        """Show another result; None for none."""
         self.jacobian, self._at = jacobian, None
         usable = jacobian is not None and jacobian.GetImageData() is not None
         self.folds = folding.find_folds(jacobian, linked(jacobian, FOLDING)) if usable else []
@@ -96,7 +98,7 @@ class FoldingView:
 
     def has(self, role: str) -> bool:
         """Whether the result still has a node with `role`."""
-        return self.jacobian is not None and linked(self.jacobian, role) is not None
+        return linked(self.jacobian, role) is not None
 
     def grid(self, visible: bool) -> None:
         """Show or hide the grid lines of the transform."""
@@ -107,4 +109,4 @@ class FoldingView:
     @property
     def table(self) -> slicer.vtkMRMLTableNode | None:
         """The table of figures."""
-        return linked(self.jacobian, TABLE) if self.jacobian is not None else None
+        return linked(self.jacobian, TABLE)

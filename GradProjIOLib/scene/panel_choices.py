@@ -1,95 +1,137 @@
 """From the choices of the panel to what a registration takes. No Qt.
 
-`choices` is always the module's parameter node, a GradProjIOParameterNode of the module's file.
+`parameters` is always the module's parameter node, a GradProjIOParameterNode of the module's file. Its parameters for
+settings are named like those, in Slicer's spelling: `fixed_modality` is `fixedModality`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import slicer
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.scene import session as roles
-from GradProjIOLib.scene.evaluation import Measured
-from GradProjIOLib.scene.session import Inputs
+from GradProjIOLib.scene.evaluation import EvaluationInputs
+from GradProjIOLib.scene.i18n import tr as _
+from GradProjIOLib.scene.inputs import Inputs
+from GradProjIOLib.settings import Settings
+from GradProjIOLib.worker import protocol
 
 LEARNING_RATE_UNIT = 1e-5
-SETTINGS = {
-    "fixedModality": "fixed_modality",
-    "movingModality": "moving_modality",
-    "model": "model",
-    "steps": "steps",
-    "method": "method",
-    "similarity": "similarity",
-    "regularityWeight": "regularity_weight",
-    "projection": "projection",
-    "seed": "seed",
-    "device": "device",
-}
+SETTINGS = (
+    "fixed_modality",
+    "moving_modality",
+    "align",
+    "model",
+    "steps",
+    "method",
+    "similarity",
+    "regularity_weight",
+    "projection",
+    "seed",
+    "device",
+)
 OUTPUTS = {
-    roles.TRANSFORM: ("makeTransform", "outputTransform"),
-    roles.INVERSE: ("makeInverse", "outputInverse"),
-    roles.WARPED: ("makeWarped", "outputWarped"),
-    roles.WARPED_LABELS: ("makeWarpedLabels", "outputWarpedLabels"),
-    roles.JACOBIAN: ("makeJacobian", "outputJacobian"),
+    protocol.TRANSFORM: ("makeTransform", "outputTransform"),
+    protocol.INVERSE: ("makeInverse", "outputInverse"),
+    protocol.WARPED: ("makeWarped", "outputWarped"),
+    protocol.WARPED_LABELS: ("makeWarpedLabels", "outputWarpedLabels"),
+    protocol.JACOBIAN: ("makeJacobian", "outputJacobian"),
 }
 
 
-def inputs(choices: Any) -> Inputs:
+def labels() -> dict[str, dict[str, str]]:
+    """What the panel shows for the values of each setting that is a choice, in the user's language."""
+    modalities = {"mri": _("MRI"), "ct": _("CT")}
+    return {
+        "fixed_modality": modalities,
+        "moving_modality": modalities,
+        "align": {"none": _("no"), "centers": _("centers"), "rigid": _("rigid"), "affine": _("affine")},
+        "model": {
+            "auto": _("automatic"),
+            "unigradicon": "uniGradICON",
+            "multigradicon": "multiGradICON",
+            "compact": _("compact"),
+        },
+        "method": {"projected": _("gradient projection"), "vanilla": _("weighted sum")},
+        "similarity": {"lncc": "LNCC", "lncc2": _("LNCC, squared"), "mind": "MIND-SSC"},
+        "projection": {
+            "random": _("at random"),
+            "both": _("both"),
+            "similarity": _("similarity"),
+            "regularity": _("smoothness"),
+        },
+    }
+
+
+def choices(setting: str) -> list[str]:
+    """The values of a setting that the panel offers. Method "direct" is not among them: that is 0 steps there."""
+    allowed = next(one.metadata["choices"] for one in fields(Settings) if one.name == setting)
+    return [value for value in allowed if value != "direct"]
+
+
+def parameter_name(setting: str) -> str:
+    """The name of the parameter for a setting."""
+    first, *rest = setting.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def inputs(parameters: Any) -> Inputs:
     """The chosen input nodes."""
     return Inputs(
-        choices.fixedVolume,
-        choices.movingVolume,
-        choices.initialTransform,
-        choices.fixedMask,
-        choices.movingMask,
-        choices.movingSegmentation,
+        parameters.fixedVolume,
+        parameters.movingVolume,
+        parameters.initialTransform,
+        parameters.fixedMask,
+        parameters.movingMask,
+        parameters.movingSegmentation,
     )
 
 
-def settings(choices: Any) -> dict[str, Any]:
-    """The keywords of registration.Settings."""
-    result = {ours: getattr(choices, theirs) for theirs, ours in SETTINGS.items()}
-    result["align"] = "none" if choices.initialTransform else choices.align
-    if choices.learningRate > 0:
-        result["learning_rate"] = choices.learningRate * LEARNING_RATE_UNIT
+def settings(parameters: Any) -> dict[str, Any]:
+    """The chosen settings by their names in `settings.Settings`."""
+    result = {name: getattr(parameters, parameter_name(name)) for name in SETTINGS}
+    if parameters.initialTransform:
+        result["align"] = "none"
+    if parameters.learningRate > 0:
+        result["learning_rate"] = parameters.learningRate * LEARNING_RATE_UNIT
     if result["steps"] == 0:
         result["method"] = "direct"
     return result
 
 
-def outputs(choices: Any) -> dict[str, slicer.vtkMRMLNode | None]:
+def outputs(parameters: Any) -> dict[str, slicer.vtkMRMLNode | None]:
     """The wanted results with the node each goes to; None stands for a new one."""
-    wanted = {role: getattr(choices, node) for role, (make, node) in OUTPUTS.items() if getattr(choices, make)}
-    if choices.movingSegmentation is None:
-        wanted.pop(roles.WARPED_LABELS, None)
+    wanted = {role: getattr(parameters, node) for role, (make, node) in OUTPUTS.items() if getattr(parameters, make)}
+    if parameters.movingSegmentation is None:
+        wanted.pop(protocol.WARPED_LABELS, None)
     return wanted
 
 
-def measured(choices: Any) -> Measured:
-    """The chosen result and what to measure it with."""
-    return Measured(
-        choices.result,
-        choices.evaluationFixedLabels,
-        choices.evaluationMovingLabels,
-        choices.evaluationFixedPoints,
-        choices.evaluationMovingPoints,
+def evaluation_inputs(parameters: Any) -> EvaluationInputs:
+    """The chosen result and what to evaluate it with."""
+    return EvaluationInputs(
+        parameters.result,
+        parameters.evaluationFixedLabels,
+        parameters.evaluationMovingLabels,
+        parameters.evaluationFixedPoints,
+        parameters.evaluationMovingPoints,
     )
 
 
-def problem(choices: Any) -> str:
+def problem(parameters: Any) -> str:
     """Why these choices cannot be registered, in one sentence; empty where they can."""
-    return _complaint(lambda: (inputs(choices).check(), _check_outputs(choices)))
+    return _sentence_of(lambda: (inputs(parameters).check(), _check_outputs(parameters)))
 
 
-def evaluation_problem(choices: Any) -> str:
-    """Why the chosen result cannot be measured, in one sentence; empty where it can."""
-    return _complaint(measured(choices).check)
+def evaluation_problem(parameters: Any) -> str:
+    """Why the chosen result cannot be evaluated, in one sentence; empty where it can."""
+    return _sentence_of(evaluation_inputs(parameters).check)
 
 
-def _complaint(check: Callable[[], Any]) -> str:
+def _sentence_of(check: Callable[[], Any]) -> str:
     try:
         check()
     except InputError as error:
@@ -97,11 +139,11 @@ def _complaint(check: Callable[[], Any]) -> str:
     return ""
 
 
-def _check_outputs(choices: Any) -> None:
-    wanted = outputs(choices)
+def _check_outputs(parameters: Any) -> None:
+    wanted = outputs(parameters)
     if not wanted:
         raise InputError("No output is chosen; choose at least one under Outputs.")
-    taken = {node.GetID() for node in vars(inputs(choices)).values() if node is not None}
+    taken = {node.GetID() for node in vars(inputs(parameters)).values() if node is not None}
     for node in wanted.values():
         if node is not None and node.GetID() in taken:
             raise InputError(

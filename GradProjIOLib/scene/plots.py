@@ -58,14 +58,3 @@ class LossPlot:
                 table.SetValue(row, column, vtk.vtkVariant(loss if loss > 0 else math.nan))
         table.Modified()
         self.table.Modified()
-
-    def nodes(self) -> list[slicer.vtkMRMLNode]:
-        """Everything this plot put into the scene."""
-        series = [self.chart.GetNthPlotSeriesNode(n) for n in range(self.chart.GetNumberOfPlotSeriesNodes())]
-        return [self.chart, *[node for node in series if node is not None], self.table]
-
-    def remove(self) -> None:
-        """Take the nodes out of the scene again."""
-        for node in self.nodes():
-            if node.GetScene() is not None:
-                node.GetScene().RemoveNode(node)

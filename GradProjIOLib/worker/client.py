@@ -1,4 +1,4 @@
-"""Slicer's end of the worker process: starts it, asks it, listens to it, ends it. Standard library only.
+"""The application's end of a worker process: starts it, sends requests, collects events, ends it.
 
 Nothing here waits, and there are no threads: call `WorkerClient.poll` from a timer. The worker itself ends
 when its standard input is closed, so it cannot outlive the process that holds the client, however that ends.
@@ -18,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.worker.protocol import CANCEL, DIED, LAST_EVENTS, READY
+
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 ERROR_TAIL_BYTES = 4000
-ENDING_SECONDS = 5.0
+EXIT_SECONDS = 5.0
 
 
 class WorkerClient:
@@ -36,9 +39,10 @@ class WorkerClient:
         self._worker_pid: int | None = None
         self._errors: BinaryIO | None = None
         self._unread = b""
-        self._numbers = 0
+        self._last_number = 0
         self._pending: dict[int, dict[str, Any]] = {}
-        self._heard_of: set[int] = set()
+        self._started: set[int] = set()
+        self._sent_again: set[int] = set()
 
     @property
     def running(self) -> bool:
@@ -52,72 +56,66 @@ class WorkerClient:
 
     @property
     def pid(self) -> int | None:
-        """The process number of the worker once it has reported, for looking at it."""
+        """The process number of the worker, once it has reported that it is ready."""
         return self._worker_pid
 
     def start(self) -> None:
-        """Start the process where it is not running, so that the first request finds it warm."""
+        """Start the process where it is not running, so that the first request need not wait for it.
+
+        Raises InputError where the process cannot be started.
+        """
         if not self.running:
             self._forget_process()
             self._launch()
 
     def submit(self, request: Mapping[str, Any]) -> int:
-        """Send a request; return the number that its events carry.
-
-        Raises OSError where the process cannot be started.
-        """
-        self._numbers += 1
-        numbered = {**request, "id": self._numbers}
-        self._pending[self._numbers] = numbered
-        try:
-            self.start()
-        except OSError:
-            del self._pending[self._numbers]
-            raise
+        """Send a request; return the number that its events carry. Raises InputError as `start` does."""
+        self.start()
+        self._last_number += 1
+        numbered = {**request, "id": self._last_number}
+        self._pending[self._last_number] = numbered
         self._send(numbered)
-        return self._numbers
+        return self._last_number
 
     def cancel(self, number: int) -> None:
         """Ask the worker to end request `number` after the current step and keep what it has."""
-        self._send({"request": "cancel", "id": number})
+        self._send({"request": CANCEL, "id": number})
 
     def poll(self) -> list[dict[str, Any]]:
         """The events since the last call, without waiting.
 
-        To those of the worker one is added: {"event": "died", "id", "message"} for every request that was
-        under way when the process ended. A worker that went idle just before a request came is started again
-        without a word.
+        Where the process has ended, there is a `died` event for each request that is lost. A process ends with
+        status 0 when it was not used for some time. A request that reached it only then is sent once more, to a new
+        process.
         """
         if self._process is None:
             return []
         ended = self._process.poll() is not None
-        events = [self._note(event) for event in self._read_events()]
+        events = self._read_events()
+        for event in events:
+            self._follow(event)
         if ended:
-            events += self._bury()
+            events += self._after_exit()
         return events
 
     def kill(self) -> None:
-        """End the process at once. What was under way is lost; the next request starts a new one."""
+        """End the process at once. What was under way is lost; the next request starts a new process."""
         self._pending.clear()
         if self._process is None:
             return
-        # A launcher may stand between us and the worker; ending only the launcher would leave the worker.
+        # A launcher may stand between this process and the worker; ending only the launcher would leave the worker.
         if self._worker_pid is not None and self._worker_pid != self._process.pid and self.running:
             with contextlib.suppress(OSError):
                 os.kill(self._worker_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
         self._process.kill()
-        self._close_pipes()
-        self._wait()
-        self._forget_process()
+        self._wait_and_forget()
 
     def close(self) -> None:
-        """End the process in good order: a busy one at once, an idle one by closing its input."""
+        """End the process: a busy one at once, an idle one by closing its input."""
         if self._pending:
             self.kill()
         if self._process is not None:
-            self._close_pipes()
-            self._wait()
-            self._forget_process()
+            self._wait_and_forget()
 
     def _launch(self) -> None:
         inherited = os.environ.get("PYTHONPATH")
@@ -125,16 +123,20 @@ class WorkerClient:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONIOENCODING": "utf-8"}
         environment.update(self._environment)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=environment,
-            bufsize=0,
-            # Without this Windows opens a console window.
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=environment,
+                bufsize=0,
+                # Without this Windows opens a console window.
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            self._forget_process()
+            raise InputError(f"The worker process could not be started ({error}); reinstall GradProjIO.") from error
         os.set_blocking(self._process.stdout.fileno(), False)
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -145,60 +147,60 @@ class WorkerClient:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
     def _read_events(self) -> list[dict[str, Any]]:
-        while True:
-            try:
-                chunk = os.read(self._process.stdout.fileno(), 1 << 16)
-            except BlockingIOError:
-                break
-            except OSError:
-                chunk = b""
-            if not chunk:
-                break
-            self._unread += chunk
+        with contextlib.suppress(OSError):  # BlockingIOError: nothing more to read now
+            while chunk := os.read(self._process.stdout.fileno(), 1 << 16):
+                self._unread += chunk
         *lines, self._unread = self._unread.split(b"\n")
         return [event for line in lines if (event := _parse(line)) is not None]
 
-    def _note(self, event: dict[str, Any]) -> dict[str, Any]:
+    def _follow(self, event: Mapping[str, Any]) -> None:
         number = event.get("id")
-        if event["event"] == "ready":
+        if event["event"] == READY:
             self._worker_pid = event.get("pid")
         elif number is not None:
-            self._heard_of.add(number)
-        if event["event"] in ("done", "failed", "cancelled", "evaluated"):
+            self._started.add(number)
+        if event["event"] in LAST_EVENTS:
             self._pending.pop(number, None)
-        return event
 
-    def _bury(self) -> list[dict[str, Any]]:
-        """The process has ended: say so for what was under way, send again what it never took up."""
-        code, message = self._process.returncode, self._last_words()
-        lost = [number for number in self._pending if code != 0 or number in self._heard_of]
+    def _after_exit(self) -> list[dict[str, Any]]:
+        """The events of the requests that are lost; sends again those that the process never began."""
+        code, message = self._process.returncode, self._last_error_line()
+        self._forget_process()
+        again = set(self._pending) - self._started - self._sent_again if code == 0 else set()
+        if again:
+            try:
+                self._launch()
+            except InputError as error:
+                again, message = set(), str(error)
+        for number in again:
+            self._send(self._pending[number])
+        self._sent_again |= again
+        lost = [number for number in self._pending if number not in again]
         for number in lost:
             del self._pending[number]
-        self._forget_process()
-        if self._pending:
-            self._launch()
-            for request in self._pending.values():
-                self._send(request)
-        return [{"event": "died", "id": number, "code": code, "message": message} for number in lost]
+        return [{"event": DIED, "id": number, "code": code, "message": message} for number in lost]
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         """The last line on the standard error of the process, empty where there is none."""
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, self._errors.tell() - ERROR_TAIL_BYTES))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
 
+    def _wait_and_forget(self) -> None:
+        """Close the process's input, which ends it, and wait until it is gone."""
+        self._close_pipes()
+        try:
+            self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._forget_process()
+
     def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
-
-    def _wait(self) -> None:
-        try:
-            self._process.wait(ENDING_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def _forget_process(self) -> None:
         if self._process is not None:

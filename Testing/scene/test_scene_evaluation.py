@@ -14,8 +14,11 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
-from GradProjIOLib.scene.evaluation import Measured, SceneEvaluation
-from GradProjIOLib.scene.session import Inputs, SceneRegistration
+from GradProjIOLib.scene.evaluation import EvaluationInputs, SceneEvaluation
+from GradProjIOLib.scene.inputs import Inputs
+from GradProjIOLib.scene.labels import add_segment
+from GradProjIOLib.scene.session import SceneRegistration
+from GradProjIOLib.scene.transforms import displacement_to_node, grid_from_node
 from GradProjIOLib.spatial.deformation import Deformation
 
 
@@ -57,20 +60,20 @@ def table(node) -> dict[str, float]:
 
 
 def deformation_of(nodes) -> Deformation:
-    return Deformation(*mrml.grid_from_node(nodes["transform"]))
+    return Deformation(*grid_from_node(nodes["transform"]))
 
 
 def test_a_grid_comes_back_as_it_was_put_into_a_node():
     scene = slicer.vtkMRMLScene()
     displacement = np.random.default_rng(0).normal(size=(4, 5, 6, 3)).astype(np.float32)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "grid")
-    mrml.deformation_to_node(Deformation(displacement, right_angled(OBLIQUE)), node)
-    found, affine = mrml.grid_from_node(node)
+    displacement_to_node(displacement, right_angled(OBLIQUE), node)
+    found, affine = grid_from_node(node)
     np.testing.assert_allclose(found, displacement)
     np.testing.assert_allclose(affine, right_angled(OBLIQUE), atol=1e-9)
     node.Inverse()
     with pytest.raises(InputError, match="grid is not as"):
-        mrml.grid_from_node(node)
+        grid_from_node(node)
 
 
 def test_label_maps_and_landmarks(result, worker, tmp_path, monkeypatch):
@@ -86,7 +89,7 @@ def test_label_maps_and_landmarks(result, worker, tmp_path, monkeypatch):
         for label, position in (("one", (-10.0, -5.0, 0.0)), ("two", (5.0, 10.0, 8.0))):
             node.AddControlPoint([position[0] + shift, *position[1:]], label)
         points.append(node)
-    found = measure(scene, worker, Measured(nodes["jacobian"], *labels, *points))
+    found = measure(scene, worker, EvaluationInputs(nodes["jacobian"], *labels, *points))
     assert found.message == "Measured."
     deformation = deformation_of(nodes)
     expected = metrics.evaluate_labels(deformation, *volumes)
@@ -120,9 +123,9 @@ def test_segments_correspond_by_name(result, worker):
             inside = volume.array == {"shell": 1, "core": 2, "extra": 9}[name]
             if name == "extra":
                 inside[0, 0, 0] = True
-            mrml.add_segment(node, Volume(inside.astype(np.uint8), volume.affine, name), (1, 0, 0), None)
+            add_segment(node, Volume(inside.astype(np.uint8), volume.affine, name), (1, 0, 0))
         segmentations.append(node)
-    shown = table(measure(scene, worker, Measured(nodes["jacobian"], *segmentations)).table)
+    shown = table(measure(scene, worker, EvaluationInputs(nodes["jacobian"], *segmentations)).table)
     expected = metrics.evaluate_labels(deformation_of(nodes), *volumes)
     for name, structure in zip(("shell", "core"), expected.structures, strict=True):
         assert shown[f"Dice, {name}"] == pytest.approx(structure.dice, abs=0.02)
@@ -136,14 +139,14 @@ def test_a_choice_that_cannot_be_measured_is_explained(result, worker):
     points = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "points")
     jacobian = nodes["jacobian"]
     for measured, words in (
-        (Measured(None, labels, labels), "no result"),
-        (Measured(fixed, labels, labels), "no result"),
-        (Measured(jacobian), "Nothing to measure"),
-        (Measured(jacobian, labels), "moving labels"),
-        (Measured(jacobian, None, None, None, points), "fixed landmarks"),
-        (Measured(jacobian, labels, segmentation), "two of one kind"),
-        (Measured(jacobian, None, None, points, points), "no point"),
-        (Measured(jacobian, segmentation, segmentation), "no segments"),
+        (EvaluationInputs(None, labels, labels), "no result"),
+        (EvaluationInputs(fixed, labels, labels), "no result"),
+        (EvaluationInputs(jacobian), "Nothing to measure"),
+        (EvaluationInputs(jacobian, labels), "moving labels"),
+        (EvaluationInputs(jacobian, None, None, None, points), "fixed landmarks"),
+        (EvaluationInputs(jacobian, labels, segmentation), "two of one kind"),
+        (EvaluationInputs(jacobian, None, None, points, points), "no point"),
+        (EvaluationInputs(jacobian, segmentation, segmentation), "no segments"),
     ):
         found = SceneEvaluation(scene, worker)
         found.try_start(measured)
@@ -156,10 +159,10 @@ def test_what_was_moved_since_the_registration_is_not_measured(result, worker):
     jacobian, transform = nodes["jacobian"], nodes["transform"]
     labels = [add(scene, labels_of(mrml.volume_from_node(node), "labels"), "vtkMRMLLabelMapVolumeNode")
               for node in (fixed, moving)]  # fmt: skip
-    Measured(jacobian, *labels).check()
+    EvaluationInputs(jacobian, *labels).check()
     points = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "points")
-    with_points = Measured(jacobian, None, None, points, points)
-    for node, measured in ((labels[1], Measured(jacobian, *labels)), (points, with_points)):
+    with_points = EvaluationInputs(jacobian, None, None, points, points)
+    for node, measured in ((labels[1], EvaluationInputs(jacobian, *labels)), (points, with_points)):
         node.SetAndObserveTransformNodeID(transform.GetID())
         with pytest.raises(InputError, match="count twice"):
             measured.check()
@@ -168,7 +171,7 @@ def test_what_was_moved_since_the_registration_is_not_measured(result, worker):
     parent.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(oblique_affine((1, 1, 1), (0, 0, 0), (0, 5, 0))))
     jacobian.SetAndObserveTransformNodeID(parent.GetID())
     with pytest.raises(InputError, match="has been moved"):
-        Measured(jacobian, *labels).check()
+        EvaluationInputs(jacobian, *labels).check()
     jacobian.SetAndObserveTransformNodeID(None)
 
 
@@ -177,12 +180,12 @@ def test_a_worker_that_dies_and_a_scene_that_goes(result, tmp_path, monkeypatch)
     scene, fixed, _moving, nodes = result
     labels = add(scene, labels_of(mrml.volume_from_node(fixed), "labels"), "vtkMRMLLabelMapVolumeNode")
     found = SceneEvaluation(scene, new_worker())
-    found.start(Measured(nodes["jacobian"], labels, labels))
+    found.start(EvaluationInputs(nodes["jacobian"], labels, labels))
     wait_until(lambda: found.client.pid is not None, found.client.poll)
     found.client._process.kill()
     wait_until(lambda: not found.active, found.poll)
     assert "ended unexpectedly" in found.message
-    found.start(Measured(nodes["jacobian"], labels, labels))
+    found.start(EvaluationInputs(nodes["jacobian"], labels, labels))
     found.abandon()
     assert not found.active
     assert not found.client.running

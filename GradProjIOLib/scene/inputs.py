@@ -1,0 +1,97 @@
+"""What a registration in Slicer starts from: the nodes, checked and made ready for the worker. No Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.lattice import lattice_affine
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene import labels, nodes, transforms
+from GradProjIOLib.scene.placement import Destination
+from GradProjIOLib.worker import protocol
+from GradProjIOLib.worker.protocol import INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, RegisterRequest
+
+# Initial transforms that bend are sampled on a lattice of at most this many points along an axis.
+LARGEST_INITIAL_LATTICE = 175
+
+Outputs = Mapping[str, slicer.vtkMRMLNode | None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The nodes to register. Masks and labels are label maps or segmentations."""
+
+    fixed: slicer.vtkMRMLScalarVolumeNode
+    moving: slicer.vtkMRMLScalarVolumeNode
+    initial_transform: slicer.vtkMRMLTransformNode | None = None
+    fixed_mask: slicer.vtkMRMLNode | None = None
+    moving_mask: slicer.vtkMRMLNode | None = None
+    moving_labels: slicer.vtkMRMLNode | None = None
+
+    def check(self) -> None:
+        """Raise InputError, naming the node, where the choice cannot work. Looks at no voxels."""
+        nodes.check_image_node(self.fixed, "fixed image")
+        nodes.check_image_node(self.moving, "moving image")
+        if self.fixed is self.moving:
+            raise InputError(f"{self.fixed.GetName()} is both fixed and moving image; choose two volumes.")
+        initial = self.initial_transform
+        if initial is not None and transforms.is_under(self.moving, initial):
+            raise InputError(
+                f"{self.moving.GetName()} already lies under {initial.GetName()}, which would count twice; "
+                "choose no initial transform."
+            )
+
+    def destination(self, outputs: Outputs | None) -> Destination:
+        """Where the result goes. Without `outputs`, every kind of result becomes a new node."""
+        if outputs is None:
+            wanted = [TRANSFORM, INVERSE, WARPED, JACOBIAN, *([WARPED_LABELS] if self.moving_labels else [])]
+            outputs = dict.fromkeys(wanted)
+        return Destination(
+            names={
+                "fixed": self.fixed.GetName(),
+                "moving": self.moving.GetName(),
+                "labels": self.moving_labels.GetName() if self.moving_labels else "labels",
+            },
+            fixed_id=self.fixed.GetID(),
+            moving_id=self.moving.GetID(),
+            labels_id=self.moving_labels.GetID() if self.moving_labels else None,
+            mask_name=self.fixed_mask.GetName() if self.fixed_mask else "mask",
+            outputs={role: node.GetID() if node is not None else None for role, node in outputs.items()},
+        )
+
+    def request(self, folder: Path, settings: Mapping[str, Any], allow_download: bool) -> RegisterRequest:
+        """Write the images to `folder`; return the request for the worker. Raises InputError."""
+        fixed = nodes.volume_from_node(self.fixed, "fixed image")
+        moving = nodes.volume_from_node(self.moving, "moving image")
+        records = {
+            "fixed": protocol.write_volume(fixed, folder, "fixed"),
+            "moving": protocol.write_volume(moving, folder, "moving"),
+        }
+        for name, image in (("fixed_mask", self.fixed), ("moving_mask", self.moving), ("moving_labels", self.moving)):
+            node = getattr(self, name)
+            if node is not None:
+                volume = labels.labels_from_node(node, image, name.replace("_", " "))
+                records[name] = protocol.write_volume(volume, folder, name)
+        if self.initial_transform is not None:
+            records["initial_transform"] = _initial(self.initial_transform, fixed, folder)
+        return RegisterRequest(folder=str(folder), settings=settings, allow_download=allow_download, **records)
+
+
+def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> dict[str, Any]:
+    """The record of an initial transform: a matrix where it is linear, else a field over the fixed image."""
+    matrix = transforms.matrix_from_node(node)
+    if matrix is not None:
+        return {"matrix": matrix.tolist()}
+    lattice = tuple(int(min(size, LARGEST_INITIAL_LATTICE)) for size in fixed.shape)
+    affine = lattice_affine(fixed.affine, fixed.shape, lattice)
+    displacement = transforms.displacement_from_node(node, lattice, affine)
+    if not np.isfinite(displacement).all():
+        raise InputError(f"{node.GetName()} cannot be evaluated over the fixed image; choose another one.")
+    return protocol.write_field(displacement, affine, folder, "initial_transform")

@@ -1,0 +1,126 @@
+"""Label maps and segmentation nodes of a MRML scene as Volumes of whole numbers, and back.
+
+Needs slicer and vtk, no Qt.
+"""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene import nodes
+
+Color = tuple[float, float, float]
+
+GOLDEN_RATIO = 0.618034
+
+
+def labels_from_node(
+    node: slicer.vtkMRMLNode | None, reference: slicer.vtkMRMLScalarVolumeNode, role: str = "labels"
+) -> Volume:
+    """A label map or segmentation node as a Volume of whole numbers in the world.
+
+    A label map keeps its own lattice. A segmentation is sampled on the lattice of the volume node
+    `reference`; its segments become 1, 2, … in their order, the later over the earlier. Raises InputError for
+    other nodes and where nothing is drawn.
+    """
+    if node is None:
+        raise InputError(f"No {role} are chosen; choose a label map or a segmentation.")
+    if node.IsA("vtkMRMLSegmentationNode"):
+        labels = _labels_of_segmentation(node, reference)
+    else:
+        labels = nodes.volume_from_node(node, role)
+        if labels.array.dtype.kind == "f":
+            if not np.array_equal(labels.array, np.rint(labels.array)):
+                raise InputError(f"{node.GetName()} is no label map: its values are not all whole numbers.")
+            labels = Volume(labels.array.astype(np.int32), labels.affine, labels.name)
+    if not labels.array.any():
+        raise InputError(f"{node.GetName()} is empty; draw something in it or choose none as {role}.")
+    return labels
+
+
+def _labels_of_segmentation(node: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode) -> Volume:
+    """`node` on the lattice of `reference`, both in the world."""
+    segments = vtk.vtkStringArray()
+    node.GetSegmentation().GetSegmentIDs(segments)
+    if segments.GetNumberOfValues() == 0:
+        raise InputError(f"{node.GetName()} has no segments; draw one or choose another node.")
+    if not node.CreateBinaryLabelmapRepresentation():
+        raise InputError(f"{node.GetName()} cannot be converted to voxels; repair its surfaces.")
+    scene = node.GetScene()
+    before = _node_ids(scene)
+    exported = nodes.add_node(scene, "vtkMRMLLabelMapVolumeNode", "exported labels")
+    try:
+        logic = slicer.vtkSlicerSegmentationsModuleLogic
+        if not logic.ExportSegmentsToLabelmapNode(node, segments, exported, reference):
+            raise InputError(f"{node.GetName()} could not be sampled on the voxels of {reference.GetName()}.")
+        # The exported node lies below the parent of the reference or of the segmentation; both are the world.
+        labels = nodes.volume_from_node(exported)
+        return Volume(labels.array.copy(), labels.affine, node.GetName())
+    finally:
+        # The export leaves display nodes and a color table behind.
+        for identifier in _node_ids(scene) - before:
+            scene.RemoveNode(scene.GetNodeByID(identifier))
+
+
+def _node_ids(scene: slicer.vtkMRMLScene) -> set[str]:
+    return {scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes())}
+
+
+def labels_to_segmentation(
+    labels: Volume,
+    node: slicer.vtkMRMLSegmentationNode,
+    like: slicer.vtkMRMLVolumeNode | None = None,
+    source: slicer.vtkMRMLNode | None = None,
+) -> slicer.vtkMRMLSegmentationNode:
+    """Put whole-number `labels` (in the world) into a segmentation node, one segment for each value above 0.
+
+    Names and colors come from `source`, the segmentation or label map the labels were read from by
+    labels_from_node. `like` is the fixed image's node, see nodes.place_like.
+    """
+    clear_segmentation(node, like)
+    for value in np.unique(labels.array[labels.array > 0]).tolist():
+        name, color = _name_and_color(source, int(value))
+        add_segment(node, Volume(labels.array == value, labels.affine, name), color)
+    return node
+
+
+def clear_segmentation(node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRMLVolumeNode | None) -> None:
+    """Remove all segments of `node` and prepare it for segments on the lattice of `like`."""
+    node.GetSegmentation().RemoveAllSegments()
+    node.SetSourceRepresentationToBinaryLabelmap()
+    nodes.place_like(node, like)
+    if like is not None:
+        node.SetReferenceImageGeometryParameterFromVolumeNode(like)
+    if node.GetDisplayNode() is None and node.GetScene() is not None:
+        node.CreateDefaultDisplayNodes()
+
+
+def add_segment(node: slicer.vtkMRMLSegmentationNode, mask: Volume, color: Color) -> str:
+    """Add the voxels of `mask` (in the world) that are not 0 as a segment named after it; return its ID."""
+    voxels = np.ascontiguousarray(mask.array != 0, dtype=np.uint8)
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(*mask.shape[::-1])
+    image.GetPointData().SetScalars(numpy_to_vtk(voxels.ravel(), deep=True))
+    image.SetGeometryFromImageToWorldMatrix(nodes.local_matrix(node, mask.affine))
+    return node.AddSegmentFromBinaryLabelmapRepresentation(image, mask.name, color)
+
+
+def _name_and_color(source: slicer.vtkMRMLNode | None, value: int) -> tuple[str, Color]:
+    """Name and color of the label `value` in the node it came from; generic ones where that has none."""
+    if source is not None and source.IsA("vtkMRMLSegmentationNode"):
+        segment = source.GetSegmentation().GetNthSegment(value - 1)
+        return segment.GetName(), segment.GetColor()
+    display = source.GetDisplayNode() if source is not None else None
+    table = display.GetColorNode() if display is not None else None
+    color = [0.0, 0.0, 0.0, 0.0]
+    if table is not None and table.GetColor(value, color) and table.GetColorName(value):
+        return table.GetColorName(value), (color[0], color[1], color[2])
+    # Steps of the golden ratio around the color circle: neighbors differ however many there are.
+    return f"Label {value}", colorsys.hsv_to_rgb(value * GOLDEN_RATIO % 1.0, 0.6, 0.9)

@@ -1,0 +1,185 @@
+"""What an application and its worker process say to each other. This is the only place that defines it.
+
+The application writes requests to the worker's standard input, the worker writes events to its standard output.
+Each is one JSON object on one line.
+
+A request is `{"request": kind, "id": number, …}`. The client chooses the number, and every event about the request
+carries it:
+
+| request    | further content                | effect                                                              |
+|------------|--------------------------------|---------------------------------------------------------------------|
+| `register` | the fields of RegisterRequest  | registers a pair of images                                          |
+| `evaluate` | the fields of EvaluateRequest  | measures a deformation with labels or landmarks                     |
+| `cancel`   | none                           | ends that registration after the current step; its result is kept   |
+
+An event is `{"event": kind, …}`. All but the first two have an `id`. One of the last five ends each request:
+
+| event       | further content                                     | meaning                                          |
+|-------------|-----------------------------------------------------|--------------------------------------------------|
+| `ready`     | `pid`                                               | the process runs                                 |
+| `devices`   | `devices`, each with a `name` and a `label`         | what can compute: the name is for Settings       |
+| `started`   | `total`, the number of steps                        | the work on the request begins                   |
+| `download`  | `received` and `total` bytes; `total` may be null   | the model's weights are being fetched            |
+| `step`      | the fields of `Step`, and `remaining_seconds`       | one optimization step is done                    |
+| `done`      | `report`, `result`                                  | the registration is finished                     |
+| `canceled`  | the same; nothing where there was no step yet       | the registration ended early, as requested       |
+| `evaluated` | `row`, as `evaluation.cases.measure_result` gives it | the evaluation is finished                      |
+| `failed`    | `message`; `kind`: "input", "weights" or "internal" | no result; "weights" asks to allow the download  |
+| `died`      | `message`; `code`, the exit status                  | the process ended; the client itself says so     |
+
+Image data do not pass through the pipes. They lie as uncompressed .npy files in a folder that belongs to one request,
+and a record (a JSON object) says where each file is and where its image lies in space: `array` (path), `affine` (4x4,
+index to RAS mm) and `name`. Writing and reading such a file costs as much as copying the array. `result` holds
+records by the names below; it is null where the result was written as files for the user.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.landmarks import Landmarks
+from GradProjIOLib.geometry.volume import Volume
+
+CANCEL = "cancel"
+READY, DEVICES, STARTED, DOWNLOAD, STEP = "ready", "devices", "started", "download", "step"
+DONE, CANCELED, EVALUATED, FAILED, DIED = "done", "canceled", "evaluated", "failed", "died"
+LAST_EVENTS = (DONE, CANCELED, EVALUATED, FAILED, DIED)
+INPUT_PROBLEM, WEIGHTS_MISSING, INTERNAL_PROBLEM = "input", "weights", "internal"
+
+TRANSFORM, INVERSE, WARPED, WARPED_LABELS = "transform", "inverse", "warped", "warped_labels"
+JACOBIAN, FOLDING = "jacobian", "folding"
+
+FOLDER_PREFIX = "gradprojio-"
+FIELD_AXES = 4
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RegisterRequest:
+    """Register `moving` to `fixed`. Images and masks are records of volumes, or paths of files.
+
+    `folder` is the folder of this request's arrays. `settings` are names and values of `settings.Settings`.
+    `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed to moving points in
+    RAS mm. `allow_download` says that the user has agreed to fetch the model's weights. Where `output` names a folder,
+    the result is written there as files, like that of `gradprojio register`; else it comes as arrays in `folder`.
+    """
+
+    kind: ClassVar[str] = "register"
+    folder: str
+    fixed: str | Record
+    moving: str | Record
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fixed_mask: str | Record | None = None
+    moving_mask: str | Record | None = None
+    moving_labels: str | Record | None = None
+    initial_transform: Record | None = None
+    allow_download: bool = False
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Measure the deformation `transform`, the record of a displacement field, on the lattice of `reference`.
+
+    `folder` is the folder of this request's arrays. Labels are records of volumes, landmarks are records of points;
+    each comes for both images or for none.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    folder: str
+    transform: Record
+    reference: Record
+    fixed_labels: Record | None = None
+    moving_labels: Record | None = None
+    fixed_points: Record | None = None
+    moving_points: Record | None = None
+
+
+Request = RegisterRequest | EvaluateRequest
+
+
+def to_message(request: Request) -> dict[str, Any]:
+    """The JSON object for `request`; the client adds the number."""
+    return {"request": request.kind, **vars(request)}
+
+
+def from_message(message: Mapping[str, Any]) -> Request:
+    """The request in a JSON object. Raises ValueError for an unknown kind, TypeError for unknown content."""
+    content = {name: value for name, value in message.items() if name not in ("request", "id")}
+    for kind in (RegisterRequest, EvaluateRequest):
+        if message["request"] == kind.kind:
+            return kind(**content)
+    raise ValueError(f"the request {message['request']!r} is not known")
+
+
+def new_folder() -> Path:
+    """A new, empty folder for the arrays of one request. Raises InputError where the disk has no room for it."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    except OSError as error:
+        raise InputError(
+            f"The folder for temporary files cannot be used ({error.strerror}); free some space there or set "
+            "another one in Slicer's application settings."
+        ) from error
+
+
+def remove_folder(folder: Path | str) -> None:
+    """Remove a folder that new_folder made, with all it holds; anything else is left alone."""
+    if Path(folder).name.startswith(FOLDER_PREFIX):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_volume(volume: Volume, folder: Path, name: str) -> dict[str, Any]:
+    """Write the array of `volume` to `folder` and return its record. Raises InputError where there is no room."""
+    return _write(volume.array, volume.affine, folder / f"{name}.npy", volume.name)
+
+
+def write_field(displacement: np.ndarray, affine: np.ndarray, folder: Path, name: str) -> dict[str, Any]:
+    """Write a displacement [k, j, i, 3] in RAS mm; return its record. Raises InputError where there is no room."""
+    return _write(displacement, affine, folder / f"{name}.npy", name)
+
+
+def write_points(points: Landmarks) -> dict[str, Any]:
+    """The record of landmarks, which are few enough to be part of the message."""
+    return {"names": points.names, "points": points.points.tolist(), "source": points.source}
+
+
+def _write(array: np.ndarray, affine: np.ndarray, path: Path, name: str) -> dict[str, Any]:
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:
+        raise InputError(
+            f"{name} could not be copied to {path.parent} ({error.strerror}); free some space there."
+        ) from error
+    return {"array": str(path), "affine": np.asarray(affine).tolist(), "name": name}
+
+
+def read_volume(record: Record) -> Volume:
+    """The volume of a record."""
+    return Volume(_read(record), np.array(record["affine"]), record["name"])
+
+
+def read_field(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The displacement [k, j, i, 3] in RAS mm and the affine (4x4) of a record."""
+    displacement = _read(record)
+    if displacement.ndim != FIELD_AXES or displacement.shape[-1] != 3:
+        raise ValueError(f"expected a displacement [k, j, i, 3], found the shape {displacement.shape}")
+    return displacement, np.array(record["affine"])
+
+
+def read_points(record: Record) -> Landmarks:
+    """The landmarks of a record."""
+    return Landmarks(record["names"], np.array(record["points"]), record["source"])
+
+
+def _read(record: Record) -> np.ndarray:
+    return np.load(record["array"], allow_pickle=False)
