@@ -5,14 +5,6 @@ from typing import Annotated, Union
 import qt
 import slicer
 import vtk
-from slicer import (
-    vtkMRMLGridTransformNode,
-    vtkMRMLLabelMapVolumeNode,
-    vtkMRMLMarkupsFiducialNode,
-    vtkMRMLScalarVolumeNode,
-    vtkMRMLSegmentationNode,
-    vtkMRMLTransformNode,
-)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import Choice, WithinRange, parameterNodeWrapper
@@ -28,7 +20,7 @@ if not (Path(__file__).parent / "GradProjIOLib").is_dir():
     # In the source tree the package lies beside the module's folder.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from GradProjIOLib.scene import packages, panel_choices
+from GradProjIOLib.scene import packages, panel_choices, sample_data, self_test
 from GradProjIOLib.scene.evaluation import SceneEvaluation
 from GradProjIOLib.scene.folding_view import FoldingView
 from GradProjIOLib.scene.inputs import Inputs
@@ -37,11 +29,6 @@ from GradProjIOLib.scene.session import SceneRegistration, State
 from GradProjIOLib.settings import Settings
 
 POLL_MILLISECONDS = 100
-SAMPLE_URL = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
-SAMPLES = {
-    "MRBrainTumor1": "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95",
-    "MRBrainTumor2": "1a64f3f422eb3d1c9b093d1a18da354b13bcf307907c66317e2463ee530b7a97",
-}
 
 
 class GradProjIO(ScriptedLoadableModule):
@@ -62,26 +49,8 @@ class GradProjIO(ScriptedLoadableModule):
             "Method: Zhang, Zhao, Tao: Improving Instance Optimization in Deformable Image Registration with "
             "Gradient Projection (Learn2Reg 2024). Network: uniGradICON (Tian et al., MICCAI 2024)."
         )
-        slicer.app.connect("startupCompleted()", registerSampleData)
-
-
-def registerSampleData():
-    """Offer the images of the tutorial in the Sample Data module."""
-    import SampleData
-
-    logic = SampleData.SampleDataLogic
-    if hasattr(logic, "registerCustomSampleDataCategory"):
-        logic.registerCustomSampleDataCategory("GradProjIO", title="GradProjIO")
-    for name, checksum in SAMPLES.items():
-        logic.registerCustomSampleDataSource(
-            category="GradProjIO",
-            sampleName=name,
-            thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "GradProjIO.png"),
-            uris=SAMPLE_URL + checksum,
-            fileNames=f"{name}.nrrd",
-            checksums=f"SHA256:{checksum}",
-            nodeNames=name,
-        )
+        thumbnail = Path(__file__).parent / "Resources" / "Icons" / "GradProjIO.png"
+        slicer.app.connect("startupCompleted()", lambda: sample_data.register(thumbnail))
 
 
 def oneOf(setting):
@@ -90,19 +59,19 @@ def oneOf(setting):
 
 
 # Slicer's wrapper wants None named here, though it is what every node is without it.
-Labels = Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None]
+Labels = Union[slicer.vtkMRMLLabelMapVolumeNode, slicer.vtkMRMLSegmentationNode, None]
 
 
 @parameterNodeWrapper
 class GradProjIOParameterNode:
     """The choices of the panel, kept in the scene."""
 
-    fixedVolume: vtkMRMLScalarVolumeNode
-    movingVolume: vtkMRMLScalarVolumeNode
+    fixedVolume: slicer.vtkMRMLScalarVolumeNode
+    movingVolume: slicer.vtkMRMLScalarVolumeNode
     fixedModality: oneOf("fixed_modality") = Settings.fixed_modality
     movingModality: oneOf("moving_modality") = Settings.moving_modality
     align: oneOf("align") = Settings.align
-    initialTransform: vtkMRMLTransformNode
+    initialTransform: slicer.vtkMRMLTransformNode
     fixedMask: Labels
     movingMask: Labels
     movingSegmentation: Labels
@@ -120,16 +89,16 @@ class GradProjIOParameterNode:
     makeWarped: bool = True
     makeWarpedLabels: bool = True
     makeJacobian: bool = True
-    outputTransform: vtkMRMLGridTransformNode
-    outputInverse: vtkMRMLGridTransformNode
-    outputWarped: vtkMRMLScalarVolumeNode
-    outputWarpedLabels: vtkMRMLSegmentationNode
-    outputJacobian: vtkMRMLScalarVolumeNode
-    result: vtkMRMLScalarVolumeNode
+    outputTransform: slicer.vtkMRMLGridTransformNode
+    outputInverse: slicer.vtkMRMLGridTransformNode
+    outputWarped: slicer.vtkMRMLScalarVolumeNode
+    outputWarpedLabels: slicer.vtkMRMLSegmentationNode
+    outputJacobian: slicer.vtkMRMLScalarVolumeNode
+    result: slicer.vtkMRMLScalarVolumeNode
     evaluationFixedLabels: Labels
     evaluationMovingLabels: Labels
-    evaluationFixedPoints: vtkMRMLMarkupsFiducialNode
-    evaluationMovingPoints: vtkMRMLMarkupsFiducialNode
+    evaluationFixedPoints: slicer.vtkMRMLMarkupsFiducialNode
+    evaluationMovingPoints: slicer.vtkMRMLMarkupsFiducialNode
 
 
 class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -170,8 +139,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.overlayCheckBox.toggled.connect(self.onOverlay)
         ui.opacitySliderWidget.valueChanged.connect(self.onOverlay)
         ui.gridCheckBox.toggled.connect(self.onGrid)
-        ui.beforeButton.clicked.connect(lambda *_: self.onCompare(after=False))
-        ui.afterButton.clicked.connect(lambda *_: self.onCompare(after=True))
+        ui.beforeButton.clicked.connect(lambda *_: self.folding.compare(after=False))
+        ui.afterButton.clicked.connect(lambda *_: self.folding.compare(after=True))
         ui.worstButton.clicked.connect(lambda *_: self.onFold(self.folding.go_to, 0))
         ui.previousButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, -1))
         ui.nextButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, 1))
@@ -374,10 +343,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.folding.jacobian is not None:
             self.folding.grid(self.ui.gridCheckBox.isChecked())
 
-    def onCompare(self, after):
-        """Lay the moving image over the fixed one, before or after registration."""
-        self.folding.compare(after)
-
     def onFold(self, go, number):
         """Go to a fold."""
         go(number)
@@ -471,17 +436,10 @@ class GradProjIOTest(ScriptedLoadableModuleTest):
         self.test_registration()
 
     def test_registration(self):
-        """Two synthetic images; the result must bring them closer and tell how it was made."""
-        from GradProjIOLib.scene import self_test
-
+        """Two synthetic images; the result must bring them closer and hold how it was made."""
         if missing := packages.missing():
             self.skipTest(f"not installed: {', '.join(package.module for package in missing)}")
         self.delayDisplay("Registering two small synthetic images")
-        fixed, moving = self_test.add_images(slicer.mrmlScene)
-        logic = GradProjIOLogic()
-        try:
-            nodes = logic.register(fixed, moving, model="compact", steps=10, device="cpu")
-        finally:
-            logic.session.close()
-        assert not (complaints := self_test.complaints(fixed, moving, nodes)), complaints
+        problems = self_test.run(GradProjIOLogic())
+        assert not problems, problems
         self.delayDisplay("Test passed")

@@ -45,9 +45,9 @@ def main(folder: Path) -> None:
     register(panel, application, folder / "panel_running.png")
 
     view.fit(fixed)
-    panel.onCompare(after=False)
+    panel.ui.beforeButton.click()
     view.save(folder / "before.png")
-    panel.onCompare(after=True)
+    panel.ui.afterButton.click()
     view.save(folder / "after.png")
     parameters.evaluationFixedLabels, parameters.evaluationMovingLabels = labels
     panel.ui.evaluateButton.click()

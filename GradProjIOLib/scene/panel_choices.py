@@ -33,13 +33,7 @@ SETTINGS = (
     "seed",
     "device",
 )
-OUTPUTS = {
-    protocol.TRANSFORM: ("makeTransform", "outputTransform"),
-    protocol.INVERSE: ("makeInverse", "outputInverse"),
-    protocol.WARPED: ("makeWarped", "outputWarped"),
-    protocol.WARPED_LABELS: ("makeWarpedLabels", "outputWarpedLabels"),
-    protocol.JACOBIAN: ("makeJacobian", "outputJacobian"),
-}
+OUTPUTS = (protocol.TRANSFORM, protocol.INVERSE, protocol.WARPED, protocol.WARPED_LABELS, protocol.JACOBIAN)
 
 
 def labels() -> dict[str, dict[str, str]]:
@@ -104,7 +98,11 @@ def settings(parameters: Any) -> dict[str, Any]:
 
 def outputs(parameters: Any) -> dict[str, slicer.vtkMRMLNode | None]:
     """The wanted results with the node each goes to; None stands for a new one."""
-    wanted = {role: getattr(parameters, node) for role, (make, node) in OUTPUTS.items() if getattr(parameters, make)}
+    wanted = {
+        role: getattr(parameters, parameter_name(f"output_{role}"))
+        for role in OUTPUTS
+        if getattr(parameters, parameter_name(f"make_{role}"))
+    }
     if parameters.movingSegmentation is None:
         wanted.pop(protocol.WARPED_LABELS, None)
     return wanted

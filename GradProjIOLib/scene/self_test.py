@@ -1,8 +1,9 @@
-"""What the module's self-test inside Slicer needs: two small images, and what to expect of a result. No Qt."""
+"""The module's self-test inside Slicer: registers two small images and checks the result. No Qt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import slicer
@@ -35,7 +36,17 @@ def _blob(width: float) -> np.ndarray:
     return (1000 * np.clip(body * (0.7 + ripples), 0, None)).astype(np.float32)
 
 
-def complaints(
+def run(logic: Any) -> list[str]:
+    """Register two small images with the module's `logic`; return what is wrong with the result."""
+    fixed, moving = add_images(slicer.mrmlScene)
+    try:
+        nodes = logic.register(fixed, moving, model="compact", steps=10, device="cpu")
+    finally:
+        logic.session.close()
+    return problems(fixed, moving, nodes)
+
+
+def problems(
     fixed: slicer.vtkMRMLScalarVolumeNode,
     moving: slicer.vtkMRMLScalarVolumeNode,
     nodes: Mapping[str, slicer.vtkMRMLNode],
@@ -51,7 +62,7 @@ def complaints(
         found.append(f"the images are farther apart than before: {after:.1f} instead of {before:.1f}")
     report = mrml.recall(nodes["transform"], "report")
     if not report or "steps" not in report:
-        found.append("the transform does not tell how it was made")
+        found.append("the transform does not hold how it was made")
     determinant = slicer.util.arrayFromVolume(nodes["jacobian"])
     if determinant.shape != images[0].shape or not np.isfinite(determinant).all():
         found.append("the Jacobian map does not fit the fixed image")

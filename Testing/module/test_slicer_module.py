@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -355,24 +354,6 @@ def test_the_self_test_passes(application, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     test = application.module.GradProjIOTest()
     test.runTest()
-
-
-def test_sample_data_are_registered(application, monkeypatch):
-    registered, categories = [], []
-
-    class SampleDataLogic:
-        registerCustomSampleDataSource = staticmethod(lambda **keywords: registered.append(keywords))
-        registerCustomSampleDataCategory = staticmethod(lambda name, title: categories.append(name))
-
-    module = types.ModuleType("SampleData")
-    module.SampleDataLogic = SampleDataLogic
-    monkeypatch.setitem(sys.modules, "SampleData", module)
-    application.module.registerSampleData()
-    assert [entry["sampleName"] for entry in registered] == ["MRBrainTumor1", "MRBrainTumor2"]
-    for entry in registered:
-        assert entry["category"] == "GradProjIO" == categories[0]
-        assert entry["uris"].endswith(entry["checksums"].removeprefix("SHA256:"))
-        assert Path(entry["thumbnailFileName"]).exists()
 
 
 def test_a_saved_scene_brings_the_result_back(panel, application, tmp_path):
