@@ -70,7 +70,7 @@ class Inputs:
         """Write the images to `folder`; return the request for the worker. Raises InputError."""
         fixed = nodes.volume_from_node(self.fixed, "fixed image")
         moving = nodes.volume_from_node(self.moving, "moving image")
-        records = {
+        records: dict[str, Any] = {
             "fixed": protocol.write_volume(fixed, folder, "fixed"),
             "moving": protocol.write_volume(moving, folder, "moving"),
         }
@@ -89,7 +89,8 @@ def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> 
     matrix = transforms.matrix_from_node(node)
     if matrix is not None:
         return {"matrix": matrix.tolist()}
-    lattice = tuple(int(min(size, LARGEST_INITIAL_LATTICE)) for size in fixed.shape)
+    k, j, i = (int(min(size, LARGEST_INITIAL_LATTICE)) for size in fixed.shape)
+    lattice = k, j, i
     affine = lattice_affine(fixed.affine, fixed.shape, lattice)
     displacement = transforms.displacement_from_node(node, lattice, affine)
     if not np.isfinite(displacement).all():

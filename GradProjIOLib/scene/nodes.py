@@ -115,8 +115,14 @@ def place_like(node: slicer.vtkMRMLTransformableNode, like: slicer.vtkMRMLVolume
 
 
 def local_matrix(node: slicer.vtkMRMLTransformableNode, affine: np.ndarray) -> vtk.vtkMatrix4x4:
-    """The matrix that puts voxels where `affine` says in the world when they lie below the linear parent of `node`."""
-    return slicer.util.vtkMatrixFromArray(np.linalg.inv(parent_matrix(node)) @ affine)
+    """The matrix that puts voxels below the parent of `node` where `affine` says in the world.
+
+    Raises ValueError where the parent is not linear.
+    """
+    parent = parent_matrix(node)
+    if parent is None:
+        raise ValueError(f"{node.GetName()} lies below a transform that is not linear")
+    return slicer.util.vtkMatrixFromArray(np.linalg.inv(parent) @ affine)
 
 
 def volume_to_node(

@@ -121,7 +121,7 @@ def evaluation_inputs(parameters: Any) -> EvaluationInputs:
 
 def problem(parameters: Any) -> str:
     """Why these choices cannot be registered, in one sentence; empty where they can."""
-    return _sentence_of(lambda: (inputs(parameters).check(), _check_outputs(parameters)))
+    return _sentence_of(inputs(parameters).check, lambda: _check_outputs(parameters))
 
 
 def evaluation_problem(parameters: Any) -> str:
@@ -129,9 +129,10 @@ def evaluation_problem(parameters: Any) -> str:
     return _sentence_of(evaluation_inputs(parameters).check)
 
 
-def _sentence_of(check: Callable[[], Any]) -> str:
+def _sentence_of(*checks: Callable[[], None]) -> str:
     try:
-        check()
+        for check in checks:
+            check()
     except InputError as error:
         return str(error)
     return ""

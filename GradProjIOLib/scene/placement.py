@@ -88,7 +88,8 @@ class _Placement:
         wanted = [role for role in destination.outputs if role in result]
         for role in (TRANSFORM, INVERSE):
             if role in wanted:
-                transforms.displacement_to_node(*result[role], self._node(role))
+                displacement, affine = result[role]
+                transforms.displacement_to_node(displacement, affine, self._node(role))
         if WARPED in wanted:
             self._place_warped()
         if WARPED_LABELS in wanted:

@@ -227,7 +227,7 @@ class SceneRegistration:
 
     def keep(self) -> None:
         """Put the offered result so far into the scene."""
-        if self.state is State.OFFERED:
+        if self._offer is not None:
             self._place(self._offer)
 
     def discard(self) -> None:

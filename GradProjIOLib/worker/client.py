@@ -159,8 +159,8 @@ class WorkerClient:
             self._worker_pid = event.get("pid")
         elif number is not None:
             self._started.add(number)
-        if event["event"] in LAST_EVENTS:
-            self._pending.pop(number, None)
+            if event["event"] in LAST_EVENTS:
+                self._pending.pop(number, None)
 
     def _after_exit(self) -> list[dict[str, Any]]:
         """The events of the requests that are lost; sends again those that the process never began."""

@@ -65,7 +65,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RegisterRequest:
-    """Register `moving` to `fixed`. Images and masks are records of volumes, or paths of files.
+    """Register `moving` to `fixed`. Images are records of volumes or paths of files; masks and labels are records.
 
     `folder` is the folder of this request's arrays. `settings` are names and values of `settings.Settings`.
     `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed to moving points in
@@ -78,9 +78,9 @@ class RegisterRequest:
     fixed: str | Record
     moving: str | Record
     settings: Mapping[str, Any] = field(default_factory=dict)
-    fixed_mask: str | Record | None = None
-    moving_mask: str | Record | None = None
-    moving_labels: str | Record | None = None
+    fixed_mask: Record | None = None
+    moving_mask: Record | None = None
+    moving_labels: Record | None = None
     initial_transform: Record | None = None
     allow_download: bool = False
     output: str | None = None

@@ -141,8 +141,8 @@ class _Registration:
             read_image(request.moving),
             self.settings,
             initial_transform=read_initial(request.initial_transform),
-            fixed_mask=read_image(request.fixed_mask),
-            moving_mask=read_image(request.moving_mask),
+            fixed_mask=read_optional(request.fixed_mask),
+            moving_mask=read_optional(request.moving_mask),
             on_step=self._on_step,
         )
         result = self._write(registration)
@@ -189,8 +189,8 @@ class _Registration:
         return self._wanted()
 
     def _write(self, registration: Any) -> dict[str, Any] | None:
-        labels = read_image(self.request.moving_labels)
-        mask = read_image(self.request.fixed_mask)
+        labels = read_optional(self.request.moving_labels)
+        mask = read_optional(self.request.fixed_mask)
         if mask is not None:
             registration.report["jacobian_in_mask"] = figures_in_mask(registration, mask)
         if self.request.output is not None:
@@ -215,12 +215,17 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     )
 
 
-def read_image(source: str | Record | None) -> Volume | None:
-    """The volume that a request names by a path or a record; None where it names none."""
+def read_image(source: str | Record) -> Volume:
+    """The volume that a request names by a path or a record."""
     if isinstance(source, str):
         from GradProjIOLib.geometry.image_files import read_volume
 
         return read_volume(source)
+    return protocol.read_volume(source)
+
+
+def read_optional(source: Record | None) -> Volume | None:
+    """The volume of a record; None where there is none."""
     return None if source is None else protocol.read_volume(source)
 
 
