@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from GradProjIOLib.commands.console import print_summary, progress_bar
+from GradProjIOLib.commands.console import print_summary
 from GradProjIOLib.commands.options import add_output_option, add_setting_options, settings_from, whole_number
 from GradProjIOLib.evaluation.metrics import dice_of
 from GradProjIOLib.geometry.image_files import write_volume
@@ -38,8 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
     pair = phantom.make_pair(settings.seed, shape, spacing=192 / arguments.size, with_skull=False)
     print(f"a pair of phantoms, {' x '.join(map(str, reversed(shape)))} voxels, with a known deformation")
-    with progress_bar(settings) as callbacks:
-        result = register(pair.fixed, pair.moving, settings, **callbacks)
+    result = register(pair.fixed, pair.moving, settings, progress=sys.stderr.isatty())
     result.write(arguments.output, pair.moving_labels)
     for name in ("fixed", "moving", "fixed_labels", "moving_labels"):
         write_volume(getattr(pair, name), arguments.output / f"{name}.nii.gz")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from GradProjIOLib.commands.console import print_summary, progress_bar
+from GradProjIOLib.commands.console import print_summary
 from GradProjIOLib.commands.options import add_output_option, add_setting_options, settings_from
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.image_files import read_labels, read_volume
+from GradProjIOLib.geometry.image_files import read_labels
 from GradProjIOLib.registration.register import register
-from GradProjIOLib.spatial.deformation import read_initial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +34,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"--initial-transform and --align {settings.align} both say where to start; give only one of them."
         )
-    fixed, moving = read_volume(arguments.fixed), read_volume(arguments.moving)
     labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
-    masks = {name: read_volume(path) for name in ("fixed_mask", "moving_mask") if (path := getattr(arguments, name))}
-    initial = read_initial(arguments.initial_transform)
-    with progress_bar(settings, arguments.quiet) as callbacks:
-        result = register(fixed, moving, settings, initial_transform=initial, **masks, **callbacks)
+    result = register(
+        arguments.fixed,
+        arguments.moving,
+        settings,
+        initial_transform=arguments.initial_transform,
+        fixed_mask=arguments.fixed_mask,
+        moving_mask=arguments.moving_mask,
+        progress=not arguments.quiet and sys.stderr.isatty(),
+    )
     result.write(arguments.output, labels)
     if not arguments.quiet:
         print_summary(result, arguments.output)

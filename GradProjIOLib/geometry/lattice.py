@@ -43,6 +43,12 @@ def lattice_affine(affine: np.ndarray, size: tuple[int, int, int], lattice: tupl
     return np.asarray(affine, dtype=np.float64) @ stretch
 
 
+def describe_lattice(shape: tuple[int, int, int], affine: np.ndarray, unit: str = "samples") -> str:
+    """A lattice of `shape` (K, J, I) in words, its axes in the order (i, j, k)."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return f"{' x '.join(map(str, reversed(shape)))} {unit} of {' x '.join(f'{step:.3g}' for step in spacing)} mm"
+
+
 def badly_placed(name: str) -> InputError:
     """The error for an image whose affine does not say where it lies in space."""
     return InputError(

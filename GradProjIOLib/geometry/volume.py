@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, check_affine
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, check_affine, describe_lattice
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SMALLEST_AXIS = 8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """A 3-D image: `array` [k, j, i] and `affine` (4x4) from the index (i, j, k, 1) to RAS mm.
 
@@ -42,6 +42,9 @@ class Volume:
         if self.array.ndim != 3:
             raise InputError(f"{self.name} has {self.array.ndim} dimensions; choose a single 3-D volume instead.")
         check_affine(self.affine, self.name)
+
+    def __repr__(self) -> str:
+        return f"Volume({self.name!r}, {describe_lattice(self.shape, self.affine, 'voxels')}, {self.array.dtype})"
 
     def read_from(self, path: Path) -> Volume:
         """Note that the voxels were read from the file `path`; returns the volume itself."""

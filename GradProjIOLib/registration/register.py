@@ -7,6 +7,7 @@ RAS mm.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -24,15 +25,17 @@ from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.conversion import Image, as_volume
 from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.lattice import is_rectangular, lattice_affine
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.preprocessing import _Pair
+from GradProjIOLib.registration.progress import Progress
 from GradProjIOLib.registration.result import Registration, describe_jacobian
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import alignment
-from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
 LEAST_OVERLAP = 0.01
 GOOD_OVERLAP = 0.5
@@ -52,29 +55,73 @@ OnStart = Callable[[Running], None]
 
 
 def register(
-    fixed: Volume,
-    moving: Volume,
+    fixed: Image,
+    moving: Image,
     settings: Settings | None = None,
     *,
-    initial_transform: Deformation | np.ndarray | None = None,
-    fixed_mask: Volume | None = None,
-    moving_mask: Volume | None = None,
+    initial_transform: Deformation | np.ndarray | str | os.PathLike | None = None,
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
     on_step: OnStep | None = None,
     on_start: OnStart | None = None,
+    progress: bool = False,
+    **keywords: Any,
 ) -> Registration:
     """Register ``moving`` to ``fixed``.
 
-    initial_transform: a map from fixed to moving points in RAS mm, 4x4 or a Deformation, that takes the place of
-    ``settings.align``. Masks (any lattice, non-zero inside) say where each image counts in the
-    similarity. on_step is called after each step; returning False ends the optimisation there, and the
-    result is what was reached. on_start is called before the first step, with what a reader of the steps needs to
-    look at the deformation on the way, or to go on from a stored state; steps taken before that state are not in
-    the report.
+    fixed, moving and the masks: the path of an image file, a Volume, a SimpleITK or nibabel image, or a pair
+    (array [k, j, i], affine from the index (i, j, k) to RAS mm); see ``geometry.conversion.as_volume``. Masks (any
+    lattice, non-zero inside) say where each image counts in the similarity.
+    settings: how to register. Each field of ``Settings`` may also be given as a keyword, as in ``steps=100``; it
+    overrides the one in ``settings``.
+    initial_transform: a map from fixed to moving points in RAS mm, 4x4, a Deformation, or the path of an ITK
+    transform file. It takes the place of ``settings.align``.
+    on_step: is called after each step; returning False ends the optimization there, and the result is what was
+    reached.
+    on_start: is called before the first step, with what a reader of the steps needs to look at the deformation on the
+    way, or to go on from a stored state; steps taken before that state are not in the report.
+    progress: whether to show a progress bar.
 
     Raises InputError for input that cannot be registered: see ``volume.check_image``; images that do not overlap;
-    a device that is not there; missing or unfit weights; too little memory.
+    settings that are unknown or out of range; a device that is not there; missing or unfit weights; too little
+    memory.
     """
-    settings = settings or Settings()
+    settings = Settings.from_mapping(asdict(settings or Settings()) | keywords)
+    if isinstance(initial_transform, (str, os.PathLike)):
+        initial_transform = read_initial(initial_transform)
+    with Progress(0 if settings.method == "direct" else settings.steps, progress) as bar:
+
+        def started(running: Running) -> None:
+            bar.restart()
+            if on_start is not None:
+                on_start(running)
+
+        def stepped(step: Step) -> bool | None:
+            bar.show(step)
+            return None if on_step is None else on_step(step)
+
+        return _register(
+            as_volume(fixed, "the fixed image"),
+            as_volume(moving, "the moving image"),
+            settings,
+            initial_transform,
+            None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
+            None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
+            stepped,
+            started,
+        )
+
+
+def _register(
+    fixed: Volume,
+    moving: Volume,
+    settings: Settings,
+    initial_transform: Deformation | np.ndarray | None,
+    fixed_mask: Volume | None,
+    moving_mask: Volume | None,
+    on_step: OnStep,
+    on_start: OnStart,
+) -> Registration:
     start = time.perf_counter()
     check_image(fixed)
     check_image(moving)
@@ -104,8 +151,7 @@ def register(
         raise _too_little_memory(loaded, settings, torch.device("cpu"), "full") from error
 
     def started(optimizer: InstanceOptimizer) -> None:
-        if on_start is not None:
-            on_start(Running(optimizer, lambda: _forward(optimizer.objective.displacements(), pair.affine, initial)))
+        on_start(Running(optimizer, lambda: _forward(optimizer.objective.displacements(), pair.affine, initial)))
 
     outcome, memory = _optimize_in_memory(loaded, pair, settings, device, started, on_step, warnings)
     forward, inverse = _deformations(outcome.displacements, pair.affine, fixed, moving, initial, loaded.model)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULT_FILES = (
     "warped.nii.gz",
@@ -31,7 +34,7 @@ RESULT_FILES = (
 """What a folder of results may hold; labels and pictures are not always there."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Registration:
     """What came out: ``forward`` maps points of the fixed image to the moving image, ``inverse`` back.
 
@@ -44,7 +47,10 @@ class Registration:
     initial: Deformation | np.ndarray
     forward: Deformation
     inverse: Deformation
-    report: dict[str, Any] = field(repr=False)
+    report: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Registration({self.title()})"
 
     def warped(self, interpolation: str = "linear") -> Volume:
         """The moving image on the fixed image's lattice."""
@@ -65,6 +71,27 @@ class Registration:
         if not isinstance(initial, Deformation):
             initial = Deformation.from_linear(initial, (2, 2, 2), _corners(self.fixed))
         return initial.warp(self.moving, self.fixed)
+
+    def plot(self) -> Figure:
+        """The overview as a matplotlib figure: slices of the images, the Jacobian determinant, the losses.
+
+        The figure does not belong to pyplot, so nothing has to be closed; `figure.savefig("overview.png")` writes it.
+        """
+        return self._draw(self.warped(), self.determinant(), self.folding_mask())
+
+    def _draw(self, warped: Volume, determinant: Volume, folding: Volume) -> Figure:
+        from GradProjIOLib.report.overview import draw_overview
+
+        return draw_overview(
+            self.fixed,
+            self.moved_before(),
+            warped,
+            determinant.array,
+            folding.array > 0,
+            self.report["steps"],
+            self.title(),
+            self.forward,
+        )
 
     def write(self, folder: str | os.PathLike, labels: Volume | None = None) -> None:
         """Write all results into ``folder``, whole or not at all; labels are those of the moving image.
@@ -94,27 +121,12 @@ class Registration:
         if labels is not None:
             write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
         try:
-            self._draw_overview(folder / "overview.png", warped, determinant, folding)
+            self._draw(warped, determinant, folding).savefig(folder / "overview.png")
         except Exception as error:
             warning = f"The picture overview.png could not be drawn ({error})."
             if warning not in self.report["warnings"]:
                 self.report["warnings"].append(warning)
         (folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
-
-    def _draw_overview(self, path: Path, warped: Volume, determinant: Volume, folding: Volume) -> None:
-        from GradProjIOLib.report import overview
-
-        overview.overview(
-            path,
-            self.fixed,
-            self.moved_before(),
-            warped,
-            determinant.array,
-            folding.array > 0,
-            self.report["steps"],
-            self.title(),
-            self.forward,
-        )
 
     def title(self) -> str:
         """One line that says what was registered, how, and with which folding."""

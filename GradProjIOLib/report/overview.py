@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.report.canvas import new_figure
 from GradProjIOLib.report.colors import FOLD_COLOR, LARGEST_DETERMINANT, determinant_colors
@@ -140,26 +138,6 @@ def _frame(affine: np.ndarray, foreground: np.ndarray, folded: np.ndarray, deter
         position=position,
         ras=(affine @ [*ijk, 1])[:3],
     )
-
-
-def overview(
-    path: str | os.PathLike,
-    fixed: Volume,
-    moved_before: Volume,
-    warped: Volume,
-    determinant: np.ndarray,
-    folded: np.ndarray,
-    steps: Sequence[Any],
-    title: str,
-    deformation: Deformation | None = None,
-) -> None:
-    """Draw the picture of one registration into the file `path` (.png), whole or not at all.
-
-    For the arguments see `draw_overview`. Raises WriteError where `path` cannot be written.
-    """
-    figure = draw_overview(fixed, moved_before, warped, determinant, folded, steps, title, deformation)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
 
 
 def draw_overview(

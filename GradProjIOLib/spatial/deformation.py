@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from GradProjIOLib.geometry import transform_files
-from GradProjIOLib.geometry.lattice import apply_matrix, check_affine, lattice_affine, lattice_points, slabs
+from GradProjIOLib.geometry.lattice import (
+    apply_matrix,
+    check_affine,
+    describe_lattice,
+    lattice_affine,
+    lattice_points,
+    slabs,
+)
 from GradProjIOLib.geometry.transform_files import read_linear, write_linear
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.inversion import PointMap, solve
@@ -26,7 +33,7 @@ __all__ = ["Deformation", "lattice_points", "read_linear", "write_linear"]
 Lattice = tuple[tuple[int, int, int], np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Deformation:
     """The map x → x + u(x), with u = `displacement` [k, j, i, 3] in RAS mm and `affine` (4x4) from the index
     (i, j, k, 1) of its lattice to RAS mm.
@@ -45,6 +52,10 @@ class Deformation:
         object.__setattr__(self, "displacement", displacement)
         object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
         check_affine(self.affine, "the lattice of the deformation")
+
+    def __repr__(self) -> str:
+        longest = np.linalg.norm(self.displacement, axis=-1).max()
+        return f"Deformation({describe_lattice(self.shape, self.affine)}, displacements up to {longest:.3g} mm)"
 
     @property
     def shape(self) -> tuple[int, int, int]:

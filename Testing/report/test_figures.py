@@ -1,17 +1,14 @@
 import subprocess
 import sys
-from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.text import Text
 
 from GradProjIOLib.engine.optimization import Step
-from GradProjIOLib.errors import WriteError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.report.colors import FOLD_COLOR, determinant_colors
-from GradProjIOLib.report.overview import canonical_order, draw_overview, overview
+from GradProjIOLib.report.overview import canonical_order, draw_overview
 from GradProjIOLib.spatial.deformation import Deformation
 
 AXIAL, CORONAL, SAGITTAL = range(3)
@@ -201,17 +198,6 @@ def test_texts_do_not_overlap_and_lie_within_the_picture(steps: list) -> None:
         assert box.y1 <= picture.figure.bbox.y1
         for other, text in zip(boxes[:number], found, strict=False):
             assert not box.overlaps(other), (found[number].get_text(), text.get_text())
-
-
-def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    fixed = scene()
-    determinant = np.ones(fixed.shape)
-    arguments = (fixed, fixed, fixed, determinant, determinant <= 0, STEPS, "a → b")
-    overview(tmp_path / "overview.png", *arguments)
-    assert matplotlib.image.imread(tmp_path / "overview.png").shape[1] > 1500
-    assert [path.name for path in tmp_path.iterdir()] == ["overview.png"]
-    with pytest.raises(WriteError):
-        overview(tmp_path / "absent" / "overview.png", *arguments)
 
 
 def test_another_lattice_is_refused() -> None:

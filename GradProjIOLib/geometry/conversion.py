@@ -1,0 +1,78 @@
+"""Images as a notebook has them, turned into volumes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.image_files import read_volume
+from GradProjIOLib.geometry.volume import Volume, from_sitk
+
+if TYPE_CHECKING:
+    import SimpleITK
+    from nibabel.spatialimages import SpatialImage
+
+Image: TypeAlias = "str | os.PathLike | Volume | SimpleITK.Image | SpatialImage | tuple[np.ndarray, np.ndarray]"
+
+ACCEPTED = (
+    "pass the path of an image file, a Volume, a SimpleITK or nibabel image, or a pair (array, affine) "
+    "of a 3-D array [k, j, i] and the 4x4 matrix from the voxel index (i, j, k) to RAS mm"
+)
+
+
+def as_volume(image: Image, role: str) -> Volume:
+    """`image` as a Volume, which is called `role` ("the fixed image") in messages unless it comes from a file.
+
+    - A path is read with `read_volume`, and a Volume is returned as it is.
+    - A SimpleITK image keeps its place; its LPS mm become RAS mm.
+    - A nibabel image keeps its affine, which is in RAS mm already. Its array [i, j, k] is turned to [k, j, i].
+    - A pair (array, affine): the array is indexed [k, j, i], as `SimpleITK.GetArrayFromImage` returns it, and the
+      affine (4x4) takes the index (i, j, k) to RAS mm, as nibabel's affines do. For a nibabel image `n` the pair
+      is therefore (n.get_fdata().T, n.affine).
+
+    Raises InputError for anything else, and for an image that is not scalar and 3-D.
+    """
+    import SimpleITK as sitk
+
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return read_volume(image)
+    if isinstance(image, sitk.Image):
+        return from_sitk(image, role)
+    if isinstance(image, Sequence) and len(image) == 2:
+        array, affine = image
+        return _from_pair(array, affine, role)
+    from nibabel.spatialimages import SpatialImage
+
+    if isinstance(image, SpatialImage):
+        return _from_nibabel(image, role)
+    raise InputError(f"{role} is of the type {type(image).__name__}; {ACCEPTED}.")
+
+
+def _from_pair(array: Any, affine: Any, role: str) -> Volume:
+    array, affine = np.asarray(array), np.asarray(affine)
+    if array.ndim != 3 or array.dtype.kind not in "buif" or affine.shape != (4, 4) or affine.dtype.kind not in "uif":
+        raise InputError(
+            f"{role} is a pair of arrays with the shapes {array.shape} and {affine.shape} and the types "
+            f"{array.dtype} and {affine.dtype}; {ACCEPTED}."
+        )
+    return Volume(array, affine, role)
+
+
+def _from_nibabel(image: SpatialImage, role: str) -> Volume:
+    array = np.asanyarray(image.dataobj)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or array.dtype.kind not in "buif":
+        raise InputError(
+            f"{role} has the shape {array.shape} and values of the type {array.dtype}; "
+            "choose a single 3-D volume with one gray value per voxel."
+        )
+    if image.affine is None:
+        raise InputError(f"{role} has no affine, so its place in space is unclear; give it one.")
+    return Volume(array.T, image.affine, role)
