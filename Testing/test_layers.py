@@ -44,7 +44,6 @@ NOT_YET = {
     "GradProjIOLib.scene.session",
     "GradProjIO/GradProjIO.py",
     "GradProjIOLib/evaluation/comparison.py",
-    "GradProjIOLib/report/overview.py",
     "GradProjIOLib/scene/nodes.py",
     "GradProjIOLib/scene/session.py",
 }
