@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: constraints demo lint test
 
 .venv/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,3 +22,13 @@ test: .venv/.test
 lint: .venv/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+# Versions of everything that the project needs, and of nothing else. This torch is the one that the results in Docs
+# were measured with; later ones bring several GB for NVIDIA cards.
+constraints:
+	$(PYTHON) -m venv --clear .venv-constraints
+	printf 'torch==2.13.0\n' > .venv-constraints/torch.txt
+	.venv-constraints/bin/python -m pip install --quiet -c .venv-constraints/torch.txt '.[dask,test]'
+	.venv-constraints/bin/python -m pip list --format=freeze --exclude gradprojio --exclude pip --exclude setuptools \
+		> constraints.txt
+	rm -r .venv-constraints

@@ -17,6 +17,7 @@ from GradProjIOLib.geometry.conversion import as_volume
 from GradProjIOLib.geometry.volume import to_sitk
 from GradProjIOLib.synthetic import phantom
 
+ROOT = Path(__file__).resolve().parents[1]
 SHORT = {"model": "compact", "device": "cpu", "lattice": (16, 16, 16)}
 
 
@@ -153,6 +154,38 @@ class TestRegister:
         assert capsys.readouterr() == ("", "")
         gp.register(heads.fixed, heads.moving, steps=2, progress=True, **SHORT)
         assert "2/2" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="class")
+def folder_with_images(heads, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    gp.write_volume(heads.fixed, folder / "fixed.nii.gz")
+    gp.write_volume(heads.moving, folder / "moving.nii.gz")
+    return folder
+
+
+class TestExamples:
+    """What the documentation shows runs as it stands, with fewer steps."""
+
+    def test_the_readmes_python_example(self, folder_with_images):
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        code = text.partition("```python\n")[2].partition("```")[0].replace("steps=50", "steps=1")
+        run = subprocess.run([sys.executable, "-c", code], cwd=folder_with_images, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("Registration(moving.nii.gz → fixed.nii.gz · compact, projected, 1 steps")
+        assert {"result", "overview.png"} <= {path.name for path in folder_with_images.iterdir()}
+
+    def test_the_example_script(self, folder_with_images):
+        command = [sys.executable, ROOT / "Docs" / "examples" / "register_pair.py"]
+        command += ["fixed.nii.gz", "moving.nii.gz", "example", "1"]
+        run = subprocess.run(command, cwd=folder_with_images, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        found = {path.name for path in (folder_with_images / "example").iterdir()}
+        assert {"report.json", "transform.h5", "bright.nii.gz", "again.png"} <= found
+
+
+def test_the_changelog_has_the_version():
+    assert f"## {gp.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 class TestResult:
