@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **keywords: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter} | keywords)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **keywords)
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError with the message and the command that explains the options."""
