@@ -10,6 +10,7 @@ import numpy as np
 
 from GradProjIOLib.commands.options import TRANSFORM_HELP
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation.metrics import IDENTITY
 from GradProjIOLib.evaluation.tables import write_json
 from GradProjIOLib.geometry.image_files import read_volume, write_volume
 from GradProjIOLib.geometry.volume import Volume
@@ -34,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     deformation = Deformation.read(arguments.transform, reference.shape, reference.affine)
     region = None
     if arguments.mask:
-        identity = Deformation.from_linear(np.eye(4), reference.shape, reference.affine)
-        region = identity.warp(read_volume(arguments.mask), reference, "nearest").array != 0
+        region = IDENTITY.warp(read_volume(arguments.mask), reference, "nearest").array != 0
         if not region.any():
             raise InputError(f"{arguments.mask} is empty on {arguments.reference}; choose a mask with voxels there.")
     figures = describe_jacobian(deformation, reference, region)
