@@ -11,7 +11,7 @@ import numpy as np
 
 from GradProjIOLib.commands.console import print_summary
 from GradProjIOLib.commands.options import add_output_option, add_setting_options, settings_from, whole_number
-from GradProjIOLib.evaluation.metrics import dice_of
+from GradProjIOLib.evaluation.metrics import IDENTITY, dice_of
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.registration.register import register
@@ -43,8 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     result.write(arguments.output, pair.moving_labels)
     for name in ("fixed", "moving", "fixed_labels", "moving_labels"):
         write_volume(getattr(pair, name), arguments.output / f"{name}.nii.gz")
-    identity = Deformation.from_linear(np.eye(4), pair.fixed.shape, pair.fixed.affine)
-    for when, deformation in (("before", identity), ("after", result.forward)):
+    for when, deformation in (("before", IDENTITY), ("after", result.forward)):
         warped = deformation.warp(pair.moving_labels, pair.fixed, "nearest")
         overlaps = dice_of(pair.fixed_labels.array, warped.array, list(phantom.LABELS))
         print(

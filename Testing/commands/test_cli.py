@@ -18,8 +18,10 @@ import pytest
 import SimpleITK as sitk
 
 from GradProjIOLib.commands.main import main
-from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.image_files import read_volume, write_volume
+from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.synthetic import phantom
 
 QUICK = ["--model", "compact", "--method", "direct", "--device", "cpu", "--quiet"]
@@ -113,6 +115,25 @@ class TestOtherVerbs:
         assert printed == pytest.approx(json.loads((out / "report.json").read_text())["jacobian"], rel=1e-4, abs=1e-6)
         determinant = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "j.nii.gz")))
         assert determinant.min() == pytest.approx(printed["min"], rel=1e-4)
+
+    def test_jacobian_measures_inside_a_mask(self, pair, tmp_path, capsys):
+        """A transform that doubles the left half: the determinant is 8 there, and 1 elsewhere."""
+        fixed = read_volume(pair / "fixed.nii.gz")
+        displacement = lattice_points(fixed.shape, fixed.affine)
+        displacement[..., 10:, :] = 0
+        left = np.broadcast_to(np.arange(fixed.shape[2]) < 8, fixed.shape)
+        Deformation(displacement, fixed.affine).write(tmp_path / "half.h5")
+        for name, array in (("left", left), ("empty", left & False)):
+            write_volume(Volume(array.astype(np.uint8), fixed.affine), tmp_path / f"{name}.nii.gz")
+        arguments = ["jacobian", tmp_path / "half.h5", "-r", pair / "fixed.nii.gz", "--json", tmp_path / "figures.json"]
+        assert run(*arguments, "--mask", tmp_path / "left.nii.gz") == 0
+        inside = json.loads(capsys.readouterr().out)
+        assert inside == json.loads((tmp_path / "figures.json").read_text())
+        assert (inside["min"], inside["max"]) == pytest.approx((8, 8), rel=1e-3)
+        assert run(*arguments) == 0
+        assert json.loads(capsys.readouterr().out)["percentile_1"] < 2
+        assert run(*arguments, "--mask", tmp_path / "empty.nii.gz") == 2
+        assert "empty.nii.gz is empty on" in capsys.readouterr().err
 
     def test_models(self, capsys, monkeypatch, tmp_path):
         monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
@@ -311,14 +332,22 @@ class TestInterruption:
         assert "Traceback" not in watched.text
 
     def test_a_full_disk_is_one_sentence_and_nothing_is_left(self, pair, tmp_path):
-        """A limit on the size of files, which fails like a full disk: in the middle of writing."""
+        """A limit on the size of files, which fails like a full disk: in the middle of writing the results.
+
+        The images are not compressed, so that nothing is unpacked before.
+        """
+        (tmp_path / "images").mkdir()
+        images = {name: tmp_path / "images" / f"{name}.nii" for name in ("fixed", "moving")}
+        for name, path in images.items():
+            write_volume(read_volume(pair / f"{name}.nii.gz"), path)
 
         def limit():
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-        found = command(*register_arguments(pair, tmp_path / "out"), preexec_fn=limit)
+        arguments = ["register", images["fixed"], images["moving"], "-o", tmp_path / "out", *QUICK]
+        found = command(*arguments, preexec_fn=limit)
         assert found.returncode == 2, found.stderr
         assert "could not be written" in found.stderr
         assert found.stderr.count("\n") == 1
-        assert not list(tmp_path.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
