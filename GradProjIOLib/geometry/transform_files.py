@@ -50,15 +50,6 @@ def linear_from_sitk(transform: SimpleITK.Transform) -> np.ndarray:
     return RAS_TO_LPS @ matrix @ RAS_TO_LPS
 
 
-def write_linear(matrix: np.ndarray, path: str | os.PathLike) -> None:
-    """Write the linear map `matrix` (4x4, RAS mm, fixed → moving) as an ITK transform. Raises WriteError."""
-    import SimpleITK as sitk
-
-    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
-    transform = sitk.AffineTransform(lps[:3, :3].ravel().tolist(), lps[:3, 3].tolist())
-    _write_transform(transform, Path(path))
-
-
 def read_field(
     path: str | os.PathLike, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -71,11 +71,6 @@ class Volume:
         """Distance between neighboring voxels along (i, j, k) in mm."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
-    @property
-    def voxel_volume(self) -> float:
-        """Volume of one voxel in mm³."""
-        return float(abs(np.linalg.det(self.affine[:3, :3])))
-
 
 def check_image(volume: Volume) -> None:
     """Raise InputError where `volume` is no image to register: too small, NaN or infinity, or constant."""

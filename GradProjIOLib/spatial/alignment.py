@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, lattice_affine, lattice_points
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_affine, lattice_points
 from GradProjIOLib.geometry.transform_files import linear_from_sitk
 from GradProjIOLib.geometry.volume import SMALLEST_AXIS, Volume, to_sitk
 from GradProjIOLib.settings import ALIGNMENTS
@@ -112,12 +112,11 @@ def _center(reduced: Volume) -> np.ndarray:
     faces[1:-1, 1:-1, 1:-1] = False
     if bright[faces].mean() >= 0.5 * bright.mean():
         return _lattice_center(reduced)
-    middle = np.argwhere(bright).mean(axis=0)[::-1]
-    return reduced.affine[:3, :3] @ middle + reduced.affine[:3, 3]
+    return apply_matrix(reduced.affine, np.argwhere(bright).mean(axis=0)[::-1])
 
 
 def _lattice_center(volume: Volume) -> np.ndarray:
-    return volume.affine[:3, :3] @ ((np.array(volume.shape[::-1]) - 1) / 2) + volume.affine[:3, 3]
+    return apply_matrix(volume.affine, (np.array(volume.shape[::-1]) - 1) / 2)
 
 
 def _starts(fixed: Volume, moving: Volume) -> list[np.ndarray]:
@@ -125,12 +124,15 @@ def _starts(fixed: Volume, moving: Volume) -> list[np.ndarray]:
 
     The shifts bring the visible objects, the fields of view, or nothing to the same place.
     """
+    from scipy.spatial.transform import Rotation
+
     center = _center(fixed)
     shifts = (_center(moving) - center, _lattice_center(moving) - _lattice_center(fixed), np.zeros(3))
     points = lattice_points(fixed.shape, fixed.affine)
     scored = []
-    for angles in itertools.product(np.radians(SEARCH_DEGREES), repeat=3):
-        candidates = [_about(center, _rotation(angles), shift) for shift in shifts]
+    for degrees in itertools.product(SEARCH_DEGREES, repeat=3):
+        rotation = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+        candidates = [_about(center, rotation, shift) for shift in shifts]
         scores = [(_fit(fixed, moving, points, matrix), matrix) for matrix in candidates]
         scored.append(max(scores, key=_score))
     return [matrix for _, matrix in sorted(scored, key=_score, reverse=True)[:STARTS]]
@@ -142,8 +144,7 @@ def _score(result: tuple[float, np.ndarray]) -> float:
 
 def _fit(fixed: Volume, moving: Volume, points: np.ndarray, matrix: np.ndarray) -> float:
     """Mutual information of `fixed` and the moving image under `matrix`, 0 outside the moving image."""
-    to_index = np.linalg.inv(moving.affine) @ matrix
-    index = points @ to_index[:3, :3].T + to_index[:3, 3]
+    index = apply_matrix(np.linalg.inv(moving.affine) @ matrix, points)
     inside = ((index >= -0.5) & (index <= np.array(moving.shape[::-1]) - 0.5)).all(axis=-1)
     return mutual_information(fixed.array, sample_linear(moving.array[..., None], index)[..., 0] * inside)
 
@@ -208,15 +209,6 @@ def _to_transform(matrix: np.ndarray, center: np.ndarray, kind: str) -> SimpleIT
     transform.SetMatrix(lps[:3, :3].ravel().tolist())
     transform.SetTranslation((lps[:3, :3] @ middle + lps[:3, 3] - middle).tolist())
     return transform
-
-
-def _rotation(angles: tuple[float, float, float]) -> np.ndarray:
-    """The rotation (3x3) by `angles` (radians) about x, then y, then z."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 
 def _about(center: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:

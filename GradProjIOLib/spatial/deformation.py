@@ -12,23 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from GradProjIOLib.geometry import transform_files
-from GradProjIOLib.geometry.lattice import (
-    apply_matrix,
-    check_affine,
-    describe_lattice,
-    lattice_affine,
-    lattice_points,
-    slabs,
-)
-from GradProjIOLib.geometry.transform_files import read_linear, write_linear
+from GradProjIOLib.geometry.lattice import apply_matrix, check_affine, describe_lattice, lattice_points, slabs
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.inversion import PointMap, solve
 from GradProjIOLib.spatial.sampling import interpolator, sample_linear, to_type
-
-__all__ = ["Deformation", "lattice_points", "read_linear", "write_linear"]
 
 Lattice = tuple[tuple[int, int, int], np.ndarray]
 
@@ -61,42 +50,6 @@ class Deformation:
     def shape(self) -> tuple[int, int, int]:
         """Number of samples of the lattice along (k, j, i)."""
         return self.displacement.shape[:3]
-
-    @classmethod
-    def from_network(
-        cls,
-        phi: torch.Tensor | np.ndarray,
-        fixed_shape: tuple[int, int, int],
-        fixed_affine: np.ndarray,
-        moving_shape: tuple[int, int, int],
-        moving_affine: np.ndarray,
-    ) -> Deformation:
-        """The deformation that a network's map `phi` [3, D, H, W] stands for between two images.
-
-        `phi` lives on the fixed image stretched to the lattice (D, H, W) and points into the moving image
-        stretched to the same lattice (both with `align_corners=False`); its components (along D, H, W) are 0
-        at the first and 1 at the last sample, as in the package icon_registration. Shapes are (K, J, I),
-        affines from the index (i, j, k, 1) to RAS mm.
-
-        The result's lattice is the network's with one more sample on every side, on which `phi` moves as its
-        neighbor does. With them it covers the whole fixed image, whose outermost voxels can lie outside the
-        network's samples.
-        """
-        phi = np.asarray(phi.detach().cpu() if isinstance(phi, torch.Tensor) else phi)
-        lattice = phi.shape[1:]
-        shift = np.empty(phi.shape, dtype=np.float32)
-        for axis, count in enumerate(lattice):
-            along = np.expand_dims(np.arange(count), [other for other in range(3) if other != axis])
-            shift[axis] = phi[axis] * (count - 1) - along
-        shift = np.pad(shift, [(0, 0)] + [(1, 1)] * 3, mode="edge")[::-1].transpose(1, 2, 3, 0)
-        first = np.eye(4)
-        first[:3, 3] = -1
-        affine = lattice_affine(fixed_affine, fixed_shape, lattice) @ first
-        moving = lattice_affine(moving_affine, moving_shape, lattice) @ first
-        displacement = np.empty(shift.shape, dtype=np.float32)
-        for slab, difference in slabs(shift.shape[:3], moving - affine):
-            displacement[slab] = shift[slab] @ moving[:3, :3].T + difference
-        return cls(displacement, affine)
 
     @classmethod
     def from_linear(cls, matrix: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> Deformation:
@@ -235,5 +188,5 @@ def read_initial(path: str | os.PathLike | None) -> Deformation | np.ndarray | N
     """The initial transform in a file: 4x4 (RAS mm, fixed to moving) where it is linear, else a Deformation."""
     if path is None:
         return None
-    matrix = read_linear(path)
+    matrix = transform_files.read_linear(path)
     return Deformation.read(path) if matrix is None else matrix

@@ -1,7 +1,7 @@
 """Points and displacement fields on the network's lattice.
 
 Everything here uses one frame, that of ``torch.nn.functional.grid_sample`` with ``align_corners=True``: a
-point is (x, y, z) along the axes (W, H, D) of a lattice [D, H, W], and −1 and +1 are the centres of the
+point is (x, y, z) along the axes (W, H, D) of a lattice [D, H, W], and −1 and +1 are the centers of the
 first and the last sample of each axis. Lattices of different resolution share it. Points are tensors
 [N, D, H, W, 3]; displacement fields are [N, 3, D, H, W], as a network makes them and ``grid_sample`` reads them.
 """
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from GradProjIOLib.spatial.sampling import sample
+
 
 def identity(lattice: Sequence[int], device: torch.device | str = "cpu", stride: int = 1) -> Tensor:
     """Points [1, D, H, W, 3] of every ``stride``-th sample of a lattice (D, H, W)."""
@@ -25,11 +27,6 @@ def identity(lattice: Sequence[int], device: torch.device | str = "cpu", stride:
 def voxels_per_unit(lattice: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Samples per unit of the frame along (x, y, z): [3]."""
     return torch.tensor([(size - 1) / 2 for size in reversed(lattice)], device=device)
-
-
-def sample(image: Tensor, points: Tensor, padding: str = "border") -> Tensor:
-    """Trilinear values [N, C, …] of an image [N, C, D, H, W] at points [N, …, 3]."""
-    return F.grid_sample(image, points, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def displace(fields: Sequence[Tensor], points: Tensor) -> Tensor:

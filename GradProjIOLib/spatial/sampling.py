@@ -1,4 +1,4 @@
-"""Points of lattices, and interpolation of what lies on them.
+"""Interpolation of what lies on a lattice.
 
 Arrays are [k, j, i]; an index is a point (i, j, k) in voxels; affines (4x4) take an index to RAS mm.
 """
@@ -9,6 +9,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sample(image: Tensor, points: Tensor, padding: str = "border") -> Tensor:
+    """Trilinear values [N, C, …] of an image [N, C, D, H, W] at points [N, …, 3].
+
+    A point is (x, y, z) along the axes (W, H, D); −1 and +1 are the centers of the first and the last sample.
+    Outside, `padding` "border" goes on with the outermost values, "reflection" mirrors, and "zeros" takes 0.
+    """
+    return F.grid_sample(image, points, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def sample_linear(values: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -19,8 +30,7 @@ def sample_linear(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     extent = np.maximum(np.array(values.shape[2::-1]) - 1, 1)
     grid = torch.from_numpy((index * (2 / extent) - 1).astype(np.float32).reshape(1, 1, 1, -1, 3))
     source = torch.from_numpy(np.asarray(values, dtype=np.float32)).permute(3, 0, 1, 2)[None]
-    found = torch.nn.functional.grid_sample(source, grid, padding_mode="border", align_corners=True)
-    return found[0, :, 0, 0].T.reshape(*index.shape[:-1], values.shape[3]).numpy()
+    return sample(source, grid)[0, :, 0, 0].T.reshape(*index.shape[:-1], values.shape[3]).numpy()
 
 
 def interpolator(array: np.ndarray, interpolation: str) -> Callable[[np.ndarray], np.ndarray]:

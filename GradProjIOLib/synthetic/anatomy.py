@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from GradProjIOLib.spatial.sampling import sample
 
 STRUCTURES = {
     1: "cerebral cortex",
@@ -116,8 +117,8 @@ class _Canvas:
     @staticmethod
     def empty(points: Tensor, intensities: Tensor, edge: float) -> _Canvas:
         shape = points.shape[1:]
-        image = torch.full(shape, float(intensities[0]), device=points.device)
-        labels = torch.zeros(shape, dtype=torch.uint8, device=points.device)
+        image = torch.full(shape, float(intensities[0]))
+        labels = torch.zeros(shape, dtype=torch.uint8)
         return _Canvas(points, intensities, edge, image, labels)
 
     def crop(self, low: tuple[float, ...], high: tuple[float, ...]) -> _Canvas:
@@ -241,9 +242,7 @@ def _sample_folds(x: Tensor, y: Tensor, z: Tensor, folds: Tensor) -> Tensor:
         return x
     extent = FOLD_LATTICE_SPACING * (FOLD_LATTICE_SIZE - 1) / 2
     grid = torch.stack([x, y, z], dim=-1) / extent
-    return functional.grid_sample(
-        folds.to(grid)[None, None], grid[None], mode="bilinear", padding_mode="reflection", align_corners=True
-    )[0, 0].abs()
+    return sample(folds[None, None], grid[None], "reflection")[0, 0].abs()
 
 
 def _sulci(x: Tensor, y: Tensor, z: Tensor, depth: Tensor, anatomy: Anatomy) -> Tensor:
@@ -364,7 +363,7 @@ def paint(
     `points` float32 [3, D, H, W]: x, y, z in mm of the head's frame; `intensities` [28]: one per label of
     `STRUCTURES`, 0 first; `edge`: width in mm of the soft edges, best the voxel's size; without skull,
     everything outside the brain and the fluid in it is 0, like after brain extraction.
-    Returns the image (float32) and the labels (uint8), both [D, H, W], on the points' device.
+    Returns the image (float32) and the labels (uint8), both [D, H, W].
     """
     canvas = _Canvas.empty(points, intensities, edge)
     brain = canvas

@@ -9,8 +9,6 @@ ventricles may have several times the volume, nuclei differ in size and place.
 
 The formulas are no real anatomy, so what both heads of a pair share (proportions, place and size of nuclei,
 wavelength of the folds, contrast) varies more widely from pair to pair than it does between people.
-
-Random numbers are drawn on the CPU, so a seed stands for the same pair (up to rounding) on every device.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,7 +40,6 @@ PERCENTILE = 0.99
 # Middle and extent (mm) along (x, y, z) of what is shown, in the frame of the head.
 BRAIN = ((0.0, -17.0, 7.0), (134.0, 174.0, 138.0))
 HEAD = ((0.0, -9.0, -4.0), (164.0, 216.0, 186.0))
-ANATOMICAL_AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 LAST_NUCLEUS = 19
 NUCLEI = [5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 18, 19]
 
@@ -90,71 +88,54 @@ def synthetic_pair(
     lattice: tuple[int, int, int] = (96, 112, 80),
     *,
     kind: Kind | None = None,
-    orientation: str | None = "SAR",
-    device: torch.device | str = "cpu",
 ) -> SyntheticPair:
     """Two images of one label map in different shape, to be registered with each other.
 
-    `lattice` (D, H, W); `kind` of map: drawn from the seed unless given. `orientation`: to which side of the
-    subject each axis of the lattice runs, three letters for D, H, W; "SAR" is an image in RAS order, as
-    arrays [k, j, i]. None draws one of the 48. Intensities are in [0, 1], background is 0 in most pairs.
+    `lattice` (D, H, W): its axes run up, to the front and to the subject's right, as those of arrays [k, j, i] of
+    an image in RAS order. `kind` of map: drawn from the seed unless given. Intensities are in [0, 1], and
+    background is 0 in most pairs.
     """
     draw = _Draw(seed)
     drawn = "head" if draw.chance(HEADS) else "shapes"
     make = {"head": _heads, "shapes": _shapes}[kind or drawn]
-    images, labels = make(draw, lattice, orientation or _random_orientation(draw), torch.device(device))
+    images, labels = make(draw, lattice)
     return SyntheticPair(*(image[None] for image in images), *(label[None] for label in labels))
-
-
-def _random_orientation(draw: _Draw) -> str:
-    order = torch.randperm(3, generator=draw.generator)
-    return "".join(("RL", "AP", "SI")[axis][draw.integer(0, 1)] for axis in order)
-
-
-def _rotation(angles: Tensor) -> Tensor:
-    """Rotation matrix 3x3 for a rotation vector in radians."""
-    x, y, z = angles.tolist()
-    return torch.linalg.matrix_exp(torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]))
 
 
 def _affine_change(draw: _Draw, degrees: float, scale: float, shift: float) -> tuple[Tensor, Tensor]:
     """Random matrix 3x3 near the identity (rotation, scale, a little shear) and shift in mm."""
-    rotation = _rotation(torch.deg2rad(draw.normals(degrees, 3)))
+    rotation = Rotation.from_rotvec(draw.normals(degrees, 3).numpy(), degrees=True).as_matrix()
     stretch = torch.diag(1 + draw.normals(scale, 3)) + 0.3 * draw.normals(scale, 3, 3)
-    return rotation @ stretch, draw.normals(shift, 3)
+    return torch.from_numpy(rotation).float() @ stretch, draw.normals(shift, 3)
 
 
 def _placement(
-    draw: _Draw, lattice: Sequence[int], orientation: str, shown: tuple[tuple[float, ...], tuple[float, ...]]
+    draw: _Draw, lattice: Sequence[int], shown: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> tuple[Tensor, Tensor, float]:
     """Matrix 3x3 and offset from index (d, h, w) to mm of the head's frame, and the voxel's mean size.
 
     Voxels are nearly isotropic, and as large as the extent needs with a random margin.
     """
     center, extent = (torch.tensor(values) for values in shown)
-    axes = [ANATOMICAL_AXES[letter] for letter in orientation]
     size = torch.tensor(lattice, dtype=torch.float32)
-    tight = extent[[axis for axis, _ in axes]] / size
+    tight = extent.flip(0) / size
     spacing = tight.max() ** (1 - (mix := draw.uniform(0, 0.5))) * tight**mix * draw.uniform(1.02, 1.25)
-    matrix = torch.zeros(3, 3)
-    for column, (axis, sign) in enumerate(axes):
-        matrix[axis, column] = sign * spacing[column]
     change, shift = _affine_change(draw, degrees=3.0, scale=0.03, shift=2.5)
-    matrix = change @ matrix
+    matrix = change @ torch.diag(spacing).flip(0)
     return matrix, center + shift - matrix @ ((size - 1) / 2), float(spacing.log().mean().exp())
 
 
-def _velocity(draw: _Draw, lattice: tuple[int, int, int], strength: float, device: torch.device) -> Tensor:
+def _velocity(draw: _Draw, lattice: tuple[int, int, int], strength: float) -> Tensor:
     """Random velocity field on a third of the lattice, in its voxels: [3, d, h, w].
 
     Three wavelengths with random shares; `strength` is the typical displacement as a part of the lattice.
     """
     coarse = tuple(-(-size // 3) for size in lattice)
     size = sum(coarse) / 3
-    velocity = torch.zeros(3, *coarse, device=device)
+    velocity = torch.zeros(3, *coarse)
     for wavelength, share in ((0.5, 0.5), (0.25, 0.3), (0.12, 0.12)):
         amplitude = share * strength * size * draw.uniform(0.5, 1.5)
-        velocity += amplitude * smooth_noise(coarse, wavelength * size, draw.generator, 3, device)
+        velocity += amplitude * smooth_noise(coarse, wavelength * size, draw.generator, 3)
     return velocity
 
 
@@ -162,32 +143,30 @@ def _moved_points(velocity: Tensor, lattice: tuple[int, int, int]) -> Tensor:
     """Index coordinates [3, D, H, W] moved by the diffeomorphism of a velocity field on a coarser lattice."""
     displacement = integrate(velocity, squarings=5)
     factors = torch.tensor([full / part for full, part in zip(lattice, velocity.shape[1:], strict=True)])
-    displacement *= factors.to(velocity)[:, None, None, None]
-    return identity_points(lattice, velocity.device) + resize(displacement, lattice)
+    displacement *= factors[:, None, None, None]
+    return identity_points(lattice) + resize(displacement, lattice)
 
 
 def _transform(points: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    moved = matrix.to(points) @ points.reshape(3, -1) + offset.to(points)[:, None]
+    moved = matrix @ points.reshape(3, -1) + offset[:, None]
     return moved.reshape(points.shape)
 
 
-def _heads(
-    draw: _Draw, lattice: tuple[int, int, int], orientation: str, device: torch.device
-) -> tuple[list[Tensor], list[Tensor]]:
+def _heads(draw: _Draw, lattice: tuple[int, int, int]) -> tuple[list[Tensor], list[Tensor]]:
     with_skull = draw.chance(WITH_SKULL)
-    matrix, offset, voxel = _placement(draw, lattice, orientation, HEAD if with_skull else BRAIN)
+    matrix, offset, voxel = _placement(draw, lattice, HEAD if with_skull else BRAIN)
     residual = 4.0 if draw.chance(MISALIGNED) else 1.0
     contrast = _head_contrast(draw)
     common = _common_anatomy(draw)
-    velocity = _velocity(draw, lattice, 0.03, device)
+    velocity = _velocity(draw, lattice, 0.03)
     strength = draw.uniform(0.008, 0.022)
     blur = draw.uniform(-0.5, 0.8)
     images, labels = [], []
     for _ in range(2):
         change, shift = _affine_change(draw, degrees=residual, scale=0.012 * residual, shift=residual)
-        points = _moved_points(velocity + _velocity(draw, lattice, strength, device), lattice)
+        points = _moved_points(velocity + _velocity(draw, lattice, strength), lattice)
         points = _transform(points, change @ matrix, change @ offset + shift)
-        anatomy = _subject(draw, common, device)
+        anatomy = _subject(draw, common)
         intensities = contrast * (1 + draw.normals(0.04, len(contrast)))
         image, structures = paint(points, anatomy, intensities, voxel * draw.uniform(0.8, 1.4), with_skull)
         images.append(_acquire(draw, image, None if with_skull else structures > 0, blur))
@@ -222,14 +201,14 @@ def _common_anatomy(draw: _Draw) -> _CommonAnatomy:
     )
 
 
-def _subject(draw: _Draw, common: _CommonAnatomy, device: torch.device) -> Anatomy:
+def _subject(draw: _Draw, common: _CommonAnatomy) -> Anatomy:
     """One of the two subjects. The older, the more fluid and the thinner the cortex."""
     age = draw.uniform(0, 1)
     own = random_folds(draw.generator, common.wavelength)
     shifts = common.shifts + draw.normals(0.5, LAST_NUCLEUS + 1, 3)
     growth = common.growth + draw.normals(0.3, LAST_NUCLEUS + 1)
     return Anatomy(
-        folds=(common.agreement * common.folds + (1 - common.agreement**2) ** 0.5 * own).to(device),
+        folds=common.agreement * common.folds + (1 - common.agreement**2) ** 0.5 * own,
         ventricle_growth=tuple((0.3 + 4.5 * age * draw.uniform(0.4, 1.0) + draw.normals(0.3, 2)).tolist()),
         cortex_thickness=common.thickness - 0.4 * age,
         sulcus_width=0.4 + 1.8 * age * draw.uniform(0.4, 1.0),
@@ -254,15 +233,13 @@ def _head_contrast(draw: _Draw) -> Tensor:
     return base * (1 + draw.normals(0.06, len(base)))
 
 
-def _shapes(
-    draw: _Draw, lattice: tuple[int, int, int], _orientation: str, device: torch.device
-) -> tuple[list[Tensor], list[Tensor]]:
+def _shapes(draw: _Draw, lattice: tuple[int, int, int]) -> tuple[list[Tensor], list[Tensor]]:
     """Labels are the cells between the level sets of two smooth random fields, often within one big blob."""
     levels = (draw.integer(4, 5), draw.integer(4, 5))
     size = sum(lattice) / 3
     fields = torch.cat(
-        [smooth_noise(lattice, size * draw.uniform(0.12, 0.4), draw.generator, device=device) for _ in levels]
-        + [_blob(draw, lattice, device) if draw.chance(0.7) else torch.ones(1, *lattice, device=device)]
+        [smooth_noise(lattice, size * draw.uniform(0.12, 0.4), draw.generator) for _ in levels]
+        + [_blob(draw, lattice) if draw.chance(0.7) else torch.ones(1, *lattice)]
     )
     intensities = draw.uniforms(0.0, 200.0, levels[0] * levels[1] + 1)
     intensities[0] = 2.0
@@ -271,11 +248,11 @@ def _shapes(
     blur = draw.uniform(0.4, 0.9)
     images, labels = [], []
     for _ in range(2):
-        instance = sample(fields, _moved_points(_velocity(draw, lattice, strength, device), lattice))
-        instance += detail * smooth_noise(lattice, 0.15 * size, draw.generator, device=device)
+        instance = sample(fields, _moved_points(_velocity(draw, lattice, strength), lattice))
+        instance += detail * smooth_noise(lattice, 0.15 * size, draw.generator)
         cells = [_cells(field, count) for field, count in zip(instance, levels, strict=False)]
         structures = (1 + cells[0] + levels[0] * cells[1]).masked_fill_(instance[2] < 0, 0)
-        varied = (intensities * (1 + draw.normals(0.04, len(intensities)))).to(device)
+        varied = intensities * (1 + draw.normals(0.04, len(intensities)))
         image = varied[structures.long()]
         inside = structures > 0 if draw.chance(0.7) else None
         images.append(_acquire(draw, image, inside, blur))
@@ -283,13 +260,13 @@ def _shapes(
     return images, labels
 
 
-def _blob(draw: _Draw, lattice: tuple[int, int, int], device: torch.device) -> Tensor:
+def _blob(draw: _Draw, lattice: tuple[int, int, int]) -> Tensor:
     """A field [1, D, H, W] that is positive within a dented ball."""
-    axes = [torch.linspace(-1, 1, size, device=device) for size in lattice]
+    axes = [torch.linspace(-1, 1, size) for size in lattice]
     radii = draw.uniforms(0.65, 1.0)
     square = [(axis / radius) ** 2 for axis, radius in zip(axes, radii.tolist(), strict=True)]
     radius = square[0][:, None, None] + square[1][:, None] + square[2]
-    dents = smooth_noise(lattice, sum(lattice) / 3 * draw.uniform(0.2, 0.5), draw.generator, device=device)
+    dents = smooth_noise(lattice, sum(lattice) / 3 * draw.uniform(0.2, 0.5), draw.generator)
     return 1 - radius[None] + 0.25 * dents
 
 
@@ -309,9 +286,9 @@ def _acquire(draw: _Draw, image: Tensor, inside: Tensor | None, blur: float) -> 
     if draw.chance(LOW_RESOLUTION):
         image = _thick_slices(draw, image)
     wavelength = max(lattice) * draw.uniform(0.3, 0.7)
-    bias = smooth_noise(lattice, wavelength, draw.generator, device=image.device)[0]
+    bias = smooth_noise(lattice, wavelength, draw.generator)[0]
     image = image * (draw.uniform(0.02, 0.18) * bias).exp_()
-    grain = torch.randn(lattice, generator=draw.generator).to(image.device)
+    grain = torch.randn(lattice, generator=draw.generator)
     image = (image + grain * draw.uniform(0.5, 7.0)).abs_()
     if inside is not None:
         image = image * inside
@@ -323,7 +300,7 @@ def _blur(image: Tensor, spread: float) -> Tensor:
     """Gaussian blur with this standard deviation in voxels; none below 0.2."""
     if spread < 0.2:
         return image
-    offsets = torch.arange(-2, 3, device=image.device)
+    offsets = torch.arange(-2, 3)
     kernel = torch.exp(-0.5 * (offsets / spread) ** 2)
     kernel /= kernel.sum()
     image = image[None, None]
@@ -340,7 +317,7 @@ def _thick_slices(draw: _Draw, image: Tensor) -> Tensor:
     reduced = list(image.shape)
     reduced[axis] = max(4, round(reduced[axis] / draw.uniform(1.5, 3.5)))
     averaged = functional.adaptive_avg_pool3d(image[None, None], reduced)[0, 0]
-    return resize(averaged, tuple(image.shape))
+    return resize(averaged[None], tuple(image.shape))[0]
 
 
 def _normalize(image: Tensor) -> Tensor:

@@ -11,28 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation
-from GradProjIOLib.synthetic.anatomy import T1_INTENSITIES, Anatomy, paint, random_folds
-from GradProjIOLib.synthetic.random_fields import identity_points, integrate, sample, smooth_noise
+from GradProjIOLib.spatial.jacobian import jacobian_determinant
+from GradProjIOLib.synthetic.anatomy import STRUCTURES, T1_INTENSITIES, Anatomy, paint, random_folds
+from GradProjIOLib.synthetic.random_fields import integrate, sample, smooth_noise
 
-LABELS = {
-    1: "cerebral cortex",
-    2: "cerebral white matter",
-    3: "left lateral ventricle",
-    4: "right lateral ventricle",
-    5: "left thalamus",
-    6: "right thalamus",
-    7: "left putamen",
-    8: "right putamen",
-    9: "left caudate nucleus",
-    10: "right caudate nucleus",
-    11: "cerebellum",
-    12: "brain stem",
-}
+LABELS = {label: STRUCTURES[label] for label in range(1, 13)} | {11: "cerebellum"}
 """The structures in the label volumes; 0 is everything else. Left and right are the subject's."""
 
 CEREBELLAR_WHITE_MATTER = 13
@@ -57,14 +47,7 @@ class PhantomPair:
 
 def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
     """Rotation matrix 3x3 about x, then y, then z."""
-    result = np.eye(3)
-    for axis, angle in enumerate(np.radians(degrees)):
-        turn = np.eye(3)
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-        result = turn @ result
-    return result
+    return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
 
 def _centered_affine(shape: tuple[int, int, int], spacing: np.ndarray, rotation: np.ndarray) -> np.ndarray:
@@ -77,9 +60,7 @@ def _centered_affine(shape: tuple[int, int, int], spacing: np.ndarray, rotation:
 
 def _points(shape: tuple[int, int, int], affine: np.ndarray) -> Tensor:
     """RAS mm of every voxel center: float32 [3, K, J, I], component order (x, y, z)."""
-    index = identity_points(shape).flip(0)
-    matrix = torch.from_numpy(affine).float()
-    return torch.einsum("ab,bkji->akji", matrix[:3, :3], index) + matrix[:3, 3, None, None, None]
+    return torch.from_numpy(lattice_points(shape, affine)).float().movedim(-1, 0)
 
 
 @dataclass(frozen=True)
@@ -116,12 +97,6 @@ class _Subject:
         return image, labels
 
 
-def _determinant(displacement: Tensor) -> Tensor:
-    """Jacobian determinant of index + displacement [3, D, H, W] (voxels), central differences."""
-    slopes = torch.stack([torch.stack(torch.gradient(component)) for component in displacement])
-    return torch.linalg.det(slopes.permute(2, 3, 4, 0, 1) + torch.eye(3))
-
-
 def _random_displacement(
     shape: tuple[int, int, int], spacing: float, weight: Tensor, mean: float, generator: torch.Generator
 ) -> Tensor:
@@ -135,7 +110,7 @@ def _random_displacement(
     length = velocity.square().sum(0).sqrt() * spacing
     velocity *= mean * weight.sum() / (length * weight).sum()
     displacement = integrate(velocity)
-    while _determinant(displacement).min() < SMALLEST_DETERMINANT:
+    while jacobian_determinant(displacement).min() < SMALLEST_DETERMINANT:
         velocity *= 0.93
         displacement = integrate(velocity)
     return displacement

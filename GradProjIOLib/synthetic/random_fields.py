@@ -1,8 +1,4 @@
-"""Smooth random fields on a lattice, and diffeomorphisms made from them.
-
-Random numbers are always drawn on the CPU from the caller's generator and moved to the device afterwards, so
-that the same seed gives the same field (up to rounding) on every device.
-"""
+"""Smooth random fields on a lattice, and diffeomorphisms made from them."""
 
 from __future__ import annotations
 
@@ -11,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from GradProjIOLib.spatial import sampling
 
 
 def spline_weights(size: int, knots: int) -> Tensor:
@@ -22,28 +20,9 @@ def spline_weights(size: int, knots: int) -> Tensor:
     return torch.where(distance < 1, near, far).float()
 
 
-def linear_weights(size: int, samples: int) -> Tensor:
-    """Weights [size, samples] that stretch cell centers linearly over `size` (align_corners=False)."""
-    position = ((torch.arange(size, dtype=torch.float64) + 0.5) * samples / size - 0.5).clamp(0, samples - 1)
-    distance = (position[:, None] - torch.arange(samples, dtype=torch.float64)[None]).abs()
-    return (1 - distance).clamp(min=0).float()
-
-
-def apply_along_axes(field: Tensor, weights: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Apply one matrix [new, old] to each of the last three axes of `field` [..., d, h, w] (separably)."""
-    along_d, along_h, along_w = (matrix.to(field) for matrix in weights)
-    field = field @ along_w.T
-    field = along_h @ field
-    shape = field.shape
-    field = along_d @ field.reshape(*shape[:-3], shape[-3], shape[-2] * shape[-1])
-    return field.reshape(*shape[:-3], along_d.shape[0], *shape[-2:])
-
-
 def resize(field: Tensor, lattice: tuple[int, int, int]) -> Tensor:
-    """Stretch `field` [..., d, h, w] linearly to `lattice` over the same field of view."""
-    return apply_along_axes(
-        field, tuple(linear_weights(size, old) for size, old in zip(lattice, field.shape[-3:], strict=True))
-    )
+    """Stretch `field` [C, d, h, w] linearly to `lattice` over the same field of view."""
+    return functional.interpolate(field[None], lattice, mode="trilinear", align_corners=False)[0]
 
 
 def smooth_noise(
@@ -51,7 +30,6 @@ def smooth_noise(
     wavelength: float,
     generator: torch.Generator,
     channels: int = 1,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Zero-mean Gaussian noise of about unit variance that is twice continuously differentiable.
 
@@ -60,15 +38,15 @@ def smooth_noise(
     """
     knots = [max(1, math.ceil(size / wavelength)) for size in lattice]
     coefficients = torch.randn(channels, *(count + 3 for count in knots), generator=generator)
-    weights = tuple(spline_weights(size, count) for size, count in zip(lattice, knots, strict=True))
+    weights = [spline_weights(size, count) for size, count in zip(lattice, knots, strict=True)]
     # The mean square of the B-spline sum is the mean of the squared weights along each axis.
     spread = math.prod(math.sqrt(matrix.square().sum(1).mean().item()) for matrix in weights)
-    return apply_along_axes(coefficients.to(device), weights) / spread
+    return torch.einsum("cdhw,Dd,Hh,Ww->cDHW", coefficients, *weights) / spread
 
 
-def identity_points(lattice: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
+def identity_points(lattice: tuple[int, int, int]) -> Tensor:
     """Index coordinates (d, h, w) of every voxel: float32 [3, D, H, W]."""
-    axes = [torch.arange(size, dtype=torch.float32, device=device) for size in lattice]
+    axes = [torch.arange(size, dtype=torch.float32) for size in lattice]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
@@ -77,11 +55,9 @@ def sample(field: Tensor, points: Tensor) -> Tensor:
 
     Outside the lattice the outermost values continue.
     """
-    sizes = torch.tensor(field.shape[-3:], dtype=points.dtype, device=points.device)
+    sizes = torch.tensor(field.shape[-3:], dtype=points.dtype)
     normalized = points.movedim(0, -1) * (2 / (sizes - 1)) - 1
-    return functional.grid_sample(
-        field[None], normalized.flip(-1)[None], mode="bilinear", padding_mode="border", align_corners=True
-    )[0]
+    return sampling.sample(field[None], normalized.flip(-1)[None])[0]
 
 
 def integrate(velocity: Tensor, squarings: int = 6) -> Tensor:
@@ -90,7 +66,7 @@ def integrate(velocity: Tensor, squarings: int = 6) -> Tensor:
     `velocity` [3, D, H, W] in voxels per unit time, component order (d, h, w); the displacement has the same
     shape and unit. Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
     """
-    identity = identity_points(tuple(velocity.shape[1:]), velocity.device)
+    identity = identity_points(tuple(velocity.shape[1:]))
     displacement = velocity / 2**squarings
     for _ in range(squarings):
         displacement = displacement + sample(displacement, identity + displacement)

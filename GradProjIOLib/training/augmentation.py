@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from GradProjIOLib.spatial.sampling import sample
+
 DEGREES = 10.0
-MILLIMETRES = 5.0
+MILLIMETERS = 5.0
 SCALE = 0.03
 GAMMA = 0.2
 PROBABILITY = 0.5
@@ -34,10 +37,10 @@ class Change:
     def __call__(self, image: Tensor, spacing: Tensor) -> Tensor:
         """The changed image: [1, D, H, W] → [1, D, H, W]; 0 comes in from outside. spacing: mm along (x, y, z)."""
         if not torch.equal(self.matrix, torch.eye(3)) or self.shift.any():
-            extent = spacing * torch.tensor(image.shape[:0:-1]) / 2
+            extent = spacing * (torch.tensor(image.shape[:0:-1]) - 1) / 2
             theta = torch.cat([self.matrix * extent / extent[:, None], (self.shift / extent)[:, None]], dim=1)
-            grid = F.affine_grid(theta[None], [1, *image.shape], align_corners=False)
-            image = F.grid_sample(image[None], grid, align_corners=False)[0]
+            points = F.affine_grid(theta[None], [1, *image.shape], align_corners=True)
+            image = sample(image[None], points, "zeros")[0]
         return image if self.gamma == 1 else image.clamp(0, 1) ** self.gamma
 
 
@@ -50,10 +53,10 @@ def random_change(generator: torch.Generator) -> Change:
     def drawn(limit: float, count: int) -> Tensor:
         return limit * (2 * torch.rand(count, generator=generator) - 1)
 
-    angles, shift, scale, gamma = drawn(DEGREES, 3), drawn(MILLIMETRES, 3), drawn(SCALE, 1), drawn(GAMMA, 1)
+    angles, shift, scale, gamma = drawn(DEGREES, 3), drawn(MILLIMETERS, 3), drawn(SCALE, 1), drawn(GAMMA, 1)
     matrix = torch.eye(3)
     if happens():
-        matrix = matrix @ _rotation(torch.deg2rad(angles))
+        matrix = matrix @ rotation(angles)
     if not happens():
         shift = torch.zeros(3)
     if happens():
@@ -64,12 +67,6 @@ def random_change(generator: torch.Generator) -> Change:
     return Change(matrix, shift, 1 + gamma.item() if happens(GAMMA_PROBABILITY) else 1.0)
 
 
-def _rotation(angles: Tensor) -> Tensor:
-    """Rotation by an angle in radians about each of x, y and z, one after the other."""
-    matrix = torch.eye(3)
-    for axis, angle in enumerate(angles.tolist()):
-        generator = torch.zeros(3, 3)
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        generator[second, first], generator[first, second] = angle, -angle
-        matrix = torch.linalg.matrix_exp(generator) @ matrix
-    return matrix
+def rotation(degrees: Tensor) -> Tensor:
+    """Rotation matrix 3x3 by an angle about each of x, y and z, one after the other."""
+    return torch.from_numpy(Rotation.from_euler("xyz", degrees.numpy(), degrees=True).as_matrix()).float()

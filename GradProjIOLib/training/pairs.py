@@ -39,7 +39,7 @@ class PairSource(Protocol):
 
 @dataclass(frozen=True)
 class SyntheticPairs:
-    """Pairs of synthetic images (``training.synthetic``) on a lattice (D, H, W), each seen only once.
+    """Pairs of synthetic images (``synthetic.pairs``) on a lattice (D, H, W), each seen only once.
 
     purpose: TRAINING or VALIDATION, which have no pair in common.
     """

@@ -1,7 +1,7 @@
-"""Training of a registration network with the losses of the instance optimisation, and of labels where there are any.
+"""Training of a registration network with the losses of instance optimization, and of labels where there are any.
 
 Zhang, Zhao and Tao (Learn2Reg 2024), section 3.2: Adam, learning rate 5e-5, batches of 4 pairs, 80 epochs. The
-network stays in evaluation mode, as in the instance optimisation: its normalisation keeps the statistics it
+network stays in evaluation mode, as in the instance optimization: its normalization keeps the statistics it
 came with, so one pair more or less in a batch changes nothing in the others.
 
 All random numbers follow from the seed and the number of the step or pair, so a training is resumed exactly
@@ -92,7 +92,7 @@ class Trainer:
         for step in Trainer(network, model, plan, training, validating, folder):
             print(step)
 
-    Where torch.distributed is initialised, every process takes its share of each batch, and the first one writes.
+    Where torch.distributed is initialized, every process takes its share of each batch, and the first one writes.
 
     Raises InputError where the folder's checkpoint is of another plan or network or the batches cannot be made,
     and FloatingPointError when a loss is no longer finite.

@@ -113,7 +113,7 @@ class Reader:
         return self._cached(path, "labels")
 
     def spacing(self, path: Path) -> Tensor:
-        """Millimetres between the samples along (x, y, z)."""
+        """Millimeters between the samples along (x, y, z)."""
         return torch.from_numpy(np.load(self._prepared(path, "image").with_suffix(".spacing.npy")))
 
     def pair(self, files: tuple[ImageFile, ImageFile]) -> TrainingPair:

@@ -1,4 +1,4 @@
-"""Deformations against SimpleITK, icon_registration and Slicer's MRML, and the laws that maps obey."""
+"""Deformations against SimpleITK and Slicer's MRML, and the laws that maps obey."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from conftest import oblique_affine, smooth_noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,7 @@ from scipy import ndimage
 
 from GradProjIOLib.errors import InputError, WriteError
 from GradProjIOLib.geometry.lattice import lattice_points
-from GradProjIOLib.geometry.transform_files import read_linear, write_linear
+from GradProjIOLib.geometry.transform_files import read_linear
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.spatial.deformation import Deformation
 
@@ -85,51 +84,6 @@ def test_sampling_on_the_same_lattice_changes_nothing_and_on_another_interpolate
 def test_displacements_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"\[k, j, i, 3\]"):
         Deformation(np.zeros((3, 8, 8, 8)), np.eye(4))
-
-
-# The network's map
-
-
-def random_phi(lattice, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A network's map and the identity, [3, D, H, W] in [0, 1]."""
-    identity = np.stack(np.meshgrid(*(np.linspace(0, 1, n) for n in lattice), indexing="ij"))
-    noise = np.random.default_rng(seed).normal(size=(3, *lattice))
-    shift = ndimage.gaussian_filter(noise, (0, 2, 2, 2))
-    return torch.from_numpy(identity + 0.08 * shift / np.abs(shift).max()), torch.from_numpy(identity)
-
-
-def itk_image(volume: Volume):
-    """`volume` as an image of the itk package."""
-    import itk
-
-    placed = to_sitk(volume)
-    image = itk.image_from_array(volume.array)
-    image.SetSpacing(placed.GetSpacing())
-    image.SetOrigin(placed.GetOrigin())
-    image.SetDirection(itk.matrix_from_array(np.reshape(placed.GetDirection(), (3, 3))))
-    return image
-
-
-@pytest.mark.parametrize("lattice", [(20, 24, 22), (11, 13, 10), (40, 40, 40)])
-def test_network_maps_equal_icon_registration(fixed_volume, moving_volume, lattice):
-    from icon_registration.itk_wrapper import create_itk_transform
-
-    phi, identity = random_phi(lattice)
-    reference = create_itk_transform(phi[None], identity[None], itk_image(moving_volume), itk_image(fixed_volume))
-    ours = Deformation.from_network(
-        phi, fixed_volume.shape, fixed_volume.affine, moving_volume.shape, moving_volume.affine
-    )
-    corners = np.array(np.meshgrid(*([0, n - 1] for n in fixed_volume.shape[::-1]))).reshape(3, -1).T
-    corners = corners @ fixed_volume.affine[:3, :3].T + fixed_volume.affine[:3, 3]
-    points = np.vstack([random_points(fixed_volume, 2000), corners])
-    np.testing.assert_allclose(ours.map_points(points), itk_points(reference, points), atol=1e-3)
-
-
-def test_the_identity_of_the_network_keeps_points_of_one_image(fixed_volume):
-    _, identity = random_phi((12, 14, 16))
-    place = fixed_volume.shape, fixed_volume.affine
-    ours = Deformation.from_network(identity.float(), *place, *place)
-    assert np.abs(ours.displacement).max() < 1e-4
 
 
 # Warping
@@ -387,17 +341,20 @@ def test_matlab_files_as_ants_writes_them_are_read(tmp_path):
     np.testing.assert_allclose(points @ matrix[:3, :3].T + matrix[:3, 3], itk_points(affine, points), atol=1e-6)
 
 
-def test_linear_maps_are_written_as_itk_transforms(tmp_path):
-    write_linear(LINEAR, tmp_path / "linear.tfm")
-    np.testing.assert_allclose(read_linear(tmp_path / "linear.tfm"), LINEAR, atol=1e-12)
-    points = np.random.default_rng(0).normal(0, 50, (20, 3))
-    expected = points @ LINEAR[:3, :3].T + LINEAR[:3, 3]
-    theirs = itk_points(sitk.ReadTransform(str(tmp_path / "linear.tfm")), points)
-    np.testing.assert_allclose(theirs, expected, atol=1e-9)
+def write_linear(path) -> None:
+    """LINEAR as SimpleITK writes it, in LPS."""
+    lps = np.diag([-1, -1, 1, 1]) @ LINEAR @ np.diag([-1, -1, 1, 1])
+    sitk.WriteTransform(sitk.AffineTransform(lps[:3, :3].ravel().tolist(), lps[:3, 3].tolist()), str(path))
+
+
+@pytest.mark.parametrize("suffix", [".tfm", ".h5"])
+def test_linear_itk_transforms_are_read_as_matrices(tmp_path, suffix):
+    write_linear(tmp_path / f"linear{suffix}")
+    np.testing.assert_allclose(read_linear(tmp_path / f"linear{suffix}"), LINEAR, atol=1e-12)
 
 
 def test_a_linear_transform_needs_a_lattice(tmp_path):
-    write_linear(LINEAR, tmp_path / "linear.h5")
+    write_linear(tmp_path / "linear.h5")
     with pytest.raises(InputError, match="fixed image"):
         Deformation.read(tmp_path / "linear.h5")
 

@@ -187,7 +187,7 @@ def bump(center: tuple[float, float, float], spacing: torch.Tensor) -> torch.Ten
 
 def test_changes_are_in_millimetres():
     spacing = torch.tensor([1.0, 2.0, 1.5])
-    matrix = augmentation._rotation(torch.deg2rad(torch.tensor([8.0, -9.0, 10.0])))
+    matrix = augmentation.rotation(torch.tensor([8.0, -9.0, 10.0]))
     change = augmentation.Change(matrix / 1.03, torch.tensor([4.0, -3.0, 2.0]), 1.0)
     center = torch.tensor([5.0, -8.0, 6.0])
     found = change(bump(tuple((change.matrix @ center + change.shift).tolist()), spacing), spacing)
