@@ -1,4 +1,4 @@
-"""The Python packages the registration process needs inside Slicer, and how they get there.
+"""The Python packages that the worker process needs inside Slicer, and how they are installed.
 
 Standard library only. Nothing is installed unless `install` is called, which the module does after the user
 has agreed. What Slicer brings along, above all numpy and SimpleITK, keeps its version.
@@ -10,11 +10,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 REQUESTER = "GradProjIO"
 
@@ -28,8 +27,8 @@ class Package:
     megabytes: int
 
 
-TORCH = Package("torch", "torch>=2.6", 200)
 TORCH_VERSION = ">=2.6"
+TORCH = Package("torch", f"torch{TORCH_VERSION}", 200)
 TORCH_NOTE = "200 MB for the processor, 2500 MB for an NVIDIA graphics card"
 OTHERS = (
     Package("filelock", "filelock>=3.12", 1),
@@ -45,20 +44,9 @@ OTHERS = (
 KEPT = ("numpy", "SimpleITK", "vtk")
 
 
-class Installer(Protocol):
-    """What can install packages; SlicerInstaller does, tests put a double in its place."""
-
-    def install_torch(self) -> None:
-        """Install torch in the version TORCH_VERSION. Raises RuntimeError where that is not possible."""
-
-    def install(self, requirements: Sequence[str], constraints: Path) -> None:
-        """Install `requirements` with pip under the `constraints` file."""
-
-
-def missing(is_there: Callable[[str], bool] | None = None) -> list[Package]:
+def missing() -> list[Package]:
     """The packages that are not installed, looked up without importing them."""
-    is_there = is_there or (lambda module: importlib.util.find_spec(module) is not None)
-    return [package for package in (TORCH, *OTHERS) if not is_there(package.module)]
+    return [package for package in (TORCH, *OTHERS) if importlib.util.find_spec(package.module) is None]
 
 
 def question(packages: Sequence[Package]) -> str:
@@ -73,13 +61,12 @@ def question(packages: Sequence[Package]) -> str:
     )
 
 
-def constraints(version: Callable[[str], str] | None = None) -> list[str]:
+def constraints() -> list[str]:
     """pip constraints that keep the installed version of the packages in KEPT."""
-    version = version or installed_version
     found = []
     for name in KEPT:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name}=={version(name)}")
+            found.append(f"{name}=={installed_version(name)}")
     return found
 
 
@@ -99,46 +86,42 @@ def installed_version(name: str) -> str:
     return found
 
 
-def install(packages: Sequence[Package], installer: Installer | None = None) -> None:
-    """Install `packages`: torch through the PyTorch extension, the rest with pip under `constraints`.
+def install(packages: Sequence[Package]) -> None:
+    """Install `packages` into the running Slicer: torch through the PyTorch extension, the rest with pip.
 
-    Raises RuntimeError with a sentence for the user where something is still missing afterwards.
+    Raises RuntimeError with a sentence for the user where torch cannot be installed.
     """
-    installer = installer or SlicerInstaller()
     if TORCH in packages:
-        installer.install_torch()
-    requirements = [package.requirement for package in packages if package is not TORCH]
-    if requirements:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "constraints.txt"
-            file.write_text("\n".join(constraints()) + "\n", encoding="utf-8")
-            installer.install(requirements, file)
+        install_torch()
+    if requirements := [package.requirement for package in packages if package is not TORCH]:
+        install_with_pip(requirements)
     importlib.invalidate_caches()
 
 
-class SlicerInstaller:
-    """Installs into the running Slicer."""
+def install_torch() -> None:
+    """Install torch through the PyTorch extension, which chooses the build for this computer."""
+    try:
+        import PyTorchUtils
+    except ImportError as error:
+        raise RuntimeError(
+            "The PyTorch extension is missing; install it with the Extensions Manager, restart Slicer "
+            "and press Register again."
+        ) from error
+    logic = PyTorchUtils.PyTorchUtilsLogic()
+    if logic.installTorch(askConfirmation=False, torchVersionRequirement=TORCH_VERSION) is None:
+        raise RuntimeError("PyTorch was not installed; try it in the module PyTorch Utils.")
 
-    def install_torch(self) -> None:
-        """Through the PyTorch extension, which chooses the build for this computer."""
-        try:
-            import PyTorchUtils
-        except ImportError as error:
-            raise RuntimeError(
-                "The PyTorch extension is missing; install it with the Extensions Manager, restart Slicer "
-                "and press Register again."
-            ) from error
-        logic = PyTorchUtils.PyTorchUtilsLogic()
-        if logic.installTorch(askConfirmation=False, torchVersionRequirement=TORCH_VERSION) is None:
-            raise RuntimeError("PyTorch was not installed; try it in the module PyTorch Utils.")
 
-    def install(self, requirements: Sequence[str], constraints: Path) -> None:
-        """With slicer.packaging where it is there (from 2026-04 on), else with slicer.util."""
+def install_with_pip(requirements: list[str]) -> None:
+    """Install under `constraints`: with slicer.packaging where it is there (from 2026-04 on), else with slicer.util."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "constraints.txt"
+        file.write_text("\n".join(constraints()) + "\n", encoding="utf-8")
         try:
             from slicer.packaging import pip_ensure
         except ImportError:
             from slicer.util import pip_install
 
-            pip_install([*requirements, "-c", str(constraints)])
-            return
-        pip_ensure(list(requirements), constraints=str(constraints), prompt_install=False, requester=REQUESTER)
+            pip_install([*requirements, "-c", str(file)])
+        else:
+            pip_ensure(requirements, constraints=str(file), prompt_install=False, requester=REQUESTER)

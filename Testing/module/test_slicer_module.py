@@ -322,8 +322,7 @@ def test_weights_are_asked_for_once_and_a_no_is_respected(panel, application):
 
 def test_missing_packages_are_asked_for_before_anything_runs(panel, application, monkeypatch):
     application.answer = False
-    missing = packages.missing(lambda module: False)
-    monkeypatch.setattr(packages, "missing", lambda: missing)
+    monkeypatch.setattr(packages, "missing", lambda: [packages.TORCH])
     panel.ui.registerButton.click()
     assert len(application.questions) == 1
     assert "torch" in application.questions[0]

@@ -1,6 +1,7 @@
 """What the module installs into Slicer, and that it leaves Slicer's own packages alone."""
 
 import importlib.metadata
+import importlib.util
 import re
 import sys
 import types
@@ -11,17 +12,32 @@ import pytest
 from GradProjIOLib.scene import packages as dependencies
 
 
-class Recorder:
-    """An installer that writes down what it is asked."""
+@pytest.fixture
+def absent(monkeypatch):
+    """Packages that Python does not find; all, unless the test chooses."""
+    names = {package.module for package in (dependencies.TORCH, *dependencies.OTHERS)}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else object())
+    return names
 
-    def __init__(self):
-        self.calls = []
 
-    def install_torch(self):
-        self.calls.append("torch")
+@pytest.fixture
+def installed(monkeypatch):
+    """What Slicer's own ways to install packages are asked for, in order. `slicer.packaging` is that of 2026."""
+    asked = []
 
-    def install(self, requirements, constraints):
-        self.calls.append((list(requirements), constraints.read_text().splitlines()))
+    class PyTorchUtilsLogic:
+        def installTorch(self, **keywords):
+            asked.append(keywords)
+            return object()
+
+    def pip_ensure(requirements, constraints, **keywords):
+        asked.append((requirements, Path(constraints).read_text().splitlines(), keywords))
+
+    for name, content in (("PyTorchUtils", PyTorchUtilsLogic), ("slicer.packaging", pip_ensure)):
+        module = types.ModuleType(name)
+        setattr(module, content.__name__, content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return asked
 
 
 def test_nothing_is_missing_here_and_nothing_is_imported_to_find_out():
@@ -34,16 +50,17 @@ def test_nothing_is_missing_here_and_nothing_is_imported_to_find_out():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_torch_comes_through_the_extension_and_the_rest_under_constraints():
-    packages = dependencies.missing(lambda module: module != "scipy" and module != "torch")
+def test_torch_comes_through_the_extension_and_the_rest_under_constraints(absent, installed):
+    absent &= {"torch", "scipy"}
+    packages = dependencies.missing()
     assert [package.module for package in packages] == ["torch", "scipy"]
-    recorder = Recorder()
-    dependencies.install(packages, recorder)
-    torch, (requirements, constraints) = recorder.calls
-    assert torch == "torch"
+    dependencies.install(packages)
+    torch, (requirements, constraints, keywords) = installed
+    assert torch["torchVersionRequirement"] == ">=2.6"
     assert requirements == ["scipy>=1.11"]
     assert f"numpy=={importlib.metadata.version('numpy')}" in constraints
     assert f"SimpleITK=={importlib.metadata.version('SimpleITK')}" in constraints
+    assert keywords["prompt_install"] is False
 
 
 def test_a_package_without_pip_records_keeps_its_version_too(monkeypatch):
@@ -55,56 +72,37 @@ def test_a_package_without_pip_records_keeps_its_version_too(monkeypatch):
         dependencies.installed_version("not_there_at_all")
 
 
-def test_the_question_names_everything_and_its_size():
-    text = dependencies.question(dependencies.missing(lambda module: False))
+def test_the_question_names_everything_and_its_size(absent):
+    text = dependencies.question(dependencies.missing())
     for package in (dependencies.TORCH, *dependencies.OTHERS):
         assert package.module in text
     assert "2500 MB" in text
     assert "numpy" in text
 
 
-@pytest.mark.parametrize("new_slicer", [True, False])
-def test_both_generations_of_slicer_get_the_constraints(monkeypatch, new_slicer):
+def test_an_older_slicer_gets_the_constraints_too(monkeypatch):
     calls = []
-    packaging = types.ModuleType("slicer.packaging")
-    if new_slicer:
-        packaging.pip_ensure = lambda *args, **keywords: calls.append((args, keywords))
     util = types.ModuleType("slicer.util")
-    util.pip_install = lambda arguments: calls.append(arguments)
+    util.pip_install = lambda arguments: calls.append((arguments[:-1], Path(arguments[-1]).read_text()))
     monkeypatch.setitem(sys.modules, "slicer", types.ModuleType("slicer"))
-    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
     monkeypatch.setitem(sys.modules, "slicer.util", util)
-    dependencies.SlicerInstaller().install(["scipy"], Path("/tmp/constraints.txt"))
-    if new_slicer:
-        (arguments, keywords) = calls[0]
-        assert arguments == (["scipy"],)
-        assert keywords["constraints"] == "/tmp/constraints.txt"
-        assert keywords["prompt_install"] is False
-    else:
-        assert calls == [["scipy", "-c", "/tmp/constraints.txt"]]
+    dependencies.install_with_pip(["scipy"])
+    ((arguments, constraints),) = calls
+    assert arguments == ["scipy", "-c"]
+    assert f"numpy=={importlib.metadata.version('numpy')}" in constraints
 
 
 def test_without_the_pytorch_extension_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
     with pytest.raises(RuntimeError, match="Extensions Manager"):
-        dependencies.SlicerInstaller().install_torch()
+        dependencies.install_torch()
 
 
-def test_the_torch_of_the_extension_is_asked_for_in_a_version_that_works(monkeypatch):
-    asked = []
-
-    class PyTorchUtilsLogic:
-        def installTorch(self, **keywords):
-            asked.append(keywords)
-            return None if len(asked) > 1 else object()
-
-    module = types.ModuleType("PyTorchUtils")
-    module.PyTorchUtilsLogic = PyTorchUtilsLogic
-    monkeypatch.setitem(sys.modules, "PyTorchUtils", module)
-    dependencies.SlicerInstaller().install_torch()
-    assert asked[0]["torchVersionRequirement"] == ">=2.6"
+def test_a_torch_that_was_not_installed_is_said(monkeypatch, installed):
+    monkeypatch.setattr(sys.modules["PyTorchUtils"].PyTorchUtilsLogic, "installTorch", lambda self, **keywords: None)
     with pytest.raises(RuntimeError, match="not installed"):
-        dependencies.SlicerInstaller().install_torch()
+        dependencies.install_torch()
 
 
 def test_the_list_covers_what_the_package_declares():
