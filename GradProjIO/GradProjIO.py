@@ -158,7 +158,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Called each time the module is opened."""
         self.initializeParameterNode()
         if not packages.missing():
-            self.session.warm_up()
+            self.session.start_worker()
             self._timer.start()
 
     def exit(self):
@@ -334,7 +334,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.foldLabel.setText(folding.position)
 
     def onOverlay(self, *_args):
-        """Lay the Jacobian map over the fixed image."""
+        """Show the Jacobian map over the fixed image."""
         if self.folding.jacobian is not None:
             self.folding.overlay(self.ui.overlayCheckBox.isChecked(), self.ui.opacitySliderWidget.value)
 
@@ -398,7 +398,7 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         `pairs` is a list of (fixed, moving), each a volume node or a file. With `fixed` it is what shall be
         registered to that: a list, a folder, a subject hierarchy item's number or a sequence. With `folder` the
         results are only files in there, else nodes. Returns at once where there is a main window, whose status bar
-        then tells how it goes, else when all is done. Raises InputError where nothing can start.
+        then shows the progress, else when all is done. Raises InputError where nothing can start.
         """
         from GradProjIOLib.scene import batch as scene_batch
 

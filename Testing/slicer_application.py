@@ -282,7 +282,7 @@ class Application:
         self.questions.append(text)
         return self.answer
 
-    def complain(self, text, *args, **kwargs):
+    def show_error(self, text, *args, **kwargs):
         self.errors.append(text)
 
 
@@ -297,7 +297,7 @@ def start(scene: slicer.vtkMRMLScene) -> Application:
     slicer.app, slicer.mrmlScene = application, scene
     scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
     slicer.util.confirmOkCancelDisplay = application.ask
-    slicer.util.errorDisplay = application.complain
+    slicer.util.errorDisplay = application.show_error
     slicer.util.settingsValue = lambda key, default, converter=None: default
     plots = types.SimpleNamespace(ShowChartInLayout=application.shown_charts.append)
     slicer.modules = types.SimpleNamespace(

@@ -1,5 +1,5 @@
-"""Show in Slicer where a deformation folds: colors and legend of the Jacobian map, the folds as a
-segmentation and one by one, a table of the figures, grid lines. Needs slicer and vtk, no Qt.
+"""Where a deformation folds: colors and legend of the Jacobian map, the folds as a segmentation and as a list, a
+table of the figures. Needs slicer and vtk, no Qt.
 
 The Jacobian determinant says by how much a voxel of the fixed image grows on its way to the moving image: 1
 keeps its volume, 2 doubles it, 0.5 halves it, and where it is 0 or less the deformation folds.
@@ -18,16 +18,14 @@ from vtk.util.numpy_support import vtk_to_numpy
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene.labels import add_segment, clear_segmentation
-from GradProjIOLib.scene.nodes import local_affine, nodes_of_class, volume_from_node
+from GradProjIOLib.scene.nodes import local_affine, volume_from_node
 
 LARGEST_SHOWN = 4.0
 FOLD_COLOR = (0.1, 1.0, 0.1)
-GRID_COLOR = (0.9, 0.25, 0.9)
 SHRINK_COLORS = ((0.03, 0.11, 0.42), (0.27, 0.56, 0.85), (0.97, 0.97, 0.97))
 GROW_COLORS = ((0.97, 0.97, 0.97), (0.95, 0.62, 0.22), (0.50, 0.16, 0.02))
 COLOR_TABLE_NAME = "GradProjIO Jacobian determinant"
 SEGMENT_NAME = "Folded voxels"
-FIDUCIAL_NAME = "GradProjIO fold"
 # Slicer's slice views reduce a volume to this many levels before they look up a color.
 LEVELS = 256
 TABLE_ROWS = (
@@ -209,56 +207,3 @@ def _connected_regions(folded: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     return ndimage.label(folded, structure=np.ones((3, 3, 3)))[0]
-
-
-def go_to_fold(scene: slicer.vtkMRMLScene, fold: Fold, label: str) -> slicer.vtkMRMLMarkupsFiducialNode:
-    """Center all slice views on `fold` and put the fold fiducial there, saying `label`."""
-    for node in nodes_of_class(scene, "vtkMRMLSliceNode"):
-        node.JumpSliceByCentering(*fold.position)
-    fiducial = scene.GetFirstNodeByName(FIDUCIAL_NAME)
-    if fiducial is None or not fiducial.IsA("vtkMRMLMarkupsFiducialNode"):
-        fiducial = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", FIDUCIAL_NAME)
-    if fiducial.GetDisplayNode() is None:
-        fiducial.CreateDefaultDisplayNodes()
-    fiducial.SetLocked(True)
-    fiducial.RemoveAllControlPoints()
-    fiducial.AddControlPointWorld(vtk.vtkVector3d(*fold.position), label)
-    return fiducial
-
-
-def show_overlay(
-    scene: slicer.vtkMRMLScene,
-    background: slicer.vtkMRMLVolumeNode,
-    foreground: slicer.vtkMRMLVolumeNode | None,
-    opacity: float,
-) -> None:
-    """Show `foreground` over `background` in all slice views with `opacity` (0 to 1)."""
-    for composite in nodes_of_class(scene, "vtkMRMLSliceCompositeNode"):
-        was_modifying = composite.StartModify()
-        composite.SetBackgroundVolumeID(background.GetID())
-        composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
-        composite.SetForegroundOpacity(opacity)
-        composite.EndModify(was_modifying)
-    # Slice views look at a legend only when it changes, not when its volume comes into view or goes.
-    for legend in nodes_of_class(scene, "vtkMRMLColorLegendDisplayNode"):
-        legend.Modified()
-
-
-def show_grid(node: slicer.vtkMRMLTransformNode, visible: bool, spacing_mm: float = 8.0) -> None:
-    """Show or hide the grid lines of the transform `node` in the slice views, `spacing_mm` apart."""
-    if node.GetDisplayNode() is None:
-        node.CreateDefaultDisplayNodes()
-    display = node.GetDisplayNode()
-    was_modifying = display.StartModify()
-    display.SetVisualizationMode(slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID)
-    display.SetGridSpacingMm(spacing_mm)
-    display.SetGridResolutionMm(min(spacing_mm, max(spacing_mm / 5, 0.5)))
-    display.SetGridScalePercent(100)
-    # Slicer's own scale for displacements has green in it, which stands for folds here.
-    colors = vtk.vtkColorTransferFunction()
-    colors.AddRGBPoint(0, *GRID_COLOR)
-    display.SetColorMap(colors)
-    display.SetVisibility(visible)
-    display.SetVisibility2D(visible)
-    display.SetVisibility3D(False)
-    display.EndModify(was_modifying)

@@ -1,17 +1,21 @@
-"""What the folding section of the panel shows of one result, and how it goes from fold to fold. No Qt."""
+"""What the folding section of the panel shows of one result, and how the views move from fold to fold. No Qt."""
 
 from __future__ import annotations
 
 import slicer
+import vtk
 
-from GradProjIOLib.scene import folding, nodes
-from GradProjIOLib.scene.folding import Fold
+from GradProjIOLib.scene import nodes
+from GradProjIOLib.scene.folding import Fold, find_folds
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.nodes import linked
 from GradProjIOLib.scene.placement import FIXED, MOVING, TABLE
 from GradProjIOLib.worker.protocol import FOLDING, TRANSFORM, WARPED
 
 COMPARE_OPACITY = 0.5
+GRID_COLOR = (0.9, 0.25, 0.9)
+GRID_SPACING_MM = 8.0
+MARKER_NAME = "GradProjIO fold"
 
 
 class FoldingView:
@@ -26,7 +30,7 @@ class FoldingView:
         """Show another result; None for none."""
         self.jacobian, self._at = jacobian, None
         usable = jacobian is not None and jacobian.GetImageData() is not None
-        self.folds = folding.find_folds(jacobian, linked(jacobian, FOLDING)) if usable else []
+        self.folds = find_folds(jacobian, linked(jacobian, FOLDING)) if usable else []
 
     @property
     def summary(self) -> str:
@@ -74,37 +78,75 @@ class FoldingView:
         return bool(self.folds) and (self._at is None or self._at < len(self.folds) - 1)
 
     def go_to(self, number: int) -> None:
-        """Center the slice views on fold `number`, counted from 0, and mark it."""
+        """Center the slice views on fold `number`, counted from 0, and mark it with a point."""
         self._at = min(max(number, 0), len(self.folds) - 1)
+        position, scene = self.folds[self._at].position, self.jacobian.GetScene()
+        for node in nodes.nodes_of_class(scene, "vtkMRMLSliceNode"):
+            node.JumpSliceByCentering(*position)
+        marker = scene.GetFirstNodeByName(MARKER_NAME)
+        if marker is None or not marker.IsA("vtkMRMLMarkupsFiducialNode"):
+            marker = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", MARKER_NAME)
+        if marker.GetDisplayNode() is None:
+            marker.CreateDefaultDisplayNodes()
+        marker.SetLocked(True)
+        marker.RemoveAllControlPoints()
         label = _("fold {number} of {total}").format(number=self._at + 1, total=len(self.folds))
-        folding.go_to_fold(self.jacobian.GetScene(), self.folds[self._at], label)
+        marker.AddControlPointWorld(vtk.vtkVector3d(*position), label)
 
     def go_on(self, by: int) -> None:
         """Go `by` folds on, to the worst one at first."""
         self.go_to(0 if self._at is None else self._at + by)
 
     def overlay(self, visible: bool, opacity: float) -> None:
-        """Lay the map over the fixed image, or take it away."""
-        fixed = linked(self.jacobian, FIXED)
-        background = fixed if fixed is not None else self.jacobian
-        shown = self.jacobian if visible else None
-        folding.show_overlay(self.jacobian.GetScene(), background, shown, opacity)
+        """Show the map over the fixed image with `opacity` (0 to 1), or hide it."""
+        self._show(linked(self.jacobian, FIXED) or self.jacobian, self.jacobian if visible else None, opacity)
 
     def compare(self, after: bool) -> None:
-        """Lay the moving image over the fixed one, as it was or as it was registered."""
+        """Show the moving image over the fixed one, before or after registration."""
         fixed, other = linked(self.jacobian, FIXED), linked(self.jacobian, WARPED if after else MOVING)
         if fixed is not None and other is not None:
-            folding.show_overlay(self.jacobian.GetScene(), fixed, other, COMPARE_OPACITY)
+            self._show(fixed, other, COMPARE_OPACITY)
+
+    def _show(
+        self, background: slicer.vtkMRMLVolumeNode, foreground: slicer.vtkMRMLVolumeNode | None, opacity: float
+    ) -> None:
+        """Show `foreground` over `background` in all slice views."""
+        scene = self.jacobian.GetScene()
+        for composite in nodes.nodes_of_class(scene, "vtkMRMLSliceCompositeNode"):
+            was_modifying = composite.StartModify()
+            composite.SetBackgroundVolumeID(background.GetID())
+            composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
+            composite.SetForegroundOpacity(opacity)
+            composite.EndModify(was_modifying)
+        # Slice views look at a legend only when it changes, not when its volume is shown or hidden.
+        for legend in nodes.nodes_of_class(scene, "vtkMRMLColorLegendDisplayNode"):
+            legend.Modified()
 
     def has(self, role: str) -> bool:
         """Whether the result still has a node with `role`."""
         return linked(self.jacobian, role) is not None
 
     def grid(self, visible: bool) -> None:
-        """Show or hide the grid lines of the transform."""
+        """Show or hide the deformation as grid lines in the slice views."""
         transform = linked(self.jacobian, TRANSFORM)
-        if transform is not None:
-            folding.show_grid(transform, visible)
+        if transform is None:
+            return
+        if transform.GetDisplayNode() is None:
+            transform.CreateDefaultDisplayNodes()
+        display = transform.GetDisplayNode()
+        was_modifying = display.StartModify()
+        display.SetVisualizationMode(slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID)
+        display.SetGridSpacingMm(GRID_SPACING_MM)
+        display.SetGridResolutionMm(GRID_SPACING_MM / 5)
+        display.SetGridScalePercent(100)
+        # Slicer's own scale for displacements has green in it, which stands for folds here.
+        colors = vtk.vtkColorTransferFunction()
+        colors.AddRGBPoint(0, *GRID_COLOR)
+        display.SetColorMap(colors)
+        display.SetVisibility(visible)
+        display.SetVisibility2D(visible)
+        display.SetVisibility3D(False)
+        display.EndModify(was_modifying)
 
     @property
     def table(self) -> slicer.vtkMRMLTableNode | None:

@@ -49,7 +49,7 @@ class Inputs:
             )
 
     def destination(self, outputs: Outputs | None) -> Destination:
-        """Where the result goes. Without `outputs`, every kind of result becomes a new node."""
+        """The nodes for the result. Without `outputs`, every kind of result becomes a new node."""
         if outputs is None:
             wanted = [TRANSFORM, INVERSE, WARPED, JACOBIAN, *([WARPED_LABELS] if self.moving_labels else [])]
             outputs = dict.fromkeys(wanted)

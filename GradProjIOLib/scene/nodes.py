@@ -108,7 +108,7 @@ def world_affine(node: slicer.vtkMRMLVolumeNode) -> np.ndarray | None:
 def place_like(node: slicer.vtkMRMLTransformableNode, like: slicer.vtkMRMLVolumeNode | None) -> None:
     """Put `node` below the parent transform of `like` where that is linear, else below none.
 
-    So a result goes on moving together with the image that it belongs to.
+    So a result moves together with the image that it belongs to.
     """
     linear = like is not None and parent_matrix(like) is not None
     node.SetAndObserveTransformNodeID(like.GetTransformNodeID() if linear else None)

@@ -1,7 +1,7 @@
 """The Python packages that the worker process needs inside Slicer, and how they are installed.
 
 Standard library only. Nothing is installed unless `install` is called, which the module does after the user
-has agreed. What Slicer brings along, above all numpy and SimpleITK, keeps its version.
+has agreed. The packages that Slicer contains, above all numpy and SimpleITK, keep their versions.
 """
 
 from __future__ import annotations

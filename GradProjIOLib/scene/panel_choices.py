@@ -97,7 +97,7 @@ def settings(parameters: Any) -> dict[str, Any]:
 
 
 def outputs(parameters: Any) -> dict[str, slicer.vtkMRMLNode | None]:
-    """The wanted results with the node each goes to; None stands for a new one."""
+    """The wanted results with the node to fill for each; None stands for a new one."""
     wanted = {
         role: getattr(parameters, parameter_name(f"output_{role}"))
         for role in OUTPUTS

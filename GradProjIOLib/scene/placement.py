@@ -30,7 +30,7 @@ NEW_NODES = {
 
 @dataclass
 class Destination:
-    """Where a result goes. Nodes are known by their IDs, since they can vanish while the worker computes.
+    """The nodes that a result is put into, by their IDs, since nodes can vanish while the worker computes.
 
     `outputs` has the wanted results by role, each with the ID of the node to fill, or None for a new one. `names` are
     what the names of new nodes are made of: fixed, moving and labels.

@@ -195,7 +195,7 @@ class SceneRegistration:
             self.stop_now(message)
         self.results, self.progress, self._title, self._plot = {}, Progress(0), "", None
 
-    def warm_up(self) -> None:
+    def start_worker(self) -> None:
         """Start the worker before it is needed; where that fails, `start` says so."""
         with contextlib.suppress(InputError):
             self.client.start()

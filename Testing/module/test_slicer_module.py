@@ -224,7 +224,7 @@ def test_a_killed_worker_leaves_a_message_and_a_button_that_works(panel):
     assert panel._parameterNode.result is not None
 
 
-def test_closing_the_scene_cancels_and_says_so(panel):
+def test_closing_the_scene_cancels_with_a_message(panel):
     panel._parameterNode.steps = 200
     panel.ui.registerButton.click()
     wait_until(lambda: panel.session.progress.steps, process_events)
@@ -265,7 +265,7 @@ def make_bad(broken):
 
 
 @pytest.mark.parametrize("broken", ["flat", "NaN", "constant", "tiny"])
-def test_bad_volumes_are_said_in_the_panel(panel, broken):
+def test_the_panel_names_bad_volumes(panel, broken):
     panel._parameterNode.fixedVolume = make_bad(broken)
     if panel.ui.registerButton.isEnabled():
         register(panel)
@@ -331,7 +331,7 @@ def test_missing_packages_are_asked_for_before_anything_runs(panel, application,
 
 def test_the_devices_of_this_computer_are_offered(panel):
     panel.session.client.kill()
-    panel.session.warm_up()
+    panel.session.start_worker()
     wait_until(lambda: panel.session.devices, process_events)
     panel.update()
     texts = [panel.ui.deviceComboBox.itemText(index) for index in range(panel.ui.deviceComboBox.property("count"))]
@@ -355,7 +355,7 @@ def test_the_self_test_passes(application, monkeypatch):
     test.runTest()
 
 
-def test_a_saved_scene_brings_the_result_back(panel, application, tmp_path):
+def test_the_panel_shows_a_result_that_is_chosen_again(panel, application, tmp_path):
     register(panel)
     jacobian = panel._parameterNode.result
     assert mrml.recall(jacobian, "settings")["steps"] == 2

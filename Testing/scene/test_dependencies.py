@@ -99,7 +99,7 @@ def test_without_the_pytorch_extension_the_message_says_what_to_do(monkeypatch):
         dependencies.install_torch()
 
 
-def test_a_torch_that_was_not_installed_is_said(monkeypatch, installed):
+def test_a_torch_that_was_not_installed_gives_a_sentence(monkeypatch, installed):
     monkeypatch.setattr(sys.modules["PyTorchUtils"].PyTorchUtilsLogic, "installTorch", lambda self, **keywords: None)
     with pytest.raises(RuntimeError, match="not installed"):
         dependencies.install_torch()
@@ -109,6 +109,6 @@ def test_the_list_covers_what_the_package_declares():
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     declared = {requirement.replace("=", ">").split(">")[0] for requirement in project["dependencies"]}
-    # Slicer brings the first two along; the last one only serves `gradprojio evaluate`.
+    # Slicer contains these two.
     needed = declared - {"numpy", "SimpleITK"}
     assert needed == {re.split("[>=]", p.requirement)[0] for p in (dependencies.TORCH, *dependencies.OTHERS)}

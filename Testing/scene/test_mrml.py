@@ -11,6 +11,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import folding, nodes, transforms
+from GradProjIOLib.scene.folding_view import FoldingView
 from GradProjIOLib.scene.labels import add_segment, labels_from_node, labels_to_segmentation
 from GradProjIOLib.scene.plots import LossPlot
 
@@ -327,19 +328,29 @@ def test_no_folds_give_an_empty_list_and_an_empty_segment(scene):
     assert segmentation.GetSegmentation().GetNumberOfSegments() == 1
 
 
+def view_of(jacobian, **linked):
+    """The view of a result that consists of the map `jacobian` and the nodes `linked` with it."""
+    for role, node in linked.items():
+        jacobian.SetNodeReferenceID(nodes.ATTRIBUTE_PREFIX + role, node.GetID())
+    view = FoldingView()
+    view.show(jacobian)
+    return view
+
+
 def test_going_to_a_fold_centers_the_slices_and_marks_it(scene):
     _, node, _ = folded_map(scene)
     slices = [scene.AddNewNodeByClass("vtkMRMLSliceNode", name) for name in ("Red", "Green")]
     slices[1].SetOrientationToCoronal()
-    for number, fold in enumerate(folding.find_folds(node)):
-        fiducial = folding.go_to_fold(scene, fold, f"fold {number}")
-    for slice_node in slices:
-        matrix = slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS())
-        assert np.allclose(matrix[:3, 3], fold.position)
-    assert scene.GetNumberOfNodesByClass("vtkMRMLMarkupsFiducialNode") == 1
-    assert fiducial.GetNumberOfControlPoints() == 1
-    assert np.allclose(fiducial.GetNthControlPointPositionWorld(0), fold.position)
-    assert fiducial.GetNthControlPointLabel(0) == "fold 2"
+    view = view_of(node)
+    for number, fold in enumerate(view.folds):
+        view.go_to(number)
+        for slice_node in slices:
+            matrix = slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS())
+            assert np.allclose(matrix[:3, 3], fold.position)
+        (marker,) = nodes.nodes_of_class(scene, "vtkMRMLMarkupsFiducialNode")
+        assert marker.GetNumberOfControlPoints() == 1
+        assert np.allclose(marker.GetNthControlPointPositionWorld(0), fold.position)
+        assert marker.GetNthControlPointLabel(0) == f"fold {number + 1} of 3"
 
 
 def shown_color(node, determinant):
@@ -391,16 +402,18 @@ def test_the_table_holds_the_figures_of_the_report(scene):
 
 def test_the_overlay_and_the_grid_reach_all_slice_views(scene):
     fixed, jacobian, _ = folded_map(scene)
+    transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
     composites = [scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode") for _ in range(3)]
-    folding.show_overlay(scene, fixed, jacobian, 0.4)
+    view = view_of(jacobian, fixed=fixed, transform=transform)
+    view.overlay(True, 0.4)
+    assert {c.GetBackgroundVolumeID() for c in composites} == {fixed.GetID()}
     assert {c.GetForegroundVolumeID() for c in composites} == {jacobian.GetID()}
     assert {c.GetForegroundOpacity() for c in composites} == {0.4}
-    transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-    folding.show_grid(transform, True)
+    view.grid(True)
     display = transform.GetDisplayNode()
     assert display.GetVisibility2D()
     assert display.GetVisualizationMode() == slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID
-    folding.show_grid(transform, False)
+    view.grid(False)
     assert not display.GetVisibility()
 
 
@@ -419,7 +432,7 @@ def test_the_loss_plot_grows_by_the_steps(scene):
     assert plot.chart.GetNumberOfPlotSeriesNodes() == 2
 
 
-def test_a_saved_scene_still_tells_how_it_was_made(scene, tmp_path):
+def test_a_saved_scene_holds_how_its_results_were_made(scene, tmp_path):
     report = {"settings": {"steps": 50, "note": 'a;b: "c" <d>\n'}, "similarity": 0.25}
     affine = affine_of((2, 2, 2), rotation(3, 4, 5), (0, 0, 0))
     displacement = bump((10, 11, 12), affine)

@@ -146,7 +146,7 @@ def test_the_console_waits_without_a_window(logic, monkeypatch, capsys):
     assert not logic.session.client.running
 
 
-def test_the_console_goes_on_beside_a_window(logic, monkeypatch):
+def test_the_console_does_not_wait_where_there_is_a_window(logic, monkeypatch):
     window = QtWidgets.QMainWindow()
     monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
     fixed, moving = add_pair(slicer.mrmlScene)

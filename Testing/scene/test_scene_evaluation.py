@@ -175,7 +175,7 @@ def test_what_was_moved_since_the_registration_is_not_measured(result, worker):
     jacobian.SetAndObserveTransformNodeID(None)
 
 
-def test_a_worker_that_dies_and_a_scene_that_goes(result, tmp_path, monkeypatch):
+def test_an_evaluation_ends_with_its_worker_and_with_its_scene(result, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scene, fixed, _moving, nodes = result
     labels = add(scene, labels_of(mrml.volume_from_node(fixed), "labels"), "vtkMRMLLabelMapVolumeNode")

@@ -269,7 +269,7 @@ def test_a_bad_node_ends_in_a_sentence_that_names_it(session, broken):
     assert session.scene.GetNumberOfNodes() == nodes + 2  # the bad node and its display
 
 
-def test_unknown_settings_and_devices_are_said_not_thrown(session):
+def test_unknown_settings_and_devices_give_a_sentence(session):
     fixed, moving = add_pair(session.scene)
     for settings, word in (({"device": "cuda:7"}, "cuda:7"), ({"steps": -1}, "-1"), ({"speed": 3}, "speed")):
         session.try_start(Inputs(fixed, moving), QUICK | settings)
@@ -291,7 +291,7 @@ def test_cancel_ends_within_a_step_and_the_result_so_far_can_be_kept(session):
     session.cancel()
     assert session.state is State.CANCELING
     wait_until(lambda: session.state is State.OFFERED, session.poll)
-    assert len(session.progress.steps) <= done + 3  # those not yet told, and the one under way
+    assert len(session.progress.steps) <= done + 3  # those not reported yet, and the one under way
     assert session.results == {}
     session.keep()
     assert {"transform", "warped", "jacobian"} <= set(session.results)
@@ -308,7 +308,7 @@ def test_a_discarded_result_leaves_nothing(session, folder):
     session.discard()
     assert session.scene.GetNumberOfNodes() == nodes
     assert exchange_folders(folder) == []
-    assert session.client.running  # still warm
+    assert session.client.running
 
 
 def test_a_second_cancel_ends_it_at_once(session):
@@ -375,8 +375,8 @@ def test_missing_weights_are_a_question_not_a_failure(session):
     assert not session.failed
 
 
-class ToldClient:
-    """A client whose worker says what the test wants."""
+class ClientWithGivenEvents:
+    """A client without a process: its events are those that the test gives it."""
 
     def __init__(self, *events):
         self.events, self.canceled = [{"event": "started", "id": 1, "total": 5}, *events], []
@@ -396,8 +396,8 @@ class ToldClient:
         pass
 
 
-def test_a_download_tells_how_far_it_is_and_can_be_canceled(folder):
-    client = ToldClient({"event": "download", "id": 1, "received": 50_000_000, "total": 283_000_000})
+def test_a_download_shows_its_progress_and_can_be_canceled(folder):
+    client = ClientWithGivenEvents({"event": "download", "id": 1, "received": 50_000_000, "total": 283_000_000})
     session = SceneRegistration(slicer.vtkMRMLScene(), client)
     session.start(Inputs(*add_pair(session.scene)), QUICK, allow_download=True)
     session.poll()
@@ -458,7 +458,7 @@ def test_an_unused_worker_ends(folder):
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (61, "1 min"), (7500, "2 h 5 min")])
-def test_durations_are_told_as_people_do(seconds, text):
+def test_durations_are_given_in_short_words(seconds, text):
     assert duration(seconds) == text
 
 
@@ -468,7 +468,7 @@ def test_fifty_cancels_at_random_moments_leave_nothing(folder):
     fixed, moving = add_pair(session.scene)
     nodes, pids, chance = session.scene.GetNumberOfNodes(), set(), random.Random(5)
     for _ in range(50):
-        session.warm_up()
+        session.start_worker()
         session.start(Inputs(fixed, moving), QUICK | {"steps": 100})
         if chance.random() < 0.7:
             wait_until(lambda: session.progress.steps, session.poll)
