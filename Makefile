@@ -22,6 +22,7 @@ test: .venv/.test
 lint: .venv/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 # Versions of everything that the project needs, and of nothing else. This torch is the one that the results in Docs
 # were measured with; later ones bring several GB for NVIDIA cards.

@@ -56,8 +56,8 @@ def compare_paired(reference: Sequence[float], other: Sequence[float]) -> Paired
     cases without ties). Where all differences are zero, p is 1.
     """
     pairs = np.array([reference, other], dtype=np.float64)
-    reference, other = pairs[:, np.isfinite(pairs).all(axis=0)]
-    difference = other - reference
+    first, second = pairs[:, np.isfinite(pairs).all(axis=0)]
+    difference = second - first
     if len(difference) < 2:
         mean = float(difference.mean()) if len(difference) else np.nan
         return PairedComparison(len(difference), mean, np.nan, np.nan, np.nan)

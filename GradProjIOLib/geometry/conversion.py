@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -44,7 +43,7 @@ def as_volume(image: Image, role: str) -> Volume:
         return read_volume(image)
     if isinstance(image, sitk.Image):
         return from_sitk(image, role)
-    if isinstance(image, Sequence) and len(image) == 2:
+    if isinstance(image, (tuple, list)) and len(image) == 2:
         array, affine = image
         return _from_pair(array, affine, role)
     from nibabel.spatialimages import SpatialImage

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from GradProjIOLib.geometry.volume import Volume, check_kind, from_sitk, lattice
 if TYPE_CHECKING:
     import nibabel
     import SimpleITK
+    from nibabel.spatialimages import SpatialImage
 
 WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
@@ -219,7 +220,7 @@ def _read_freesurfer(path: Path) -> Volume:
     import nibabel
 
     try:
-        image = nibabel.load(path)
+        image = cast("SpatialImage", nibabel.load(path))
         array = np.asanyarray(image.dataobj)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise _incomplete(path) from error

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HDF5_SUFFIXES = (".h5", ".hdf5")
 WRITTEN_SUFFIXES = (*HDF5_SUFFIXES, ".tfm", ".txt")
 READ_SUFFIXES = (*WRITTEN_SUFFIXES, ".mat", ".xfm", *IMAGE_SUFFIXES)
-RAS_TO_LPS_VECTOR = np.float32([-1, -1, 1])
+RAS_TO_LPS_VECTOR = np.array([-1, -1, 1], dtype=np.float32)
 
 
 def read_linear(path: str | os.PathLike) -> np.ndarray | None:
@@ -59,12 +59,14 @@ def read_field(
     transform (linear, B-spline, composite) is sampled on the lattice `shape` (K, J, I), `affine`. Raises
     InputError where the file is missing, unreadable, or holds something else.
     """
+    import SimpleITK as sitk
+
     path = Path(path)
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return _from_sitk(_read_field_image(path), path)
     transform = _read_transform(path)
     if transform.GetName() == "DisplacementFieldTransform":
-        return _from_sitk(transform.GetDisplacementField(), path)
+        return _from_sitk(sitk.DisplacementFieldTransform(transform).GetDisplacementField(), path)
     if shape is None or affine is None:
         raise InputError(
             f"{path} holds a {transform.GetName()}, which needs an image that says where to sample it; "

@@ -39,10 +39,10 @@ class _View:
 
 
 VIEWS = (_View("Axial", 2, 0, 1), _View("Coronal", 1, 0, 2), _View("Sagittal", 0, 1, 2))
-DIRECTIONS = ("LR", "PA", "IS")
+DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
-def canonical_order(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def canonical_order(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """How to reorder an array [k, j, i] so that its axes come closest to (right, anterior, superior).
 
     Returns the axes of the array in the new order and whether each has to be reversed.
@@ -60,8 +60,8 @@ def canonical_order(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[boo
 class _Frame:
     """What all panels share: the order of the axes, the part of the lattice shown and the slices' place."""
 
-    axes: tuple[int, int, int]
-    reverse: tuple[bool, bool, bool]
+    axes: tuple[int, ...]
+    reverse: tuple[bool, ...]
     spacing: np.ndarray
     low: np.ndarray
     high: np.ndarray

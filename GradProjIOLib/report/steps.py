@@ -24,6 +24,8 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
 
     Steps in which a gradient was projected are marked. `steps` are `Step`s or the mappings of report.json.
     """
+    from matplotlib.ticker import MaxNLocator
+
     width, height = figure.get_size_inches()
     if not steps:
         text = "No optimization steps: the network's deformation as it came."
@@ -60,7 +62,7 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
         axes.tick_params(labelsize=9)
         axes.grid(alpha=0.3)
         axes.set_xlim(index[0] - 0.5, index[-1] + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _draw_conflicts(axes: Axes, index: np.ndarray, cosines: np.ndarray) -> None:

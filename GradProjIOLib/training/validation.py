@@ -61,7 +61,7 @@ def _overlap(pair: TrainingPair, displacement: Tensor) -> tuple[float, float]:
     structures = [int(label) for label in np.intersect1d(fixed, moving) if label != 0]
     if not structures:
         return math.nan, math.nan
-    nearest = np.stack(np.indices(fixed.shape)) + displacement.numpy()
+    nearest = np.indices(fixed.shape) + displacement.numpy()
     index = tuple(
         np.clip(np.rint(axis).astype(int), 0, size - 1) for axis, size in zip(nearest, fixed.shape, strict=True)
     )
