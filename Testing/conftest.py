@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +51,23 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         pytest.skip("the shared data are not here")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """A client whose worker process serves all tests of a file."""
+    from scene_tools import new_worker
+
+    client = new_worker()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Where temporary files go during a test. No folder for a request may be left there."""
+    from scene_tools import exchange_folders
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    assert exchange_folders(tmp_path) == []

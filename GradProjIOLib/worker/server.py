@@ -136,9 +136,13 @@ class _Registration:
             self._send(protocol.CANCELED)
             return
         request = self.request
+        fixed, moving = (
+            source if isinstance(source, str) else protocol.read_volume(source)
+            for source in (request.fixed, request.moving)
+        )
         registration = register(
-            read_image(request.fixed),
-            read_image(request.moving),
+            fixed,
+            moving,
             self.settings,
             initial_transform=read_initial(request.initial_transform),
             fixed_mask=read_optional(request.fixed_mask),
@@ -215,15 +219,6 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     )
 
 
-def read_image(source: str | Record) -> Volume:
-    """The volume that a request names by a path or a record."""
-    if isinstance(source, str):
-        from GradProjIOLib.geometry.image_files import read_volume
-
-        return read_volume(source)
-    return protocol.read_volume(source)
-
-
 def read_optional(source: Record | None) -> Volume | None:
     """The volume of a record; None where there is none."""
     return None if source is None else protocol.read_volume(source)
@@ -244,15 +239,11 @@ def read_initial(source: Record | None) -> Any:
 
 def figures_in_mask(registration: Any, mask: Volume) -> dict[str, float]:
     """The figures of report["jacobian"] for the fixed image's voxels inside `mask` (on any lattice)."""
-    import numpy as np
-
+    from GradProjIOLib.evaluation.metrics import IDENTITY
     from GradProjIOLib.registration.result import describe_jacobian
-    from GradProjIOLib.spatial.deformation import Deformation
 
-    fixed = registration.fixed
-    identity = Deformation(np.zeros((2, 2, 2, 3), np.float32), fixed.affine)
-    region = identity.warp(mask, fixed, "nearest").array != 0
-    return describe_jacobian(registration.forward, fixed, region)
+    region = IDENTITY.warp(mask, registration.fixed, "nearest").array != 0
+    return describe_jacobian(registration.forward, registration.fixed, region)
 
 
 def write_arrays(registration: Any, labels: Volume | None, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +14,7 @@ slicer_application = pytest.importorskip("slicer_application")
 
 import slicer
 from PySide6 import QtWidgets
-from scene_tools import add, add_pair, exchange_folders, image, is_alive, new_worker, wait_until
+from scene_tools import add, add_pair, image, is_alive, new_worker, wait_until
 
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
@@ -26,21 +25,12 @@ FOLDER = Path(__file__).parents[2] / "GradProjIO"
 UI = ElementTree.parse(FOLDER / "Resources" / "UI" / "GradProjIO.ui")
 
 
-@pytest.fixture(scope="module")
-def worker():
-    worker = new_worker()
-    yield worker
-    worker.close()
-
-
 @pytest.fixture
-def application(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def application(folder):
     application = slicer_application.start(slicer.vtkMRMLScene())
     application.module = slicer_application.load_module()
     yield application
     assert application.errors == []
-    assert exchange_folders(tmp_path) == []
 
 
 @pytest.fixture

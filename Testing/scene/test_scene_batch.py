@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 
 import pytest
@@ -12,7 +11,7 @@ slicer_application = pytest.importorskip("slicer_application")
 
 import slicer
 from PySide6 import QtCore, QtWidgets
-from scene_tools import ENVIRONMENT, QUICK, add, add_pair, exchange_folders, image, new_worker
+from scene_tools import ENVIRONMENT, QUICK, add, add_pair, image
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import write_volume
@@ -22,18 +21,9 @@ from GradProjIOLib.scene.session import SceneRegistration
 ONE_STEP = QUICK | {"steps": 1}
 
 
-@pytest.fixture(scope="module")
-def worker():
-    worker = new_worker()
-    yield worker
-    worker.close()
-
-
 @pytest.fixture
-def session(worker, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield SceneRegistration(slicer.vtkMRMLScene(), worker)
-    assert exchange_folders(tmp_path) == []
+def session(worker, folder):
+    return SceneRegistration(slicer.vtkMRMLScene(), worker)
 
 
 def files(folder, count=3):
@@ -129,8 +119,7 @@ def test_a_folder_an_item_and_a_sequence_are_registered_to_one(session, tmp_path
 
 
 @pytest.fixture
-def logic(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def logic(folder, monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     slicer_application.start(slicer.vtkMRMLScene())

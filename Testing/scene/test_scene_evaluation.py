@@ -1,14 +1,12 @@
 """Measuring a result in the scene: labels, segmentations and landmarks against the same figures computed here."""
 
-import tempfile
-
 import numpy as np
 import pytest
 
 slicer = pytest.importorskip("slicer")
 
 from conftest import oblique_affine
-from scene_tools import OBLIQUE, QUICK, add, exchange_folders, image, new_worker, right_angled, wait_until
+from scene_tools import OBLIQUE, QUICK, add, image, new_worker, right_angled, wait_until
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics
@@ -20,13 +18,6 @@ from GradProjIOLib.scene.labels import add_segment
 from GradProjIOLib.scene.session import SceneRegistration
 from GradProjIOLib.scene.transforms import displacement_to_node, grid_from_node
 from GradProjIOLib.spatial.deformation import Deformation
-
-
-@pytest.fixture(scope="module")
-def worker():
-    worker = new_worker()
-    yield worker
-    worker.close()
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +67,7 @@ def test_a_grid_comes_back_as_it_was_put_into_a_node():
         grid_from_node(node)
 
 
-def test_label_maps_and_landmarks(result, worker, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_label_maps_and_landmarks(result, worker, folder):
     scene, fixed, moving, nodes = result
     volumes = [labels_of(mrml.volume_from_node(node), node.GetName()) for node in (fixed, moving)]
     # Some programs write whole numbers as floats.
@@ -107,7 +97,6 @@ def test_label_maps_and_landmarks(result, worker, tmp_path, monkeypatch):
     assert shown["Folded voxels"] == report["folded_voxels"]
     assert shown["Non-diffeomorphic volume [%]"] == pytest.approx(report["ndv_percent"], abs=1e-6)
     assert mrml.recall(found.table, "evaluation")["dice"] == pytest.approx(expected.dice)
-    assert exchange_folders(tmp_path) == []
 
 
 def test_segments_correspond_by_name(result, worker):
@@ -175,8 +164,7 @@ def test_what_was_moved_since_the_registration_is_not_measured(result, worker):
     jacobian.SetAndObserveTransformNodeID(None)
 
 
-def test_an_evaluation_ends_with_its_worker_and_with_its_scene(result, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_an_evaluation_ends_with_its_worker_and_with_its_scene(result, folder):
     scene, fixed, _moving, nodes = result
     labels = add(scene, labels_of(mrml.volume_from_node(fixed), "labels"), "vtkMRMLLabelMapVolumeNode")
     found = SceneEvaluation(scene, new_worker())
@@ -189,4 +177,3 @@ def test_an_evaluation_ends_with_its_worker_and_with_its_scene(result, tmp_path,
     found.abandon()
     assert not found.active
     assert not found.client.running
-    assert exchange_folders(tmp_path) == []

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import tempfile
 import time
 
 import numpy as np
@@ -36,21 +35,6 @@ from GradProjIOLib.scene.nodes import linked
 from GradProjIOLib.scene.session import SceneRegistration, State, duration
 from GradProjIOLib.scene.transforms import displacement_from_node
 from GradProjIOLib.worker import protocol
-
-
-@pytest.fixture(scope="module")
-def worker():
-    worker = new_worker()
-    yield worker
-    worker.close()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Where temporary files go; nothing may be left there."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield tmp_path
-    assert exchange_folders(tmp_path) == []
 
 
 @pytest.fixture
@@ -256,7 +240,7 @@ def bad_nodes(scene, broken):
     return node
 
 
-@pytest.mark.parametrize("broken", ["NaN", "infinity", "constant", "tiny", "labels", "singular"])
+@pytest.mark.parametrize("broken", ["NaN", "infinity", "constant", "tiny", "singular"])
 def test_a_bad_node_ends_in_a_sentence_that_names_it(session, broken):
     _, moving = add_pair(session.scene)
     nodes = session.scene.GetNumberOfNodes()
@@ -267,6 +251,12 @@ def test_a_bad_node_ends_in_a_sentence_that_names_it(session, broken):
     assert "Traceback" not in session.message
     assert session.results == {}
     assert session.scene.GetNumberOfNodes() == nodes + 2  # the bad node and its display
+
+
+def test_an_image_that_looks_like_labels_is_registered_with_a_warning(session):
+    _, moving = add_pair(session.scene)
+    session.run(Inputs(bad_nodes(session.scene, "labels"), moving), QUICK)
+    assert "my scan looks like a label map" in session.message
 
 
 def test_unknown_settings_and_devices_give_a_sentence(session):
