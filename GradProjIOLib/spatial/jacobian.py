@@ -6,7 +6,7 @@ i → i + d(i) has the same Jacobian determinant as the physical map x → x + u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,10 @@ import torch
 from GradProjIOLib.spatial.deformation import Deformation
 
 VOXELS_AT_ONCE = 1 << 17
+"""How many voxels are computed at the same time, which bounds the memory."""
+
+FillBorder = Callable[[torch.Tensor, int, int, int], None]
+"""Fills the outermost samples of a block along one axis, at index 0 or −1; the last number points inward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,10 +200,14 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a[0] * b[0]).addcmul_(a[1], b[1]).addcmul_(a[2], b[2])
 
 
-def _blocks(displacement: torch.Tensor, fill_border) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Runs of slices k, each as a block with one more sample on every side, filled by `fill_border` where
-    the lattice ends."""
+def _blocks(displacement: torch.Tensor, fill_border: FillBorder) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Runs of slices k, each as a block with one more sample on every side.
+
+    `fill_border` fills the samples beyond the lattice. Along an axis of one sample they repeat it, so the map is not
+    deformed along that axis.
+    """
     _, depth, height, width = displacement.shape
+    fill_k, fill_j, fill_i = (fill_border if size > 1 else _repeat for size in displacement.shape[1:])
     thickness = max(1, VOXELS_AT_ONCE // (height * width))
     for first in range(0, depth, thickness):
         last = min(first + thickness, depth)
@@ -207,12 +215,12 @@ def _blocks(displacement: torch.Tensor, fill_border) -> Iterator[tuple[slice, to
         below, above = max(first - 1, 0), min(last + 1, depth)
         block[:, below - first + 1 : above - first + 1, 1:-1, 1:-1] = displacement[:, below:above]
         if first == 0:
-            fill_border(block, 1, 0, 1)
+            fill_k(block, 1, 0, 1)
         if last == depth:
-            fill_border(block, 1, -1, -1)
-        for axis in (2, 3):
-            fill_border(block, axis, 0, 1)
-            fill_border(block, axis, -1, -1)
+            fill_k(block, 1, -1, -1)
+        for fill, axis in ((fill_j, 2), (fill_i, 3)):
+            fill(block, axis, 0, 1)
+            fill(block, axis, -1, -1)
         yield slice(first, last), block
 
 

@@ -177,3 +177,19 @@ def test_summary_in_a_mask():
     assert summary(values)["percentile_1"] == pytest.approx(0.51)
     assert summary(values)["percentile_99"] == pytest.approx(1.49)
     assert summary(np.full((2, 2, 2), -1.0))["std_log"] == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (6, 1, 5), (6, 5, 1), (1, 1, 4), (1, 1, 1), (2, 3, 5), (3, 2, 1)])
+@pytest.mark.parametrize("voxels_at_once", [1, 1 << 17])
+def test_axes_of_few_samples(monkeypatch, shape, voxels_at_once):
+    """A linear map has its determinant everywhere; along an axis of one sample nothing is deformed."""
+    monkeypatch.setattr(jacobian, "VOXELS_AT_ONCE", voxels_at_once)
+    # Memory that was never written holds NaN, so that reading it shows.
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda tensor, *size: tensor.new_full(size, torch.nan))
+    matrix = torch.tensor([[0.2, 0.1, -0.3], [0.05, -0.1, 0.2], [-0.2, 0.15, 0.3]])
+    index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij"))
+    displacement = torch.einsum("ab,bkji->akji", matrix, index)
+    seen = matrix * torch.tensor([float(size > 1) for size in shape])
+    expected = torch.linalg.det(torch.eye(3) + seen)
+    torch.testing.assert_close(jacobian_determinant(displacement), expected.expand(shape))
+    assert not jacobian.non_diffeomorphic_volume(displacement).isnan().any()
