@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,8 +40,6 @@ RESULTS = (
 NOT_COMPARED = ("device", "memory")
 WRITING_PREFIX = ".writing-"
 DONE, KEPT, FAILED, OPEN = "done", "kept", "failed", "not done yet"
-# All results of a process come from one network, whose weights change while it is optimised.
-_SOLE_USE_OF_THE_MODEL = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -168,8 +165,7 @@ def finish(task: Task, inputs: dict[str, Any] | Outcome) -> Outcome:
     if isinstance(inputs, Outcome):
         return inputs
     try:
-        with _SOLE_USE_OF_THE_MODEL:
-            _register(task, dict(inputs))
+        _register(task, dict(inputs))
     except Exception as error:
         return failure(task.pair.case, error)
     return Outcome(task.pair.case, DONE)

@@ -13,7 +13,7 @@ from torch import distributed
 from GradProjIOLib.commands.options import add_output_option
 from GradProjIOLib.engine.devices import find_device
 from GradProjIOLib.engine.memory import needed_memory, recycled_memory
-from GradProjIOLib.engine.similarity import SIMILARITIES
+from GradProjIOLib.settings import SIMILARITIES
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.models import registry

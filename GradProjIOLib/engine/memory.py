@@ -1,4 +1,4 @@
-"""Devices and their memory."""
+"""How much memory an optimization needs, how much there is, and how to keep it between steps."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import mmap
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-# Of each parameter there are at most: itself, two gradients, and the three moments of AMSGrad; the original values
-# are kept in the computer's memory.
+from GradProjIOLib.errors import InputError
+
+# Of each parameter there are at most the value, two gradients, and the three moments of AMSGrad. The original value is
+# kept in the computer's memory.
 COPIES_OF_PARAMETERS = 6
 # Bytes of intermediate results per sample of the lattice, for unigradicon: on a card those of tensors and room for what
 # cuDNN takes, else what a process was seen to take (Docs/benchmarks.md).
 BYTES_PER_SAMPLE = {"cuda": {"full": 900, "lean": 600}, "cpu": {"full": 1200, "lean": 900}}
+# What the computer holds per sample while a card computes: both images, masks and the points at which they are sampled.
+BYTES_PER_SAMPLE_BESIDE_A_CARD = 100
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -50,42 +55,100 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def needed_memory(network: nn.Module, lattice: Sequence[int], mode: str, device: torch.device) -> int:
-    """About how many bytes an instance optimisation takes on the device."""
+    """About how many bytes an instance optimization takes on the device.
+
+    network: its ``memory_share`` says how much a sample takes, as a part of what it takes in uniGradICON.
+    """
     parameters = sum(parameter.numel() for parameter in network.parameters())
     per_sample = BYTES_PER_SAMPLE.get(device.type, BYTES_PER_SAMPLE["cpu"])[mode]
-    return 4 * COPIES_OF_PARAMETERS * parameters + per_sample * math.prod(lattice)
+    share = getattr(network, "memory_share", 1.0)
+    return 4 * COPIES_OF_PARAMETERS * parameters + int(share * per_sample * math.prod(lattice))
+
+
+def modes_to_try(
+    memory: str, model: str, network: nn.Module, lattice: Sequence[int], device: torch.device
+) -> tuple[str, ...]:
+    """The modes "full" and "lean" in the order to try them, for a setting of MEMORY_MODES.
+
+    Call it before anything on the lattice is allocated. model: the network's name. lattice: its size (D, H, W). Raises
+    InputError where there is too little memory for the leanest mode, on the device or, for the images on the lattice,
+    on the computer.
+    """
+    modes = ("full", "lean") if memory == "auto" else (memory,)
+    free = available_memory(device)
+    if free is not None:
+        fitting = tuple(mode for mode in modes if needed_memory(network, lattice, mode, device) <= free)
+        if not fitting:
+            raise too_little_memory(model, network, lattice, modes[-1], device)
+        modes = fitting
+    if device.type != "cpu":
+        computer = torch.device("cpu")
+        free = available_memory(computer)
+        if free is not None and BYTES_PER_SAMPLE_BESIDE_A_CARD * math.prod(lattice) > free:
+            raise too_little_memory(model, network, lattice, modes[-1], computer)
+    return modes
+
+
+def too_little_memory(
+    model: str, network: nn.Module, lattice: Sequence[int], mode: str, device: torch.device
+) -> InputError:
+    """What to tell a user whose registration does not fit into the memory of a device."""
+    needed, free = needed_memory(network, lattice, mode, device), available_memory(device)
+    there = "" if free is None else f" and {free / 2**30:.1f} GB are free"
+    size = " x ".join(map(str, lattice))
+    advice = "a smaller lattice or another device"
+    if model != "compact":
+        advice = f"the model compact, {advice}"
+    return InputError(
+        f"There is not enough memory on {device}: the model {model} needs about {needed / 2**30:.1f} GB on a lattice "
+        f"of {size}{there}; choose {advice}."
+    )
 
 
 @contextmanager
 def recycled_memory(device: torch.device, size: int) -> Iterator[None]:
     """While inside, memory that a computation on the CPU frees stays with the process, in huge pages.
 
-    The large tensors of an optimisation step are otherwise given back to the system and fetched again, page by page,
-    in every step. size: bytes for which to ask for huge pages. Works on Linux with glibc, in the main thread.
-    Afterwards the process keeps fixed thresholds, the highest that glibc chooses by itself. See mallopt(3).
+    The large tensors of an optimization step are otherwise given back to the system and fetched again, page by page,
+    in every step. size: bytes for which to ask for huge pages. Works on Linux with glibc, in the main thread. The
+    setting is that of the whole process: it lasts until the last thread has left. Afterwards the process keeps fixed
+    thresholds, the highest that glibc chooses by itself. See mallopt(3).
     """
+    global _users
     libc = _glibc() if device.type == "cpu" else None
     if libc is None:
         yield
         return
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    with _users_change:
+        _users += 1
+        if _users == 1:
+            libc.mallopt(_M_MMAP_MAX, 0)
+            libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    _ask_for_huge_pages(libc, size)
+    try:
+        yield
+    finally:
+        with _users_change:
+            _users -= 1
+            if _users == 0:
+                libc.mallopt(_M_MMAP_MAX, 65536)
+                libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+                libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+                libc.malloc_trim(ctypes.c_size_t(0))
+
+
+_users_change = threading.Lock()
+_users = 0
+# Parameters of mallopt(3), in malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     # The block comes from the heap and goes back to it at once: it is asked for only to name its addresses.
     if block := libc.malloc(ctypes.c_size_t(size)):
         first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
         libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(block + size - first), mmap.MADV_HUGEPAGE)
         libc.free(ctypes.c_void_p(block))
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_MMAP_MAX, 65536)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
-        libc.malloc_trim(ctypes.c_size_t(0))
-
-
-# Parameters of mallopt(3), in malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 def _glibc() -> ctypes.CDLL | None:
@@ -94,16 +157,6 @@ def _glibc() -> ctypes.CDLL | None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     return libc
-
-
-def modes_to_try(memory: str, network: nn.Module, lattice: Sequence[int], device: torch.device) -> tuple[str, ...]:
-    """The modes "full" and "lean" in the order to try them, for a setting of MEMORY_MODES."""
-    if memory != "auto":
-        return (memory,)
-    free = available_memory(device)
-    if free is not None and needed_memory(network, lattice, "full", device) > free:
-        return ("lean",)
-    return ("full", "lean")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

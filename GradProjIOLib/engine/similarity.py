@@ -1,8 +1,8 @@
-"""Image similarity losses, bound to the images that do not move.
+"""Image similarity losses, each made for the images that do not move.
 
-A loss is made from the target images [N, 1, D, H, W] (intensities in [0, 1]), whose local statistics never
-change, and called with the warped images of the same shape; it returns one value per batch entry [N]. A
-mask [N, 1, D, H, W] says which samples of each target count; without one all do.
+A loss is made from the target images [N, 1, D, H, W] (intensities in [0, 1]), whose local statistics never change. It
+is called with the warped images of the same shape and returns one value per batch entry [N]. A mask [N, 1, D, H, W]
+says which samples of each target count; without one all do.
 
 LNCC: Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", Medical Image
 Analysis 2008, with the Gaussian window of uniGradICON. MIND-SSC: Heinrich et al., "Towards realtime multimodal
@@ -16,7 +16,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 SIGMA = 5
 """Standard deviation of LNCC's Gaussian window in samples; the window ends at two standard deviations."""
@@ -28,81 +27,34 @@ Similarity = Callable[[Tensor], Tensor]
 
 
 class LNCC:
-    """1 − mean local normalised cross-correlation, in [0, 2]; sigma: standard deviation of the window in samples."""
+    """1 − mean local normalized cross-correlation, in [0, 2]. sigma: standard deviation of the window in samples."""
 
     def __init__(self, targets: Tensor, masks: Tensor | None = None, sigma: float = SIGMA):
         self.targets = targets
         self.sigma = sigma
         self.weights = _weights(masks, targets)
-        self.mean, second_moment = self._blurred(targets), self._blurred(targets.square())
-        self.variance = torch.relu(second_moment - self.mean.square()) + VARIANCE_FLOOR
+        self.mean = gaussian_blur(targets, sigma)
+        self.variance = self._variance(targets, self.mean)
 
     def __call__(self, warped: Tensor) -> Tensor:
-        needed = torch.is_grad_enabled() and warped.requires_grad
-        with torch.no_grad():
-            statistics = self._statistics(warped)
-            value = 1 - _mean(self._counted(statistics[-1]), self.weights)
-            gradient = self._gradient(warped, *statistics) if needed else None
-        return _WithGradient.apply(warped, value, gradient) if needed else value
+        return 1 - _mean(self.correlation(warped), self.weights)
 
-    def _statistics(self, warped: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance of the warped images, and the correlation, in the window around every sample."""
-        mean = self._blurred(warped)
-        variance = self._blurred(warped.square()).addcmul_(mean, mean, value=-1).relu_().add_(VARIANCE_FLOOR)
-        covariance = self._blurred(warped * self.targets).addcmul_(mean, self.mean, value=-1)
-        return mean, variance, covariance.mul_(torch.rsqrt(variance * self.variance))
+    def correlation(self, warped: Tensor) -> Tensor:
+        """The correlation of the warped images with the targets in the window around every sample."""
+        mean = gaussian_blur(warped, self.sigma)
+        covariance = gaussian_blur(warped * self.targets, self.sigma) - mean * self.mean
+        return covariance * torch.rsqrt(self._variance(warped, mean) * self.variance)
 
-    def _gradient(self, warped: Tensor, mean: Tensor, variance: Tensor, correlation: Tensor) -> Tensor:
-        """Of the loss with respect to the warped images, by hand: autograd would keep a dozen images for it."""
-        of_correlation = self._slope(correlation).mul_(1 / warped[0].numel() if self.weights is None else self.weights)
-        of_product = of_correlation * torch.rsqrt(variance * self.variance)
-        # Where rounding made the variance negative, it is the floor, whatever the images do.
-        varies = variance > VARIANCE_FLOOR
-        of_second_moment = of_correlation.mul_(correlation).div_(variance).mul_(varies).mul_(-0.5)
-        of_mean = (of_product * self.mean).addcmul_(of_second_moment, mean, value=2).neg_()
-        # The blur is symmetric, so it is its own gradient.
-        gradient = self._blurred(of_second_moment).mul_(warped).mul_(2)
-        return gradient.addcmul_(self._blurred(of_product), self.targets).add_(self._blurred(of_mean)).neg_()
-
-    @staticmethod
-    def _counted(correlation: Tensor) -> Tensor:
-        """What is averaged."""
-        return correlation
-
-    @staticmethod
-    def _slope(correlation: Tensor) -> Tensor:
-        """The derivative of ``_counted``."""
-        return torch.ones_like(correlation)
-
-    def _blurred(self, image: Tensor) -> Tensor:
-        return gaussian_blur(image, self.sigma)
+    def _variance(self, images: Tensor, mean: Tensor) -> Tensor:
+        # Rounding can make the difference negative.
+        return torch.relu(gaussian_blur(images.square(), self.sigma) - mean.square()) + VARIANCE_FLOOR
 
 
 class SquaredLNCC(LNCC):
-    """1 − mean squared local normalised cross-correlation, in [0, 1]: blind to the sign of the contrast."""
+    """1 − mean squared local normalized cross-correlation, in [0, 1]. The sign of the contrast does not count."""
 
-    @staticmethod
-    def _counted(correlation: Tensor) -> Tensor:
-        return correlation.square()
-
-    @staticmethod
-    def _slope(correlation: Tensor) -> Tensor:
-        return 2 * correlation
-
-
-class _WithGradient(torch.autograd.Function):
-    """One value per batch entry of x, and its gradient with respect to x, which is known already."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, of_value: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * of_value.view(-1, 1, 1, 1, 1), None, None
+    def __call__(self, warped: Tensor) -> Tensor:
+        return 1 - _mean(self.correlation(warped).square(), self.weights)
 
 
 class MINDSSC:
@@ -115,13 +67,6 @@ class MINDSSC:
     def __call__(self, warped: Tensor) -> Tensor:
         difference = (mind_ssc(warped) - self.descriptors).square().mean(dim=1, keepdim=True)
         return _mean(difference, self.weights)
-
-
-SIMILARITIES: dict[str, Callable[[Tensor, Tensor | None], Similarity]] = {
-    "lncc": LNCC,
-    "lncc2": SquaredLNCC,
-    "mind": MINDSSC,
-}
 
 
 def gaussian_blur(images: Tensor, sigma: float = SIGMA) -> Tensor:

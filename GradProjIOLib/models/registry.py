@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,12 @@ import torch
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.models import weights as files
 from GradProjIOLib.models.cascade import Cascade
+from GradProjIOLib.models.fast_unet import FastUNet
+from GradProjIOLib.models.unet import UNet
 from GradProjIOLib.settings import SMALLEST_LATTICE
+
+_READING = threading.Lock()
+_RANDOM_STATE = threading.Lock()
 
 Lattice = tuple[int, int, int]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
@@ -30,10 +36,10 @@ COMPACT_WIDTHS: Widths = ((2, 16, 32, 64, 64), (16, 32, 32, 64))
 class Model:
     """One network: its shape, the lattice it works on, its learning rate and its weights.
 
-    widths, halvings, voxels and composed are :class:`network.Cascade`'s. lattice is a fixed (D, H, W); with ``samples``
-    the lattice follows the image's proportions instead and has about so many samples. ``url`` is where
-    published weights are, ``bundled`` the file in this folder that holds them, ``published_keys`` the
-    prefix of each U-Net's entries in the published file.
+    widths, halvings, voxels, composed and memory_share are those of :class:`cascade.Cascade`. lattice: a fixed size
+    (D, H, W). samples: instead of it, about how many samples a lattice has that follows the image's proportions. url:
+    where published weights are. bundled: the file in this folder that holds the weights. published_keys: the prefix of
+    each U-Net's entries in the published file.
     """
 
     description: str
@@ -43,6 +49,7 @@ class Model:
     license: str
     voxels: float | None = None
     composed: bool = False
+    memory_share: float = 1.0
     lattice: Lattice | None = None
     samples: int | None = None
     url: str | None = None
@@ -94,6 +101,7 @@ MODELS: dict[str, Model] = {
         license="Apache-2.0",
         voxels=10.0,
         composed=True,
+        memory_share=0.5,
         samples=860_000,
         bundled="compact.pt",
     ),
@@ -131,14 +139,22 @@ def find(name: str) -> Model:
     return MODELS[name]
 
 
-def build(model: Model) -> Cascade:
+def build(model: Model, unet: type[UNet] = FastUNet) -> Cascade:
     """The network without weights, in evaluation mode: it starts as the identity.
 
-    Its random layers are the same every time, or else the same seed would not give the same result.
+    Its random layers are the same every time, so that the same seed gives the same result. unet: UNet makes the
+    network of torch's own layers instead of the fast one; the state is the same.
     """
-    with torch.random.fork_rng(devices=[]):
+    # The random state is that of the whole process.
+    with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Cascade(model.widths, model.halvings, model.voxels, model.composed).eval()
+        return _cascade(model, unet)
+
+
+def _cascade(model: Model, unet: type[UNet] = FastUNet) -> Cascade:
+    cascade = Cascade(model.widths, model.halvings, model.voxels, model.composed, unet).eval()
+    cascade.memory_share = model.memory_share
+    return cascade
 
 
 def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | None:
@@ -160,30 +176,42 @@ def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | 
 
 
 def load(name: str, weights: str | os.PathLike | None = None, device: torch.device | str = "cpu") -> LoadedModel:
-    """A model with its weights on a device; the last one loaded stays in memory.
+    """A model with its weights on a device.
 
-    weights: a file to use instead of the model's own. Raises InputError where the weights are missing or
-    do not fit the network.
+    Each call gives a network of its own, so two threads can optimize theirs at the same time. The weights of the last
+    file that was read stay in memory. weights: a file to use instead of the model's own. Raises InputError where the
+    weights are missing or do not fit the network.
     """
+    model = find(name)
     path = weights_path(name, weights)
-    stamp = path.stat().st_mtime_ns if path is not None and path.exists() else None
-    return _load(name, path, weights is not None, stamp, torch.device(device))
+    if path is None:
+        return LoadedModel(name, model, build(model).to(device), None, None)
+    changed = path.stat().st_mtime_ns if path.exists() else None
+    with _READING:
+        state, sha256 = _read(name, path, model.url is not None and weights is None, changed)
+    # On the device "meta" nothing is allocated and nothing drawn at random.
+    with torch.device("meta"):
+        network = _cascade(model)
+    network.load_state_dict({key: value.to(device, copy=True) for key, value in state.items()}, assign=True)
+    return LoadedModel(name, model, network, str(path), sha256)
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, path: Path | None, given: bool, stamp: int | None, device: torch.device) -> LoadedModel:
+def _read(name: str, path: Path, cached: bool, changed: int | None) -> tuple[dict[str, torch.Tensor], str]:
+    """The state of a model's network from a file, and the file's checksum.
+
+    cached: whether the file lies in the cache of downloads. changed: when the file was changed last; with another time
+    it is read anew.
+    """
     model = MODELS[name]
-    network = build(model)
-    sha256 = None
-    if path is not None:
-        keys = {published_key(key, model): key for key in network.state_dict()}
-        expected = {key: tuple(network.state_dict()[ours].shape) for key, ours in keys.items()}
-        if model.url is not None and not given:
-            state, sha256 = files.load_cached(path, expected)
-        else:
-            state, sha256 = files.load_state(path, expected), files.checksum(path)
-        network.load_state_dict({ours: _to_ours(ours, state[key], model) for key, ours in keys.items()})
-    return LoadedModel(name, model, network.to(device), str(path) if path else None, sha256)
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in _cascade(model).state_dict().items()}
+    expected = {published_key(key, model): shape for key, shape in shapes.items()}
+    if cached:
+        found, sha256 = files.load_cached(path, expected)
+    else:
+        found, sha256 = files.load_state(path, expected), files.checksum(path)
+    return {key: _to_ours(key, found[published_key(key, model)], model) for key in shapes}, sha256
 
 
 def published_key(key: str, model: Model) -> str:

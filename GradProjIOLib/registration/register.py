@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +20,14 @@ from torch import Tensor
 
 from GradProjIOLib import __version__
 from GradProjIOLib.engine.devices import describe_device, find_device
-from GradProjIOLib.engine.memory import is_out_of_memory, modes_to_try, needed_memory, peak_memory, recycled_memory
+from GradProjIOLib.engine.memory import (
+    is_out_of_memory,
+    modes_to_try,
+    needed_memory,
+    peak_memory,
+    recycled_memory,
+    too_little_memory,
+)
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.engine.precision import convolutions
@@ -145,15 +152,16 @@ def _register(
         learning_rate=settings.learning_rate or loaded.model.learning_rate,
         lattice=settings.lattice or loaded.model.lattice_for(fixed.shape, fixed.spacing),
     )
+    modes = modes_to_try(settings.memory, name, loaded.network, settings.lattice, device)
     try:
         pair = _Pair.on_lattice(fixed, moving, initial, settings, fixed_mask, moving_mask)
     except MemoryError as error:
-        raise _too_little_memory(loaded, settings, torch.device("cpu"), "full") from error
+        raise too_little_memory(name, loaded.network, settings.lattice, modes[-1], torch.device("cpu")) from error
 
     def started(optimizer: InstanceOptimizer) -> None:
         on_start(Running(optimizer, lambda: _forward(optimizer.objective.displacements(), pair.affine, initial)))
 
-    outcome, memory = _optimize_in_memory(loaded, pair, settings, device, started, on_step, warnings)
+    outcome, memory = _optimize_in_memory(loaded, pair, settings, device, modes, started, on_step, warnings)
     forward, inverse = _deformations(outcome.displacements, pair.affine, fixed, moving, initial, loaded.model)
     report = {
         "version": __version__,
@@ -218,12 +226,12 @@ def _optimize_in_memory(
     pair: _Pair,
     settings: Settings,
     device: torch.device,
+    modes: Sequence[str],
     started: Callable[[InstanceOptimizer], None],
     on_step: OnStep | None,
     warnings: list[str],
 ) -> tuple[_Outcome, str]:
     """The outcome, and the memory mode in which it fitted: where it does not, a leaner one is tried."""
-    modes = modes_to_try(settings.memory, loaded.network, settings.lattice, device)
     for mode in modes:
         loaded.network.checkpointed = mode == "lean"
         try:
@@ -237,16 +245,7 @@ def _optimize_in_memory(
             torch.cuda.empty_cache()
         if mode != modes[-1]:
             warnings.append(f"There was too little memory on {device}, so the optimisation began anew in lean mode.")
-    raise _too_little_memory(loaded, settings, device, modes[-1])
-
-
-def _too_little_memory(loaded: registry.LoadedModel, settings: Settings, device: torch.device, mode: str) -> InputError:
-    needed = needed_memory(loaded.network, settings.lattice, mode, device) / 2**30
-    size = " x ".join(map(str, settings.lattice))
-    return InputError(
-        f"There is not enough memory on {device}: the model {loaded.name} needs about {needed:.1f} GB on a lattice of "
-        f"{size}; choose the model compact, a smaller lattice, or another device."
-    )
+    raise too_little_memory(loaded.name, loaded.network, settings.lattice, modes[-1], device)
 
 
 def _optimize(

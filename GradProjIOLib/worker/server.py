@@ -266,14 +266,18 @@ def devices() -> list[dict[str, Any]]:
     """What can compute: name for the settings, and a label with the memory for the user."""
     import torch
 
+    from GradProjIOLib.engine.devices import describe_device, usable_devices
+
     found = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GB free"
-        found.append({"name": f"cuda:{index}", "label": f"{torch.cuda.get_device_name(index)}, {memory}"})
-    if torch.backends.mps.is_available():
-        found.append({"name": "mps", "label": "Apple graphics"})
-    found.append({"name": "cpu", "label": f"processor, {torch.get_num_threads()} threads"})
+    for device in usable_devices():
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            label = f"{describe_device(device)}, {free / 2**30:.0f} of {total / 2**30:.0f} GB free"
+        elif device.type == "mps":
+            label = "Apple graphics"
+        else:
+            label = f"processor, {torch.get_num_threads()} threads"
+        found.append({"name": str(device), "label": label})
     return found
 
 

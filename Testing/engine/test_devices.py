@@ -8,7 +8,6 @@ import same_on_gpu
 import torch
 
 from GradProjIOLib.engine.objective import Objective
-from GradProjIOLib.models import cascade as network_module
 from GradProjIOLib.models import registry
 
 LATTICE = (64, 70, 66)
@@ -19,7 +18,7 @@ LATTICE = (64, 70, 66)
 @pytest.mark.parametrize("similarity", ["lncc", "lncc2", "mind"])
 def test_both_gradients_of_a_step_stay_on_the_device(monkeypatch, model, similarity, checkpointed):
     # There is no autocast for this device.
-    monkeypatch.setattr(network_module.torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     network = registry.build(registry.MODELS[model]).to("meta")
     network.checkpointed = checkpointed
     fixed, moving, mask = (torch.rand(1, 1, *LATTICE, device="meta") for _ in range(3))

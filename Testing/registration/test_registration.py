@@ -1,8 +1,6 @@
 """From two volumes to deformations: the right place in space, whatever the lattices."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ import torch
 from conftest import oblique_volume
 from scipy.spatial.transform import Rotation
 
-from GradProjIOLib.engine import devices, memory
+from GradProjIOLib.engine import devices
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_affine, lattice_points
 from GradProjIOLib.geometry.volume import Volume, to_sitk
@@ -52,11 +50,8 @@ def moved_network(monkeypatch):
             torch.nn.init.normal_(stage.head.weight, std=0.02)
         return network
 
-    registry._load.cache_clear()
     monkeypatch.setattr(registry, "weights_path", lambda name, weights=None: None)
     monkeypatch.setattr(registry, "build", build)
-    yield
-    registry._load.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +108,10 @@ class TestGeometry:
                 return super().forward(source, target)
 
         monkeypatch.setattr(registry, "Cascade", Spy)
-        registry._load.cache_clear()
         matrix = rigid((10, 5, -12), (4, -2, 3))
         lattice = (18, 20, 22)
         register(fixed_volume, moving_volume, Settings(model="compact", method="direct", device="cpu", lattice=lattice),
                  initial_transform=matrix)  # fmt: skip
-        registry._load.cache_clear()
         points = lattice_points(lattice, lattice_affine(fixed_volume.affine, fixed_volume.shape, lattice))
         flip = np.array([-1, -1, 1])
         for role, volume, place in (("fixed", fixed_volume, np.eye(4)), ("moving", moving_volume, matrix)):
@@ -147,10 +140,7 @@ def sitk_value(image, point):
 
 @pytest.fixture
 def identity_network(monkeypatch):
-    registry._load.cache_clear()
     monkeypatch.setattr(registry, "weights_path", lambda name, weights=None: None)
-    yield
-    registry._load.cache_clear()
 
 
 class TestRecovery:
@@ -309,34 +299,3 @@ def test_running_out_of_memory_goes_one_mode_leaner_and_then_fails(fixed_volume,
     failing = {"full", "lean"}
     with pytest.raises(InputError, match="smaller lattice"):
         register(fixed_volume, moving_volume, settings)
-
-
-@pytest.mark.skipif(memory._glibc() is None, reason="needs Linux with glibc")
-def test_memory_stays_for_the_next_step_and_goes_back_at_the_end():
-    """In a process of its own, whose memory nothing else uses."""
-    program = """
-import resource, torch
-from GradProjIOLib.engine.memory import recycled_memory
-
-def faults(millions=64):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(millions * 2**20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-
-for _ in range(3):
-    faults(4)
-usual = faults()
-with recycled_memory(torch.device("cpu"), 2**29):
-    faults()
-    recycled, held = faults(), resident()
-print(usual, recycled, held - resident(), faults(), min(faults(4) for _ in range(3)))
-"""
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100)
-    usual, recycled, given_back, afterwards, small = map(int, found.stdout.split())
-    assert recycled < 0.05 * usual
-    assert given_back > 200 * 2**20
-    assert afterwards > 0.5 * usual
-    assert small < 100
