@@ -13,11 +13,10 @@ from torch import distributed
 from GradProjIOLib.commands.options import add_output_option
 from GradProjIOLib.engine.devices import find_device
 from GradProjIOLib.engine.memory import needed_memory, recycled_memory
-from GradProjIOLib.settings import SIMILARITIES
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.models import registry
-from GradProjIOLib.settings import MODALITIES
+from GradProjIOLib.settings import MODALITIES, SIMILARITIES
 from GradProjIOLib.training.pairs import VALIDATION, PairSource, SyntheticPairs, TrainingPair
 from GradProjIOLib.training.trainer import CHECKPOINT, VALIDATION_LOG, WEIGHTS, Plan, Trainer
 from GradProjIOLib.training.volumes import ImageFiles, Reader, ValidationPairs, VolumePairs, find_images

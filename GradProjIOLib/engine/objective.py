@@ -30,8 +30,8 @@ class Losses:
 class Objective:
     """Losses of a network for one pair of images [1, 1, D, H, W] with intensities in [0, 1].
 
-    similarity: a key of ``fast_similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W] say
-    where each image counts.
+    similarity: a key of ``fast_similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
+    say where each image counts.
     """
 
     def __init__(

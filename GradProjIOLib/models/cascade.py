@@ -69,7 +69,9 @@ class Cascade(nn.Module):
             images = pyramid[halvings]
             if fields:
                 images = self._call(_warped, images, *fields)
-            field = self._call(stage, images) * unit
+            # Convolutions are fastest with the channels last in memory. Done here, lean mode keeps only this copy.
+            images = images.contiguous(memory_format=torch.channels_last_3d)
+            field = self._call(stage, images).mul_(unit)
             fields = [maps.compose(*fields, field)] if self.composed and fields else [*fields, field]
         return fields
 

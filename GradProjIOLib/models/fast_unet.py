@@ -19,7 +19,6 @@ TAPS = 4
 class FastUNet(UNet):
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, C, D, H, W] → [N, 3, D', H', W']."""
-        images = images.contiguous(memory_format=torch.channels_last_3d)
         x, skips, finest = images, [], images
         for level, down in enumerate(self.down, start=1):
             activated, halved = activate_and_halve(x)

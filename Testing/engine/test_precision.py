@@ -1,4 +1,8 @@
-"""What "exact" and "fast" mean for convolutions: torch's settings, and what TF32 does to a registration."""
+"""What "exact" and "tf32" mean for convolutions: torch's settings, and what TF32 does to a registration."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from threading import Event
 
 import numpy as np
 import pytest
@@ -43,6 +47,34 @@ def test_the_setting_comes_back_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), convolutions("exact"):
         raise RuntimeError("stop")
     assert setting() == before
+
+
+def test_the_last_thread_to_leave_brings_the_setting_back():
+    before = setting()
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(convolutions("exact"))
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(second.enter_context, convolutions("exact")).result()
+        first.close()
+        assert setting() == "ieee"
+        thread.submit(second.close).result()
+    assert setting() == before
+
+
+def test_a_thread_that_wants_another_precision_waits():
+    entered = Event()
+
+    def enter():
+        with convolutions("tf32"):
+            entered.set()
+            return setting()
+
+    with ThreadPoolExecutor(1) as thread:
+        with convolutions("exact"):
+            other = thread.submit(enter)
+            assert not entered.wait(0.2)
+            assert setting() == "ieee"
+        assert other.result() == "tf32"
 
 
 def test_older_torch_has_another_name_for_it(monkeypatch):
