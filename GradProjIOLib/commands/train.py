@@ -155,8 +155,8 @@ def _pairs(
     if arguments.synthetic:
         lattice = tuple(arguments.lattice or model.lattice_for(SYNTHETIC_VOXELS, (2.0, 2.0, 2.0)))
         held_out = SyntheticPairs(lattice, SYNTHETIC_VALIDATION_PAIRS, arguments.seed, VALIDATION)
-        source = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
-        return lattice, source, [held_out[number] for number in range(len(held_out))]
+        new = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
+        return lattice, new, [held_out[number] for number in range(len(held_out))]
     files = find_images(arguments.data, arguments.labels, arguments.seed)
     lattice = tuple(arguments.lattice or _lattice_of(files, model))
     reader = Reader(lattice, arguments.cache or arguments.output / "cache", arguments.modality)
@@ -169,7 +169,7 @@ def _lattice_of(files: ImageFiles, model: registry.Model) -> registry.Lattice:
     if model.lattice is not None:
         return model.lattice
     first = read_volume(files.training[0].image)
-    return model.lattice_for(first.shape, first.spacing)
+    return model.lattice_for(first.shape, first.spacing.tolist())
 
 
 def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:

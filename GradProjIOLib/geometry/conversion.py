@@ -9,7 +9,7 @@ import numpy as np
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_volume
-from GradProjIOLib.geometry.volume import Volume, from_sitk
+from GradProjIOLib.geometry.volume import Volume, from_nibabel, from_sitk
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -49,7 +49,7 @@ def as_volume(image: Image, role: str) -> Volume:
     from nibabel.spatialimages import SpatialImage
 
     if isinstance(image, SpatialImage):
-        return _from_nibabel(image, role)
+        return from_nibabel(image, role)
     raise InputError(f"{role} is of the type {type(image).__name__}; {ACCEPTED}.")
 
 
@@ -61,17 +61,3 @@ def _from_pair(array: Any, affine: Any, role: str) -> Volume:
             f"{array.dtype} and {affine.dtype}; {ACCEPTED}."
         )
     return Volume(array, affine, role)
-
-
-def _from_nibabel(image: SpatialImage, role: str) -> Volume:
-    array = np.asanyarray(image.dataobj)
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim != 3 or array.dtype.kind not in "buif":
-        raise InputError(
-            f"{role} has the shape {array.shape} and values of the type {array.dtype}; "
-            "choose a single 3-D volume with one gray value per voxel."
-        )
-    if image.affine is None:
-        raise InputError(f"{role} has no affine, so its place in space is unclear; give it one.")
-    return Volume(array.T, image.affine, role)

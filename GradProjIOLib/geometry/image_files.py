@@ -11,19 +11,26 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from GradProjIOLib.errors import InputError, WriteError
 from GradProjIOLib.geometry.files import atomic_path, write_error
 from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular
-from GradProjIOLib.geometry.volume import Volume, check_kind, from_sitk, lattice_of, refuse_not_finite, to_sitk
+from GradProjIOLib.geometry.volume import (
+    Volume,
+    check_kind,
+    from_nibabel,
+    from_sitk,
+    lattice_of,
+    refuse_not_finite,
+    to_sitk,
+)
 
 if TYPE_CHECKING:
     import nibabel
     import SimpleITK
-    from nibabel.spatialimages import SpatialImage
 
 WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
@@ -220,10 +227,8 @@ def _read_freesurfer(path: Path) -> Volume:
     import nibabel
 
     try:
-        image = cast("SpatialImage", nibabel.load(path))
-        array = np.asanyarray(image.dataobj)
+        return from_nibabel(nibabel.MGHImage.from_filename(path), str(path))
+    except InputError:
+        raise
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise _incomplete(path) from error
-    check_kind(array.shape, 1, str(array.dtype), str(path))
-    array = np.ascontiguousarray(array.reshape(array.shape[:3]).T, array.dtype.newbyteorder("="))
-    return Volume(array, image.affine, str(path))

@@ -18,6 +18,7 @@ from GradProjIOLib.geometry.lattice import RAS_TO_LPS, check_affine, describe_la
 
 if TYPE_CHECKING:
     import SimpleITK
+    from nibabel.spatialimages import SpatialImage
 
 SMALLEST_AXIS = 8
 
@@ -59,7 +60,7 @@ class Volume:
         return self._source[0]
 
     def _voxel_checksum(self) -> int:
-        return zlib.crc32(np.ascontiguousarray(self.array))
+        return zlib.crc32(np.ascontiguousarray(self.array).data)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,6 +117,24 @@ def looks_like_labels(array: np.ndarray) -> bool:
     pairs = foreground[:, :, :-1] & foreground[:, :, 1:]
     equal = pairs & (array[:, :, :-1] == array[:, :, 1:])
     return bool(pairs.any()) and int(equal.sum()) >= 0.85 * int(pairs.sum())
+
+
+def from_nibabel(image: SpatialImage, name: str) -> Volume:
+    """The scalar 3-D nibabel `image`, whose affine is in RAS mm, as a Volume; [i, j, k] becomes [k, j, i].
+
+    A fourth axis of length one is dropped. Raises InputError for any other image and for one without affine.
+    """
+    array = np.asanyarray(image.dataobj)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or array.dtype.kind not in "buif":
+        raise InputError(
+            f"{name} has the shape {array.shape} and values of the type {array.dtype}; "
+            "choose a single 3-D volume with one gray value per voxel."
+        )
+    if image.affine is None:
+        raise InputError(f"{name} has no affine, so its place in space is unclear; give it one.")
+    return Volume(np.ascontiguousarray(array.T, array.dtype.newbyteorder("=")), image.affine, name)
 
 
 def to_sitk(volume: Volume) -> SimpleITK.Image:

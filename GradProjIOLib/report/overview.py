@@ -48,12 +48,12 @@ def canonical_order(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ..
     Returns the axes of the array in the new order and whether each has to be reversed.
     """
     direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    columns = max(
+    right, front, up = max(
         itertools.permutations(range(3)),
         key=lambda order: sum(abs(direction[axis, column]) for axis, column in enumerate(order)),
     )
-    reverse = tuple(bool(direction[axis, column] < 0) for axis, column in enumerate(columns))
-    return tuple(2 - column for column in columns), reverse
+    reverse = bool(direction[0, right] < 0), bool(direction[1, front] < 0), bool(direction[2, up] < 0)
+    return (2 - right, 2 - front, 2 - up), reverse
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
         axes.tick_params(labelsize=9)
         axes.grid(alpha=0.3)
         axes.set_xlim(index[0] - 0.5, index[-1] + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_conflicts(axes: Axes, index: np.ndarray, cosines: np.ndarray) -> None:

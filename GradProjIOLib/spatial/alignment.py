@@ -49,9 +49,9 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
     fine = _reduced(fixed, spacing), _reduced(moving, spacing)
     if kind == "centers":
         return _translation(_center(fine[1]) - _center(fine[0]))
-    coarse = tuple(_reduced(volume, SEARCH_SHRINK * spacing) for volume in fine)
-    climbed = [_climb(*coarse, start, "rigid", (1,), seed) for start in _starts(*coarse)]
-    climbed = [result for result in climbed if result is not None]
+    coarse = _reduced(fine[0], SEARCH_SHRINK * spacing), _reduced(fine[1], SEARCH_SHRINK * spacing)
+    attempts = [_climb(*coarse, start, "rigid", (1,), seed) for start in _starts(*coarse)]
+    climbed = [result for result in attempts if result is not None]
     if not climbed:
         raise _failure(fixed, moving, "they do not overlap")
     _, matrix = max(climbed, key=lambda result: result[0])
@@ -93,7 +93,8 @@ def _reduced(volume: Volume, spacing: float) -> Volume:
     values = (volume.array.astype(np.float32) - low).clip(0, high - low) / max(high - low, 1e-12)
     steps = volume.spacing[::-1]
     values = ndimage.gaussian_filter(values, np.where(steps < spacing, 0.5 * spacing / steps, 0))
-    lattice = tuple(int(n) for n in np.maximum(np.round(volume.shape * steps / spacing), SMALLEST_AXIS))
+    k, j, i = np.maximum(np.round(np.array(volume.shape) * steps / spacing), SMALLEST_AXIS).astype(int).tolist()
+    lattice = (k, j, i)
     affine = lattice_affine(volume.affine, volume.shape, lattice)
     index = lattice_points(lattice, np.linalg.inv(volume.affine) @ affine)
     return Volume(sample_linear(values[..., None], index)[..., 0], affine, volume.name)

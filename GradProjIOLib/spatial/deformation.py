@@ -158,7 +158,7 @@ class Deformation:
         holds something else.
         """
         found = cls(*transform_files.read_field(path, shape, affine))
-        return found if shape is None else found.sample(shape, affine)
+        return found if shape is None or affine is None else found.sample(shape, affine)
 
     def _displacement_at(self, points: np.ndarray) -> np.ndarray:
         return sample_linear(self.displacement, apply_matrix(np.linalg.inv(self.affine), points))

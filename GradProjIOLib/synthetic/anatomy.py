@@ -11,8 +11,9 @@ without interpolating an image.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -121,7 +122,7 @@ class _Canvas:
         labels = torch.zeros(shape, dtype=torch.uint8)
         return _Canvas(points, intensities, edge, image, labels)
 
-    def crop(self, low: tuple[float, ...], high: tuple[float, ...]) -> _Canvas:
+    def crop(self, low: Sequence[float], high: Sequence[float]) -> _Canvas:
         """The part of the canvas that holds all points between the corners `low` and `high` (mm).
 
         Where it is has been looked up in every fourth voxel, which is enough for smooth deformations.
@@ -152,7 +153,8 @@ class _Canvas:
         """Paint an axis-aligned ellipsoid."""
         low, high = ([c + sign * r for c, r in zip(center, radii, strict=True)] for sign in (-1, 1))
         part = self.crop(low, high)
-        part.stroke(label, _ellipsoid(*part.points, center, radii))
+        x, y, z = part.points
+        part.stroke(label, _ellipsoid(x, y, z, center, radii))
 
     def tube(self, label: int, path: list[tuple[float, float, float, float]]) -> None:
         """Paint a bent tube through (x, y, z, radius) knots."""
@@ -161,7 +163,8 @@ class _Canvas:
             for bound, sign in ((min, -1), (max, 1))
         )
         part = self.crop(low, high)
-        part.stroke(label, _tube(*part.points, path))
+        x, y, z = part.points
+        part.stroke(label, _tube(x, y, z, path))
 
 
 def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, center: tuple, radii: tuple) -> Tensor:
@@ -174,7 +177,7 @@ def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, center: tuple, radii: tuple) -> 
 
 def _tube(x: Tensor, y: Tensor, z: Tensor, path: list[tuple[float, float, float, float]]) -> Tensor:
     """Signed distance of a bent tube through (x, y, z, radius) knots."""
-    result = None
+    distances = []
     for start, end in itertools.pairwise(path):
         direction = [e - s for s, e in zip(start, end, strict=True)]
         length = sum(d * d for d in direction[:3])
@@ -182,8 +185,8 @@ def _tube(x: Tensor, y: Tensor, z: Tensor, path: list[tuple[float, float, float,
         along = ((a * direction[0] + b * direction[1] + c * direction[2]) / length).clamp_(0, 1)
         offsets = (p - along * d for p, d in zip((a, b, c), direction[:3], strict=True))
         distance = sum(offset * offset for offset in offsets).sqrt() - (start[3] + along * direction[3])
-        result = distance if result is None else torch.minimum(result, distance)
-    return result
+        distances.append(distance)
+    return functools.reduce(torch.minimum, distances)
 
 
 def _merge(first: Tensor, second: Tensor, blend: float) -> Tensor:
@@ -251,8 +254,8 @@ def _sulci(x: Tensor, y: Tensor, z: Tensor, depth: Tensor, anatomy: Anatomy) -> 
     radius = sum(d * d for d in directions).sqrt_()
     # Along the radius the field is stretched, so that its zero level stands upright on the surface.
     stretch = (0.62 + 0.38 * radius) / (radius + 0.05)
-    upright = (stretch * d * r for d, r in zip(directions, HULL_RADII, strict=True))
-    sheet = _sample_folds(*upright, anatomy.folds)
+    right, front, up = (stretch * d * r for d, r in zip(directions, HULL_RADII, strict=True))
+    sheet = _sample_folds(right, front, up, anatomy.folds)
     beyond = torch.maximum(depth - anatomy.sulcus_depth, 70 * (0.52 - radius)).clamp_(min=0)
     return (sheet * sheet + beyond * beyond).sqrt_()
 

@@ -130,7 +130,7 @@ def _velocity(draw: _Draw, lattice: tuple[int, int, int], strength: float) -> Te
 
     Three wavelengths with random shares; `strength` is the typical displacement as a part of the lattice.
     """
-    coarse = tuple(-(-size // 3) for size in lattice)
+    coarse = (-(-lattice[0] // 3), -(-lattice[1] // 3), -(-lattice[2] // 3))
     size = sum(coarse) / 3
     velocity = torch.zeros(3, *coarse)
     for wavelength, share in ((0.5, 0.5), (0.25, 0.3), (0.12, 0.12)):
@@ -281,7 +281,8 @@ def _acquire(draw: _Draw, image: Tensor, inside: Tensor | None, blur: float) -> 
 
     `blur`: about the standard deviation of the blur in voxels; there is none where it is negative.
     """
-    lattice = tuple(image.shape)
+    depth, height, width = image.shape
+    lattice = (depth, height, width)
     image = _blur(image, blur + draw.uniform(-0.2, 0.2))
     if draw.chance(LOW_RESOLUTION):
         image = _thick_slices(draw, image)
@@ -316,8 +317,9 @@ def _thick_slices(draw: _Draw, image: Tensor) -> Tensor:
     axis = draw.integer(0, 2)
     reduced = list(image.shape)
     reduced[axis] = max(4, round(reduced[axis] / draw.uniform(1.5, 3.5)))
-    averaged = functional.adaptive_avg_pool3d(image[None, None], reduced)[0, 0]
-    return resize(averaged[None], tuple(image.shape))[0]
+    averaged = functional.adaptive_avg_pool3d(image[None], (reduced[0], reduced[1], reduced[2]))
+    depth, height, width = image.shape
+    return resize(averaged, (depth, height, width))[0]
 
 
 def _normalize(image: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def _random_displacement(
 
 def _acquire(image: Tensor, generator: torch.Generator, noise: float) -> np.ndarray:
     """Add what a scanner adds: a bias field of about ±12 % and Rician noise of this standard deviation."""
-    shape = tuple(image.shape)
+    depth, height, width = image.shape
+    shape = (depth, height, width)
     bias = (0.12 * smooth_noise(shape, max(shape) / 2, generator)[0]).clamp(-0.3, 0.3).exp()
     real, imaginary = (noise * torch.randn(shape, generator=generator) for _ in range(2))
     return ((image * bias + real).square() + imaginary.square()).sqrt().numpy()
@@ -152,7 +153,8 @@ def make_pair(
     moving_shape, moving_affine = shape, affine
     if not common_lattice:
         stretch = np.array([0.94, 1.06, 1.3])
-        moving_shape = tuple(int(size) for size in np.ceil(np.array(shape) / stretch[::-1]) + 3)
+        k, j, i = (np.ceil(np.array(shape) / stretch[::-1]) + 3).astype(int).tolist()
+        moving_shape = (k, j, i)
         moving_affine = _centered_affine(moving_shape, spacing * stretch, _rotation((-5.0, 7.0, -4.0)))
 
     fixed_points = _points(shape, affine)

@@ -66,7 +66,8 @@ def integrate(velocity: Tensor, squarings: int = 6) -> Tensor:
     `velocity` [3, D, H, W] in voxels per unit time, component order (d, h, w); the displacement has the same
     shape and unit. Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
     """
-    identity = identity_points(tuple(velocity.shape[1:]))
+    depth, height, width = velocity.shape[1:]
+    identity = identity_points((depth, height, width))
     displacement = velocity / 2**squarings
     for _ in range(squarings):
         displacement = displacement + sample(displacement, identity + displacement)

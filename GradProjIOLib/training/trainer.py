@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.similarity import SIGMA
@@ -131,7 +131,7 @@ class Trainer:
         self.saved = 0
         """The steps that the folder's checkpoint holds; 0 where there is none."""
         self._resume()
-        self.parallel = self.network
+        self.parallel: nn.Module = self.network
         if self.processes > 1:
             self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False)
 
@@ -150,7 +150,9 @@ class Trainer:
         """This process' share of the coming batches: pairs with their numbers."""
         share = range(self.rank, self.plan.batch, self.processes)
         numbers = [self._first_of(step) + place for step in range(self.taken, self.steps) for place in share]
-        loaded = DataLoader(Subset(self.training, numbers), batch_size=None, num_workers=self.loaders)
+        # Any source of pairs has what a Dataset needs.
+        chosen: Dataset = Subset(cast(Dataset, self.training), numbers)
+        loaded = DataLoader(chosen, batch_size=None, num_workers=self.loaders)
         numbered = zip(numbers, loaded, strict=True)
         while batch := list(itertools.islice(numbered, len(share))):
             yield batch
@@ -186,7 +188,7 @@ class Trainer:
         fields = objective.fields()
         losses = objective.losses_of(fields, objective.regularity.jitter(noise))
         loss = losses.similarity + self.plan.regularity_weight * losses.regularity
-        if self.plan.label_weight:
+        if self.plan.label_weight and pair.fixed_labels is not None and pair.moving_labels is not None:
             overlap = Overlap(pair.fixed_labels, pair.moving_labels, self.device)
             loss = loss + self.plan.label_weight * overlap(fields)
         (loss * self.processes / self.plan.batch).backward()
@@ -194,7 +196,9 @@ class Trainer:
 
     def _gathering(self, last: bool) -> AbstractContextManager:
         """Several processes add up their gradients only once per step."""
-        return nullcontext() if last or self.processes == 1 else self.parallel.no_sync()
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
 
     def _record(self, step: TrainingStep) -> None:
         if self.rank == 0:

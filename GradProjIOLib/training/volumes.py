@@ -17,7 +17,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_labels, read_volume
-from GradProjIOLib.geometry.volume import Volume, check_image
+from GradProjIOLib.geometry.volume import check_image
 from GradProjIOLib.models.registry import Lattice
 from GradProjIOLib.registration.preprocessing import normalize
 from GradProjIOLib.training.augmentation import random_change
@@ -98,7 +98,7 @@ def _existing(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads images stretched to a lattice (D, H, W), and keeps them in a folder to be read faster again."""
+    """Reads images stretched to a lattice (D, H, W), and keeps them in a folder so that they are read faster later."""
 
     lattice: Lattice
     cache: Path
@@ -114,15 +114,16 @@ class Reader:
 
     def spacing(self, path: Path) -> Tensor:
         """Millimeters between the samples along (x, y, z)."""
-        return torch.from_numpy(np.load(self._prepared(path, "image").with_suffix(".spacing.npy")))
+        return self._cached(path, "image", "spacing")
 
     def pair(self, files: tuple[ImageFile, ImageFile]) -> TrainingPair:
         """A pair with its labels where both images have them."""
         labels = [self.labels(file.labels) for file in files if file.labels is not None]
         return TrainingPair(*(self.image(file.image) for file in files), *(labels if len(labels) == 2 else ()))
 
-    def _cached(self, path: Path, kind: str) -> Tensor:
-        return torch.from_numpy(np.load(self._prepared(path, kind)))
+    def _cached(self, path: Path, kind: str, name: str = "array") -> Tensor:
+        with np.load(self._prepared(path, kind)) as prepared:
+            return torch.from_numpy(prepared[name])
 
     def _prepared(self, path: Path, kind: str) -> Path:
         """The file in the cache; it is made where the cache has none for this state of the image."""
@@ -132,13 +133,12 @@ class Reader:
             raise InputError(f"{path} cannot be read ({error.strerror}); check the list of images.") from error
         identity = [str(path.resolve()), status.st_mtime_ns, status.st_size, self.lattice, self.modality, kind]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        prepared = self.cache / f"{name}.npy"
+        prepared = self.cache / f"{name}.npz"
         if not prepared.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
             array, spacing = self._prepare(path, kind)
-            for file, values in ((prepared.with_suffix(".spacing.npy"), spacing), (prepared, array)):
-                with atomic_path(file) as temporary:
-                    np.save(temporary, values)
+            with atomic_path(prepared) as temporary:
+                np.savez(temporary, array=array, spacing=spacing)
         return prepared
 
     def _prepare(self, path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -148,14 +148,11 @@ class Reader:
             array = self._stretched(normalize(volume, self.modality), "trilinear").astype(np.float16)
         else:
             array = self._stretched(volume.array.astype(np.float32), "nearest-exact").astype(np.int32)
-        return array, self._spacing(volume)
+        extent = volume.spacing * volume.shape[::-1]
+        return array, (extent / self.lattice[::-1]).astype(np.float32)
 
     def _stretched(self, array: np.ndarray, mode: str) -> np.ndarray:
         return F.interpolate(torch.from_numpy(array)[None, None], self.lattice, mode=mode)[0].numpy()
-
-    def _spacing(self, volume: Volume) -> np.ndarray:
-        extent = volume.spacing * np.array(volume.shape[::-1])
-        return (extent / np.array(self.lattice[::-1])).astype(np.float32)
 
 
 @dataclass(frozen=True)

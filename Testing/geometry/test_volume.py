@@ -439,7 +439,7 @@ def test_freesurfer_s_files_are_read_where_the_same_nifti_lies(tmp_path, fixed_v
     with pytest.raises(InputError, match="incomplete or damaged"):
         read_volume(path)
     nibabel.save(nibabel.MGHImage(np.stack([array] * 3, axis=-1), fixed_volume.affine), path)
-    with pytest.raises(InputError, match="4-D"):
+    with pytest.raises(InputError, match="single 3-D volume"):
         read_volume(path)
 
 
