@@ -24,12 +24,13 @@ lint: .venv/.test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Versions of everything that the project needs, and of nothing else. This torch is the one that the results in Docs
-# were measured with; later ones bring several GB for NVIDIA cards.
-constraints:
-	$(PYTHON) -m venv --clear .venv-constraints
-	printf 'torch==2.13.0\n' > .venv-constraints/torch.txt
-	.venv-constraints/bin/python -m pip install --quiet -c .venv-constraints/torch.txt '.[dask,test]'
-	.venv-constraints/bin/python -m pip list --format=freeze --exclude gradprojio --exclude pip --exclude setuptools \
+# The versions that pip would choose today for the project and nothing else. This torch is the one that the results in
+# Docs were measured with; later ones bring several GB for NVIDIA cards.
+constraints: .venv/.test
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report .venv/resolved.json \
+		torch==2.13.0 '.[dask,test]'
+	$(BIN)/python -c "import json; \
+		found = [one['metadata'] for one in json.load(open('.venv/resolved.json'))['install']]; \
+		names = sorted((f'{one[\"name\"]}=={one[\"version\"].split(\"+\")[0]}' for one in found), key=str.lower); \
+		print(*(name for name in names if not name.lower().startswith(('gradprojio', 'setuptools'))), sep='\n')" \
 		> constraints.txt
-	rm -r .venv-constraints
