@@ -7,6 +7,7 @@ nothing else is kept. Values and gradients are those of the plain formula up to 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,13 +75,13 @@ class _WithGradient(torch.autograd.Function):
     """One value per batch entry of x, and its gradient with respect to x, which is known already."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_value: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_value: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * of_value.view(-1, 1, 1, 1, 1), None, None
 

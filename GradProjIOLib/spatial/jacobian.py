@@ -110,7 +110,7 @@ def summary(determinant: np.ndarray, mask: np.ndarray | None = None) -> dict[str
 def voxel_displacement(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> torch.Tensor:
     """The displacement [3, K, J, I] in voxels of a lattice, with the components along k, j and i."""
     to_index = np.linalg.inv(np.asarray(affine)[:3, :3])[::-1].astype(np.float32)
-    displacement = torch.from_numpy(deformation.sample(tuple(shape), affine).displacement)
+    displacement = torch.from_numpy(deformation.sample(shape, affine).displacement)
     return torch.einsum("ab,kjib->akji", torch.from_numpy(np.ascontiguousarray(to_index)), displacement)
 
 
@@ -143,7 +143,8 @@ def _folded_volume(block: torch.Tensor) -> torch.Tensor:
     every cell of the lattice is covered twice, whence the factor 1/2. A tetrahedron has a sixth of its
     determinant as volume.
     """
-    forward, backward = [], []
+    forward: list[torch.Tensor] = []
+    backward: list[torch.Tensor] = []
     for axis in range(3):
         for sign, columns in ((1, forward), (-1, backward)):
             column = (_shifted(block, axis, sign) - _inner(block)).mul_(sign)
