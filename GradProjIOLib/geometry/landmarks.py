@@ -32,7 +32,7 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
     Slicer's files say themselves whether they are in LPS or RAS. Of a .csv file `frame` says it ("LPS", "RAS"
     in mm, or "voxels", indices (i, j, k) of the image with `affine`); its columns are x, y, z or i, j, k, and
     optionally name or label; without a header they are the first three. Points that Slicer marks as not
-    placed are left out. Raises InputError for files that are none of these or leave something open.
+    placed are left out. Raises InputError for other files, and where the frame or the affine is missing.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,7 +1,7 @@
 """Automatic linear alignment of two images, as the start of a deformable registration.
 
 Mutual information says how well the images fit, since it needs no common contrast. A coarse search over
-rotations finds the starts from which SimpleITK's registration framework climbs (Mattes et al. 2003, IEEE
+rotations finds the starts from which SimpleITK's registration framework optimizes (Mattes et al. 2003, IEEE
 Transactions on Medical Imaging 22(1)), first over rigid, then over affine maps.
 """
 
@@ -50,13 +50,13 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
     if kind == "centers":
         return _translation(_center(fine[1]) - _center(fine[0]))
     coarse = _reduced(fine[0], SEARCH_SHRINK * spacing), _reduced(fine[1], SEARCH_SHRINK * spacing)
-    attempts = [_climb(*coarse, start, "rigid", (1,), seed) for start in _starts(*coarse)]
-    climbed = [result for result in attempts if result is not None]
-    if not climbed:
+    attempts = [_optimized(*coarse, start, "rigid", (1,), seed) for start in _starts(*coarse)]
+    reached = [result for result in attempts if result is not None]
+    if not reached:
         raise _failure(fixed, moving, "they do not overlap")
-    _, matrix = max(climbed, key=lambda result: result[0])
+    _, matrix = max(reached, key=lambda result: result[0])
     for step in ALIGNMENTS[2 : ALIGNMENTS.index(kind) + 1]:
-        result = _climb(*fine, matrix, step, (2, 1), seed)
+        result = _optimized(*fine, matrix, step, (2, 1), seed)
         if result is None:
             raise _failure(fixed, moving, "they came apart")
         _, matrix = result
@@ -150,7 +150,7 @@ def _fit(fixed: Volume, moving: Volume, points: np.ndarray, matrix: np.ndarray) 
     return mutual_information(fixed.array, sample_linear(moving.array[..., None], index)[..., 0] * inside)
 
 
-def _climb(
+def _optimized(
     fixed: Volume, moving: Volume, start: np.ndarray, kind: str, shrink: tuple[int, ...], seed: int
 ) -> tuple[float, np.ndarray] | None:
     """The mutual information and the rigid or affine map that the optimizer reaches from `start`, coarse to
@@ -185,9 +185,9 @@ def _climb(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """With more threads the metric adds in changing order and no two runs agree in the last bits.
+    """Let SimpleITK compute in one thread. With more of them the metric adds up in changing order, and two runs differ.
 
-    The metric heeds SimpleITK's global number of threads only, not the registration's own.
+    The metric follows only SimpleITK's global number of threads, not the registration's own.
     """
     import SimpleITK as sitk
 

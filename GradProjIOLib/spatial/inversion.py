@@ -17,10 +17,10 @@ def solve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points [n, 3] whose images under `forward` are `targets` [n, 3], and how far off the images are [n].
 
-    First by x ← x − linear·(forward(x) − target), where `linear` (3x3) inverts the linear part of `forward`;
-    for the identity it is the iteration of Chen et al. 2008 (Medical Physics 35(1)), which comes home where
-    the displacement is a contraction. Then by Gauss-Newton steps for the few points where it is not. A step
-    that does not come closer is halved. Points nearer than a tenth of `tolerance` (mm) are left alone.
+    The first steps are x ← x − linear·(forward(x) − target), where `linear` (3x3) inverts the linear part of
+    `forward`. For the identity this is the iteration of Chen et al. 2008 (Medical Physics 35(1)), which converges
+    where the displacement is a contraction. The few points where it is not get Gauss-Newton steps. A step that
+    does not come closer is halved. Points nearer than a tenth of `tolerance` (mm) stay where they are.
     """
     found = targets.copy()
     residual = forward(found) - targets

@@ -1,7 +1,7 @@
 """What a network is trained on: pairs of images by number, the same in every run and every process.
 
-Pair n of a source depends on the source's settings and n alone. That is what makes a training that was
-interrupted, or has other numbers of loading processes, the same training.
+Pair n of a source depends on the source's settings and n alone. So a training gives the same
+network whether or not it is interrupted, and with any number of loading processes.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Plan:
     seed: int = 0
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step of so many."""
+        """Learning rate of the step with this number, of `steps` in all."""
         rate = self.learning_rate * min(1, (step + 1) / (self.warm_up + 1))
         if self.decay and step > self.warm_up:
             rate *= 0.5 * (1 + math.cos(math.pi * (step - self.warm_up) / (steps - self.warm_up)))
@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What one step saw: mean losses of its pairs before the update, learning rate, and the seconds it took."""
+    """Of one step: the mean losses of its pairs before the update, the learning rate, and the seconds it took."""
 
     step: int
     epoch: int
@@ -86,8 +86,9 @@ class Trainer:
     """Trains ``network`` in place; iterating takes the steps that are left.
 
     The folder gets ``checkpoint.pt`` every ``checkpoint_every`` steps and after every epoch, ``weights.pt`` (as
-    the commands' ``--weights`` reads it) after every epoch, ``steps.csv`` and ``validation.csv``. A folder with a
-    checkpoint is gone on with. loaders: processes that prepare the pairs; 0 prepares them between the steps.
+    the commands' ``--weights`` reads it) after every epoch, ``steps.csv`` and ``validation.csv``. Where the folder
+    has a checkpoint, the training continues from there. loaders: processes that prepare the pairs; with 0 they
+    are prepared between the steps.
 
         for step in Trainer(network, model, plan, training, validating, folder):
             print(step)
@@ -243,7 +244,7 @@ class Trainer:
         self.saved = self.taken
 
     def _resume(self) -> None:
-        """Go on from the folder's checkpoint, and forget what the logs say of later steps."""
+        """Continue from the folder's checkpoint, and remove what the logs say of later steps."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / CHECKPOINT
         if path.exists():

@@ -1,4 +1,4 @@
-"""What a network under training has reached, on pairs it does not learn from."""
+"""How well a network registers pairs that it does not learn from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from GradProjIOLib.training.pairs import TrainingPair
 
 @dataclass(frozen=True)
 class Quality:
-    """Of one pair, or the mean of several.
+    """How well one pair is registered, or several on average.
 
-    Losses as in ``objective.Losses``. Folding in percent of the lattice's samples (determinant not positive, and
-    non-diffeomorphic volume). Dice: mean over the structures of a pair, after and before the registration,
-    NaN without labels.
+    The losses are those of ``objective.Losses``. folded_percent: samples whose determinant is not positive, and
+    ndv_percent: non-diffeomorphic volume, both in percent of the lattice. dice and dice_before: mean over the
+    structures, after and before the registration; NaN without labels.
     """
 
     similarity: float

@@ -186,7 +186,7 @@ class VolumePairs:
 
 @dataclass(frozen=True)
 class ValidationPairs:
-    """The given pairs, as they are."""
+    """The given pairs, without augmentation."""
 
     files: Sequence[tuple[ImageFile, ImageFile]]
     reader: Reader

@@ -122,7 +122,7 @@ def test_what_cannot_be_aligned_is_said_in_one_sentence(fixed, monkeypatch):
     monkeypatch.setattr(alignment, "LARGEST_STRETCH", 1.0)
     with pytest.raises(InputError, match=r"^moving could not be aligned to fixed .*stretched.*centers\.$"):
         align(fixed, moved(fixed, np.eye(4)), "rigid")
-    monkeypatch.setattr(alignment, "_climb", lambda *arguments: None)
+    monkeypatch.setattr(alignment, "_optimized", lambda *arguments: None)
     with pytest.raises(InputError, match=r"do not overlap.*\.$"):
         align(fixed, moved(fixed, np.eye(4)), "rigid")
 
