@@ -23,12 +23,24 @@ from GradProjIOLib.training.volumes import ImageFiles, Reader, ValidationPairs, 
 
 SYNTHETIC_VOXELS = (96, 112, 80)
 SYNTHETIC_VALIDATION_PAIRS = 6
-AUGMENTED_FROM = 50
+NUMBERS = (
+    ("epochs", Plan.epochs, "how often all pairs are seen"),
+    ("batch", Plan.batch, "pairs per step"),
+    ("learning-rate", Plan.learning_rate, "learning rate"),
+    ("warm-up", Plan.warm_up, "steps in which the rate rises"),
+    ("regularity-weight", Plan.regularity_weight, "weight of the regularity"),
+    ("sigma", float(Plan.sigma), "LNCC's window in samples"),
+    ("label-weight", Plan.label_weight, "weight of the overlap of labels in the loss, for synthetic pairs"),
+    ("augment-from", 50, "epoch from which images change"),
+    ("loaders", 1, "processes that prepare pairs"),
+    ("checkpoint-every", 100, "steps between checkpoints"),
+    ("seed", Plan.seed, "seed of everything that is random"),
+)
+"""Options that are numbers, with their defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    default = Plan()
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("data", nargs="?", type=Path, metavar="DATA", help="folder of images, or LUMIR_dataset.json")
     data.add_argument("--synthetic", type=int, metavar="N", help="learn from synthetic pairs, N new ones per epoch")
@@ -39,42 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--from-scratch", action="store_true", help="start from the identity")
     parser.add_argument("--stages", type=int, metavar="N", help="only the N coarsest U-Nets, on a coarser lattice")
     parser.add_argument("--lattice", type=int, nargs=3, metavar=("K", "J", "I"), help="instead of the model's own")
-    parser.add_argument("--epochs", type=int, default=default.epochs, metavar="N", help="how often all pairs are seen")
-    parser.add_argument("--batch", type=int, default=default.batch, metavar="N", help="pairs per step")
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, metavar="X", help="learning rate")
-    parser.add_argument(
-        "--warm-up", type=int, default=default.warm_up, metavar="N", help="steps in which the rate rises"
-    )
+    for name, default, help in NUMBERS:
+        metavar = "N" if isinstance(default, int) else "X"
+        parser.add_argument(f"--{name}", type=type(default), default=default, metavar=metavar, help=help)
     parser.add_argument("--decay", action="store_true", help="let the learning rate fall to nothing along a cosine")
-    parser.add_argument(
-        "--regularity-weight",
-        type=float,
-        default=default.regularity_weight,
-        metavar="X",
-        help="weight of the regularity",
-    )
-    parser.add_argument(
-        "--similarity", choices=tuple(SIMILARITIES), default=default.similarity, help="image similarity"
-    )
-    parser.add_argument("--sigma", type=float, default=default.sigma, metavar="X", help="LNCC's window in samples")
-    parser.add_argument(
-        "--label-weight",
-        type=float,
-        default=default.label_weight,
-        metavar="X",
-        help="weight of the overlap of labels in the loss, for synthetic pairs",
-    )
-    parser.add_argument(
-        "--augment-from", type=int, default=AUGMENTED_FROM, metavar="N", help="epoch from which images change"
-    )
+    parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=Plan.similarity, help="image similarity")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps to validate with, named as the images")
     parser.add_argument("--modality", choices=MODALITIES, default="mri", help="of the images")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for images ready to use (DIR/cache)")
-    parser.add_argument("--loaders", type=int, default=1, metavar="N", help="processes that prepare pairs")
-    parser.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=default.seed, metavar="N", help="seed of everything that is random")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …; torchrun gives each its own")
-    parser.add_argument("--precision", choices=("exact", "fast"), default=default.precision, help="fast is bfloat16")
+    parser.add_argument("--precision", choices=("exact", "fast"), default=Plan.precision, help="fast is bfloat16")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 

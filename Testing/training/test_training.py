@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -18,6 +19,7 @@ import pytest
 import torch
 from conftest import oblique_affine, smooth_noise
 
+from GradProjIOLib.commands import train
 from GradProjIOLib.commands.main import main
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.similarity import LNCC
@@ -573,3 +575,10 @@ def test_networks_in_half_precision_learn(tmp_path):
         assert fast.similarity == pytest.approx(slow.similarity, abs=0.01)
     assert isinstance(run.network, Cascade)
     assert all(parameter.dtype == torch.float32 for parameter in run.network.parameters())
+
+
+def test_numbers_that_may_have_decimals_are_read_as_such(tmp_path):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    found = parser.parse_args(["--synthetic", "4", "-o", str(tmp_path), "--sigma", "2.5", "--regularity-weight", "0.1"])
+    assert (found.sigma, found.regularity_weight, found.batch) == (2.5, 0.1, 4)
