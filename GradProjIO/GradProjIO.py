@@ -393,7 +393,7 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         return self.session.run(inputs, settings, outputs, allowDownload, slicer.app.processEvents)
 
     def registerMany(self, pairs, fixed=None, folder=None, allowDownload=False, **settings):
-        """Register many pairs one after the other; return the SceneBatch, whose `results` has one entry for each.
+        """Register many pairs one after the other; return the batch, whose `results` has one entry for each.
 
         `pairs` is a list of (fixed, moving), each a volume node or a file. With `fixed` it is what shall be
         registered to that: a list, a folder, a subject hierarchy item's number or a sequence. With `folder` the
@@ -403,7 +403,10 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         from GradProjIOLib.scene import batch as scene_batch
 
         pairs = scene_batch.pairs_of(pairs, fixed, slicer.mrmlScene)
-        batch = scene_batch.SceneBatch(self.session, pairs, settings, folder, allowDownload)
+        if folder is None:
+            batch = scene_batch.NodeBatch(self.session, pairs, settings, allowDownload)
+        else:
+            batch = scene_batch.FolderBatch(pairs, settings, folder, allowDownload)
         window = slicer.util.mainWindow()
         if window is None:
             scene_batch.wait_with_bar(batch)

@@ -9,12 +9,12 @@ its pairs to others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from GradProjIOLib.batch.pair import FAILED, Outcome, Task, finish, read_inputs
+from GradProjIOLib.batch.tasks import FAILED, Outcome, Task, finish, read_inputs
 from GradProjIOLib.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ CONNECTION_SECONDS = 30
 RETRIES = 3
 
 
-def compute(tasks: Sequence[Task], scheduler: str) -> Iterator[Outcome]:
-    """Register the tasks on the workers of ``scheduler``; yields the outcomes as they come, in any order.
+def compute(tasks: Sequence[Task], scheduler: str) -> Generator[Outcome, None, None]:
+    """Do the tasks on the workers of ``scheduler``; yields the outcomes as they come, in any order.
 
     scheduler: an address (tcp://host:8786) or the path of a scheduler file. Waits for the first worker. Closing the
     iterator withdraws the tasks. Raises InputError where Dask is not installed or the scheduler does not answer.
@@ -80,7 +80,7 @@ class _Queue:
         inputs = self.client.submit(read_inputs, task, key=f"read-{name}", pure=False, retries=RETRIES)
         needed = {GPU: 1} if gpu and task.pair.settings.device != "cpu" else None
         future = self.client.submit(
-            finish, task, inputs, key=f"register-{name}", pure=False, retries=RETRIES, resources=needed
+            finish, task, inputs, key=f"compute-{name}", pure=False, retries=RETRIES, resources=needed
         )
         self.cases[future] = task.pair.case
         return future
@@ -94,7 +94,7 @@ class _Queue:
 
     def _workers(self) -> list[dict[str, Any]]:
         try:
-            # Else newer versions tell of the first five only.
+            # Without the argument, newer versions list the first five only.
             known = self.client.scheduler_info(n_workers=-1)
         except TypeError:
             known = self.client.scheduler_info()

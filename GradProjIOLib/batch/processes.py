@@ -1,23 +1,34 @@
-"""The workers of a batch on this computer: one process per graphics card, or some on the processor."""
+"""The processes of a batch on this computer: one per graphics card, or some on the processor.
+
+Each is an executor of loky with a single process, so that it is known which pair a process died of, and each process
+has its own graphics card.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
-from GradProjIOLib.batch.pair import FAILED, Outcome, Task
-from GradProjIOLib.worker.client import WorkerClient, python_executable
+from loky import ProcessPoolExecutor
+from loky.backend import get_context
 
-POLL_SECONDS = 0.02
-ATTEMPTS = 2
-THREADS = "OMP_NUM_THREADS"
-ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+from GradProjIOLib.batch.tasks import FAILED, Outcome, Task, failure, finish, read_inputs
+
+# On Windows, Ctrl-C does not end a wait.
+WAIT_SECONDS = 0.5
+DIED_AGAIN = (
+    "The process that computed it died, and so did a second one; there may be too little memory for so many processes."
+)
+THREADS = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 
 def graphics_cards() -> int:
@@ -41,126 +52,113 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Worker:
-    """One process, and the tasks it has: the first is computed, the second read ahead."""
+def compute(tasks: Iterable[Task], workers: int | None = None) -> Generator[Outcome, None, None]:
+    """Do the tasks in processes of their own; yields the outcomes as they come, in any order.
 
-    def __init__(self, command: Sequence[str], threads: int, card: int | None) -> None:
-        # What the user has set stays.
-        limits = {name: os.environ.get(name, str(threads)) for name in (THREADS, ITK_THREADS)}
-        self.client = WorkerClient(command, limits)
-        self.card = card
-        self.tasks: dict[int, Task] = {}
-
-    def give(self, task: Task) -> None:
-        with _undisturbed():
-            self.tasks[self.client.submit(self._message(task))] = task
-
-    def _message(self, task: Task) -> dict[str, Any]:
-        if self.card is not None and task.pair.settings.device in ("auto", "cuda"):
-            settings = replace(task.pair.settings, device=f"cuda:{self.card}")
-            task = replace(task, pair=replace(task.pair, settings=settings))
-        return {"request": "register", **task.to_message()}
-
-
-class _Crew:
-    """Gives tasks to workers and takes care of those that a worker did not survive."""
-
-    def __init__(self, tasks: Iterable[Task], workers: list[_Worker]) -> None:
-        self.waiting = deque(tasks)
-        self.workers = workers
-        self.attempts: Counter[str] = Counter()
-        self.alone: set[str] = set()
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting) or any(worker.tasks for worker in self.workers)
-
-    def hand_out(self) -> None:
-        """A task for every idle worker, then one to read ahead, as long as none goes idle for it."""
-        for worker in self.workers:
-            if self.waiting and not worker.tasks:
-                worker.give(self.waiting.popleft())
-        for worker in self.workers:
-            if len(self.waiting) < len(self.workers):
-                break
-            if len(worker.tasks) == 1 and self.alone.isdisjoint(
-                {self.waiting[0].pair.case, *(task.pair.case for task in worker.tasks.values())}
-            ):
-                worker.give(self.waiting.popleft())
-
-    def listen(self) -> list[Outcome]:
-        """The outcomes since the last call, without waiting."""
-        outcomes = []
-        for worker in self.workers:
-            events = worker.client.poll()
-            outcomes += [self._done(worker, event) for event in events if event["event"] == "done"]
-            if died := [event for event in events if event["event"] == "died"]:
-                outcomes += self._after_death(worker, died[0])
-        return outcomes
-
-    def _done(self, worker: _Worker, event: dict[str, Any]) -> Outcome:
-        del worker.tasks[event["id"]]
-        return Outcome(**event["outcome"])
-
-    def _after_death(self, worker: _Worker, event: dict[str, Any]) -> list[Outcome]:
-        """Try again what the worker had, each alone: either of the two may have brought it down."""
-        first, *ahead = worker.tasks.values()
-        worker.tasks.clear()
-        again = [first, *ahead]
-        outcomes = []
-        self.alone |= {task.pair.case for task in again}
-        if not ahead:
-            self.attempts[first.pair.case] += 1
-            if self.attempts[first.pair.case] == ATTEMPTS:
-                again = []
-                outcomes = [Outcome(first.pair.case, FAILED, _cause(event), "internal", event["message"])]
-        self.waiting.extendleft(reversed(again))
-        return outcomes
-
-    def close(self) -> None:
-        for worker in self.workers:
-            if worker.tasks:
-                worker.client.kill()
-            worker.client.close()
-
-
-def compute(
-    tasks: Iterable[Task], workers: int | None = None, command: Sequence[str] | None = None
-) -> Iterator[Outcome]:
-    """Register the tasks in processes of their own; yields the outcomes as they come, in any order.
-
-    There is one process per graphics card, or as many as ``workers`` says, which share the cards and cores.
-    ``command`` is what to start instead of this Python with `batch_worker`.
-
-    Closing the iterator ends the processes at once, and nothing half is left but hidden folders.
+    workers: how many processes share the graphics cards, or the processor cores; without it one per graphics card,
+    else one. Closing the iterator ends the processes at once, and nothing half is left but hidden folders.
     """
+    waiting = deque(tasks)
     cards = graphics_cards()
     count = workers or cards or 1
     threads = max(usable_cores() // count, 1)
-    command = command or [python_executable(), "-m", "GradProjIOLib.batch.worker"]
-    crew = _Crew(tasks, [_Worker(command, threads, number % cards if cards else None) for number in range(count)])
+    processes = [_Process(threads, number % cards if cards else None) for number in range(count)]
+    # Cases that were in a process when it died. They are tried once more, each alone.
+    suspects: set[str] = set()
     try:
-        while crew.busy:
-            crew.hand_out()
-            outcomes = crew.listen()
-            yield from outcomes
-            if not outcomes:
-                time.sleep(POLL_SECONDS)
+        _hand_out(waiting, processes, suspects)
+        while futures := [process.future for process in processes if process.future is not None]:
+            done, _ = wait(futures, WAIT_SECONDS, FIRST_COMPLETED)
+            outcomes = [_collect(process, waiting, suspects) for process in processes if process.future in done]
+            # Before the outcomes are looked at, which may take a while.
+            _hand_out(waiting, processes, suspects)
+            yield from (outcome for outcome in outcomes if outcome is not None)
     finally:
-        crew.close()
+        for process in processes:
+            process.end()
 
 
-def _cause(event: dict[str, Any]) -> str:
-    code = event["code"]
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-    hint = "; there may be too little memory for so many workers" if code == -getattr(signal, "SIGKILL", 9) else ""
-    said = f" ({event['message']})" if code > 0 and event["message"] else ""
-    return f"The process that registered it {how}{said}, {ATTEMPTS} times in a row{hint}."
+def _hand_out(waiting: deque[Task], processes: Sequence[_Process], suspects: set[str]) -> None:
+    """Give each process without work a task, and one to read ahead as long as none goes without work for it."""
+    idle = [process for process in processes if process.future is None]
+    for process in idle:
+        if waiting and not process.tasks:
+            process.tasks.append(waiting.popleft())
+    for process in idle:
+        if process.tasks:
+            cases = {task.pair.case for task in (process.tasks[0], *list(waiting)[:1])}
+            if len(waiting) >= len(processes) and suspects.isdisjoint(cases):
+                process.tasks.append(waiting.popleft())
+            process.start()
+
+
+def _collect(process: _Process, waiting: deque[Task], suspects: set[str]) -> Outcome | None:
+    """What became of the first task of a process. None where the process has died and its tasks wait once more."""
+    future, process.future = process.future, None
+    error = future.exception()
+    if not isinstance(error, BrokenProcessPool):
+        case = process.tasks.pop(0).pair.case
+        return future.result() if error is None else failure(case, error)
+    process.end()
+    lost, process.tasks = process.tasks, []
+    outcome = None
+    if lost[0].pair.case in suspects:
+        outcome = Outcome(lost.pop(0).pair.case, FAILED, DIED_AGAIN, "internal", str(error))
+    suspects.update(task.pair.case for task in lost)
+    waiting.extendleft(reversed(lost))
+    return outcome
+
+
+class _Process:
+    """One process, which is started when it is needed.
+
+    Of its ``tasks`` the first is computed, and the second is read meanwhile. ``future`` will have the outcome of the
+    first; it is None where there is nothing to wait for.
+    """
+
+    def __init__(self, threads: int, card: int | None) -> None:
+        # What the user has set stays. Torch reads it when it is loaded, so it must be there from the beginning.
+        self._environment = {name: os.environ.get(name, str(threads)) for name in THREADS}
+        self._card = card
+        self._executor: ProcessPoolExecutor | None = None
+        self._pipe: tuple[Connection, Connection] | None = None
+        self.tasks: list[Task] = []
+        self.future: Future[Outcome] | None = None
+
+    def start(self) -> None:
+        """Begin with the first task."""
+        with _interrupts_blocked():
+            if self._executor is None:
+                context = get_context("loky")
+                self._pipe = context.Pipe(duplex=False)
+                self._executor = ProcessPoolExecutor(
+                    1, context=context, initializer=_begin, initargs=self._pipe[:1], env=self._environment
+                )
+            try:
+                self.future = self._executor.submit(_compute, *map(self._on_card, self.tasks))
+            except BrokenProcessPool as error:
+                # It died while it had nothing to do.
+                self.future = Future()
+                self.future.set_exception(error)
+
+    def end(self) -> None:
+        """End the process at once, if it is there."""
+        if self._executor is not None:
+            self._executor.shutdown(kill_workers=True)
+            for connection in self._pipe:
+                connection.close()
+            self._executor = None
+
+    def _on_card(self, task: Task) -> Task:
+        if self._card is None or task.pair.settings.device not in ("auto", "cuda"):
+            return task
+        settings = replace(task.pair.settings, device=f"cuda:{self._card}")
+        return replace(task, pair=replace(task.pair, settings=settings))
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; one started in here does not hear it: its parent decides."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C goes to every process of a terminal; those started in here ignore it, because their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -169,3 +167,30 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# What follows is called in the processes.
+
+_reader = ThreadPoolExecutor(1)
+_read: dict[str, Future[Any]] = {}
+
+
+def _begin(parent: Connection) -> None:
+    """Ignore Ctrl-C, and end when the process at the other end of the connection is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        try:
+            parent.recv()
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _compute(task: Task, ahead: Task | None = None) -> Outcome:
+    """Do a task, and read the files of the next one meanwhile."""
+    inputs = (_read.pop(task.pair.case, None) or _reader.submit(read_inputs, task)).result()
+    if ahead is not None:
+        _read[ahead.pair.case] = _reader.submit(read_inputs, ahead)
+    return finish(task, inputs)

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import csv
 import html
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from GradProjIOLib.batch.pair import DONE, FAILED, KEPT, OPEN, REPORT, THUMBNAIL, Outcome, read_report
+from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Outcome
 from GradProjIOLib.geometry.files import atomic_path
+from GradProjIOLib.report.thumbnail import THUMBNAIL
 
-TABLE, PAGE = "summary.csv", "index.html"
-COLUMNS = (
-    "case",
-    "state",
-    "ndv_percent",
-    "folded_voxels",
-    "folded_percent",
-    "determinant_min",
-    "determinant_max",
-    "similarity",
-    "regularity",
-    "steps",
-    "model",
-    "method",
-    "device",
-    "seconds",
-    "peak_memory_bytes",
-    "fixed",
-    "moving",
-    "message",
-)
-"""The columns of the table. Those of the page are among them."""
+REPORT, TABLE, PAGE = "report.json", "summary.csv", "index.html"
+FROM_REPORT: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "ndv_percent": lambda report: report["jacobian"]["ndv_percent"],
+    "folded_voxels": lambda report: report["jacobian"]["folded_voxels"],
+    "folded_percent": lambda report: report["jacobian"]["folded_percent"],
+    "determinant_min": lambda report: report["jacobian"]["min"],
+    "determinant_max": lambda report: report["jacobian"]["max"],
+    "similarity": lambda report: report["similarity"],
+    "regularity": lambda report: report["regularity"],
+    "steps": lambda report: len(report["steps"]),
+    "model": lambda report: report["model"]["name"],
+    "method": lambda report: report["settings"]["method"],
+    "device": lambda report: report["device"]["name"],
+    "seconds": lambda report: round(report["seconds"], 3),
+    "peak_memory_bytes": lambda report: report["peak_memory_bytes"],
+    "fixed": lambda report: report["inputs"]["fixed"]["path"],
+    "moving": lambda report: report["inputs"]["moving"]["path"],
+    "message": lambda report: " ".join(report["warnings"]),
+}
+COLUMNS = ("case", "state", *FROM_REPORT)
+"""The columns of the table. The message of a pair that failed is the reason."""
 SHOWN = {
     "ndv_percent": "NDV [%]",
     "folded_voxels": "folded voxels",
@@ -44,6 +45,7 @@ SHOWN = {
     "steps": "steps",
     "seconds": "seconds",
 }
+"""The columns of the page, and their titles there."""
 STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
 table { border-collapse: collapse } th, td { padding: .35em .7em; text-align: left; vertical-align: middle }
@@ -52,6 +54,15 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 tr.failed { background: #fdecea } tr.folded td.fold { font-weight: bold; color: #b3261e }
 img { height: 96px; display: block; background: #000 } small { color: #666 }
 """
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report in a folder of results; empty where there is none that can be read."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
 
 
 def rows(outcomes: Iterable[Outcome], folder: Path) -> list[dict[str, Any]]:
@@ -63,27 +74,7 @@ def rows(outcomes: Iterable[Outcome], folder: Path) -> list[dict[str, Any]]:
 def _row(outcome: Outcome, folder: Path) -> dict[str, Any]:
     row = dict.fromkeys(COLUMNS, "") | {"case": outcome.case, "state": outcome.state, "message": outcome.message}
     report = read_report(folder / outcome.case) if outcome.state in (DONE, KEPT) else {}
-    if not report:
-        return row
-    jacobian, inputs = report["jacobian"], report["inputs"]
-    return row | {
-        "ndv_percent": jacobian["ndv_percent"],
-        "folded_voxels": jacobian["folded_voxels"],
-        "folded_percent": jacobian["folded_percent"],
-        "determinant_min": jacobian["min"],
-        "determinant_max": jacobian["max"],
-        "similarity": report["similarity"],
-        "regularity": report["regularity"],
-        "steps": len(report["steps"]),
-        "model": report["model"]["name"],
-        "method": report["settings"]["method"],
-        "device": report["device"]["name"],
-        "seconds": round(report["seconds"], 3),
-        "peak_memory_bytes": report["peak_memory_bytes"],
-        "fixed": inputs["fixed"]["path"],
-        "moving": inputs["moving"]["path"],
-        "message": " ".join(report["warnings"]),
-    }
+    return row | {name: value(report) for name, value in FROM_REPORT.items() if report}
 
 
 def _badness(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -7,6 +7,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from GradProjIOLib.batch import run as batch
+from GradProjIOLib.batch.tasks import FAILED, OPEN
+from GradProjIOLib.batch.trajectory import Trajectories
+from GradProjIOLib.commands.batch import INTERRUPTED, add_compute_options, compute_with, exit_status, run_batch
 from GradProjIOLib.commands.options import (
     add_output_option,
     add_setting_options,
@@ -14,16 +18,11 @@ from GradProjIOLib.commands.options import (
     whole_number,
     whole_numbers,
 )
-from GradProjIOLib.evaluation.comparison import (
-    OPTIONAL,
-    PAPER,
-    REQUIRED,
-    Comparison,
-    compare,
-    parse_settings,
-    read_pairs,
-    results_text,
-)
+from GradProjIOLib.evaluation.comparison import CURVES, PAPER, Comparison, parse_settings
+from GradProjIOLib.geometry.pairs import read_pairs
+
+REQUIRED = ("fixed", "moving", "fixed_labels", "moving_labels")
+COMPARED = ("method", "steps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pairs",
         type=Path,
         metavar="PAIRS.csv",
-        help=f"table with the columns {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}",
+        help=f"table with the columns {', '.join(REQUIRED)} and perhaps case, masks, and any option below",
     )
     add_output_option(parser, "folder for the results; an interrupted comparison goes on there")
     parser.add_argument("--methods", default=PAPER, help="methods and steps to compare")
@@ -44,30 +43,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure Dice and NDV every N steps, for the curves",
     )
     parser.add_argument("--structures", type=whole_numbers, metavar="1,2,…", help="label values to measure (all but 0)")
+    add_compute_options(parser, "this process alone")
     parser.add_argument("--quiet", action="store_true", help="print only the table")
-    add_setting_options(parser, without=("method", "steps"))
+    add_setting_options(parser, without=COMPARED)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 one failed otherwise, 130 interrupted."""
-    comparison = Comparison(
-        settings_from(arguments), parse_settings(arguments.methods), arguments.every, arguments.structures
-    )
-    pairs = read_pairs(arguments.pairs)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    structures = tuple(arguments.structures) if arguments.structures else None
+    comparison = Comparison(parse_settings(arguments.methods), arguments.every, structures)
+    pairs, unusable = read_pairs(arguments.pairs, settings_from(arguments), required=REQUIRED, without=COMPARED)
+    job = Trajectories(comparison, _print_nothing if arguments.quiet else print_progress)
+    where = compute_with(arguments) or {"compute": batch.here}
+    outcomes = run_batch(pairs, unusable, arguments.output, where, arguments, job)
+    if outcomes is None:
+        return INTERRUPTED
+    done = [outcome.case for outcome in outcomes if outcome.state not in (FAILED, OPEN)]
+    if done:
+        print(comparison.text([row for case in done for row in comparison.rows(case, arguments.output)]))
+        print(f"results in {arguments.output}, curves in {arguments.output / CURVES}")
+    return exit_status(outcomes)
 
-    def say(line: str) -> None:
-        if not arguments.quiet:
-            print(line, file=sys.stderr, flush=True)
 
-    try:
-        rows, failed = compare(pairs, comparison, arguments.output, say)
-    except KeyboardInterrupt:
-        print(f"gradprojio: interrupted; the same command goes on with {arguments.output}", file=sys.stderr)
-        return 130
-    if rows:
-        print(results_text(rows, comparison.settings_compared))
-        print(f"results in {arguments.output}, curves in {arguments.output / 'curves.png'}")
-    for failure in failed:
-        print(f"gradprojio: {failure['case']}: {failure['message']}", file=sys.stderr)
-    return max((2 if failure["kind"] == "input" else 1 for failure in failed), default=0)
+def print_progress(line: str) -> None:
+    """Print a line where it does not mix with results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_nothing(line: str) -> None:
+    pass

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from GradProjIOLib.commands.options import whole_numbers
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.evaluation import cases as evaluate
 from GradProjIOLib.evaluation import tables
+from GradProjIOLib.evaluation.cases import INPUTS, Case, measure_all, read_cases
 from GradProjIOLib.geometry.landmarks import FRAMES
+
+TABLE_SUFFIXES = (".csv", ".tsv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "result",
         type=Path,
         metavar="RESULT",
-        help="folder that `gradprojio register` wrote, a transform file, or a .csv of them with "
-        "the columns result, case, group, fixed_labels, moving_labels, fixed_points, "
-        "moving_points, points_frame, mask",
+        help="folder that `gradprojio register` wrote, a transform file, or a table of them (.csv, .tsv) "
+        "with the columns result, case, group, fixed_labels, moving_labels, fixed_points, moving_points, points_frame, "
+        "mask; an empty cell takes what the options say",
     )
     for side in ("fixed", "moving"):
         parser.add_argument(f"--{side}-labels", type=Path, metavar="FILE", help=f"{side} label map")
@@ -45,13 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `gradprojio evaluate`: 0 when every case was measured, 2 otherwise."""
-    if arguments.result.suffix.lower() == ".csv":
-        cases = evaluate.read_cases(arguments.result)
-    else:
-        options = {name: getattr(arguments, name) for name in (*evaluate.PATHS, "points_frame")}
-        options["result"] = arguments.result
-        cases = [evaluate.Case(case=arguments.result.name, **options)]
-    rows, failed = evaluate.measure_all(cases, arguments.structures, lambda line: print(line, file=sys.stderr))
+    options = {name: getattr(arguments, name) for name in (*INPUTS, "points_frame")}
+    whole = Case(arguments.result, arguments.result.name, **options)
+    cases = read_cases(arguments.result, whole) if arguments.result.suffix.lower() in TABLE_SUFFIXES else [whole]
+    rows, failed = measure_all(cases, arguments.structures, lambda line: print(line, file=sys.stderr))
     groups = tables.groups_of(rows)
     comparisons = tables.compare_groups(rows, _against(arguments.reference, groups))
     if len(rows) == 1 and "structures" in rows[0]:

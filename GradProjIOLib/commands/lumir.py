@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import traceback
 from pathlib import Path
 
+from GradProjIOLib.batch import run as batch
+from GradProjIOLib.batch.lumir_fields import LumirFields
+from GradProjIOLib.batch.tasks import FAILED, OPEN
+from GradProjIOLib.commands.batch import INTERRUPTED, add_compute_options, compute_with, exit_status, run_batch
+from GradProjIOLib.commands.compare import print_progress
 from GradProjIOLib.commands.options import add_setting_options, output_folder, settings_from, whole_numbers
-from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir, tables
 
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.zip",
         help="the submission; its fields are also kept in the folder FILE, where an interrupted run goes on",
     )
+    add_compute_options(register, "this process alone")
     add_setting_options(register)
     check = verbs.add_parser("check", help="measure a submission as the challenge does, as far as labels are there")
     check.add_argument("submission", type=Path, metavar="SUBMISSION", help="zip file, or folder of fields")
@@ -46,16 +49,13 @@ def zip_file(text: str) -> Path:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `gradprojio lumir`: 0 done, 2 something must be corrected, 1 a pair failed otherwise, 130 interrupted."""
-    submission = arguments.output if arguments.lumir_verb == "register" else arguments.submission
-    try:
-        failed = register_pairs(arguments) if arguments.lumir_verb == "register" else []
-    except KeyboardInterrupt:
-        print("gradprojio: interrupted; the same command goes on with the next pair", file=sys.stderr)
-        return 130
-    if failed:
-        print(f"gradprojio: {submission} was not written: pairs without a field: {len(failed)}", file=sys.stderr)
-        return 1 if any(kind == "internal" for kind in failed) else 2
-    rows, problems = lumir.check_submission(submission, arguments.data, arguments.structures, _say)
+    if arguments.lumir_verb == "register":
+        submission = arguments.output
+        if status := register_pairs(arguments):
+            return status
+    else:
+        submission = arguments.submission
+    rows, problems = lumir.check_submission(submission, arguments.data, arguments.structures, print_progress)
     if rows:
         print(tables.case_table(rows))
     if arguments.json:
@@ -63,30 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
-def register_pairs(arguments: argparse.Namespace) -> list[str]:
-    """Register every pair whose field is not there yet, then pack them all; returns what kind each failure was."""
-    pairs, folder = lumir.read_pairs(arguments.data), arguments.output.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = settings_from(arguments)
-    lumir.remember_settings(settings, folder)
-    failed = []
-    for number, pair in enumerate(pairs, start=1):
-        path = folder / pair.displacement_file
-        if path.exists():
-            continue
-        try:
-            field, fixed = lumir.register_pair(pair, settings)
-            lumir.write_displacement(field, fixed.affine, path)
-            _say(f"{pair.name}: pair {number} of {len(pairs)} is done")
-        except Exception as error:
-            # The other pairs may well be in order.
-            expected = isinstance(error, InputError)
-            failed.append("input" if expected else "internal")
-            _say(f"{pair.name}: {error}" if expected else traceback.format_exc())
-    if not failed:
-        lumir.write_submission([folder / pair.displacement_file for pair in pairs], arguments.output)
-    return failed
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def register_pairs(arguments: argparse.Namespace) -> int:
+    """Register every pair whose field is not there yet, then pack them all; returns the exit status."""
+    pairs, folder = lumir.validation_pairs(arguments.data, settings_from(arguments)), arguments.output.with_suffix("")
+    outcomes = run_batch(pairs, {}, folder, compute_with(arguments) or {"compute": batch.here}, arguments,
+                         LumirFields())  # fmt: skip
+    if outcomes is None:
+        return INTERRUPTED
+    if status := exit_status(outcomes):
+        missing = sum(outcome.state in (FAILED, OPEN) for outcome in outcomes)
+        print_progress(f"gradprojio: {arguments.output} was not written: pairs without a field: {missing}")
+        return status
+    lumir.write_submission([folder / lumir.displacement_file(pair) for pair in pairs], arguments.output)
+    return 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from GradProjIOLib.geometry.tables import read_table
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation
 
-PATHS = ("result", "fixed_labels", "moving_labels", "fixed_points", "moving_points", "mask")
+INPUTS = ("fixed_labels", "moving_labels", "fixed_points", "moving_points", "mask")
+"""The files that a result is measured with."""
 IN_MASK = "_in_mask"
 
 
@@ -42,14 +44,16 @@ class Case:
 
 def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
     """The row of `case` (see `tables`). Raises InputError where something cannot be read or does not fit."""
-    labels = [read_labels(path) if path else None for path in _both(case.fixed_labels, case.moving_labels, "labels")]
-    deformation, reference = read_result(case.result, labels[0])
-    paths = _both(case.fixed_points, case.moving_points, "points")
-    points = _read_points(case, paths, reference, labels[1]) if paths[0] is not None else None
+    labels = None
+    if paths := _both(case.fixed_labels, case.moving_labels, "labels"):
+        labels = read_labels(paths[0]), read_labels(paths[1])
+    deformation, reference = read_result(case.result, labels[0] if labels else None)
+    points = None
+    if paths := _both(case.fixed_points, case.moving_points, "points"):
+        points = _read_points(case, paths, reference, labels[1] if labels else None)
     mask = read_labels(case.mask) if case.mask else None
     row: tables.Row = {"case": case.case or case.result.name, "group": case.group, "result": str(case.result)}
-    both = None if labels[0] is None else (labels[0], labels[1])
-    return row | measure_result(deformation, reference, both, points, mask, structures)
+    return row | measure_result(deformation, reference, labels, points, mask, structures)
 
 
 def measure_result(
@@ -120,16 +124,20 @@ def read_result(path: Path, fixed_labels: Volume | None = None) -> tuple[Deforma
     return deformation, Volume(deformation.displacement[..., 0], deformation.affine, str(path))
 
 
-def read_cases(path: Path) -> list[Case]:
+def read_cases(path: Path, defaults: Case) -> list[Case]:
     """The cases of a table with a header: the fields of `Case` as columns, `result` required.
 
-    Paths are relative to the table's folder. Raises InputError for unknown columns and repeated cases.
+    Paths are relative to the table's folder; an empty cell takes what `defaults` has, but for the case, which is then
+    the name of the result. Raises InputError for a table that cannot be used, and repeated cases.
     """
-    rows = read_table(path, {field.name for field in fields(Case)}, ("result",))
+    rows = read_table(path, [field.name for field in fields(Case)], ["result"])
     cases = {}
-    for row in rows:
-        values = {key: path.parent / value if key in PATHS else value for key, value in row.items() if value}
-        case = Case(**{"case": Path(row["result"]).name, **values})
+    for number, row in rows.items():
+        if not row["result"]:
+            raise InputError(f"{path}, line {number}: fill result.")
+        values: dict[str, Any] = {"case": Path(row["result"]).name}
+        values |= {key: path.parent / cell if key in (*INPUTS, "result") else cell for key, cell in row.items() if cell}
+        case = replace(defaults, **values)
         if (case.case, case.group) in cases:
             raise InputError(
                 f"{path} has the case {case.case} twice in the same group; name the cases, or the groups, differently."
@@ -139,24 +147,30 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def measure_all(
-    cases: Sequence[Case], structures: Sequence[int] | None = None, say: Callable[[str], None] = print
+    cases: Sequence[Case], structures: Sequence[int] | None = None, on_problem: Callable[[str], None] = print
 ) -> tuple[list[tables.Row], list[dict[str, str]]]:
-    """The rows of all cases that can be measured, and the failed ones; one does not stop the rest."""
+    """The rows of all cases that can be measured, and the failed ones; one does not stop the rest.
+
+    `on_problem` is called with a line for each that fails.
+    """
     rows, failed = [], []
     for case in cases:
         try:
             rows.append(measure(case, structures))
         except InputError as error:
             failed.append({"case": case.case, "group": case.group, "message": str(error)})
-            say(f"{case.case}: {error}")
+            on_problem(f"{case.case}: {error}")
     return rows, failed
 
 
-def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path | None, Path | None]:
-    if (fixed is None) != (moving is None):
-        missing = "fixed" if fixed is None else "moving"
-        raise InputError(f"Of the {what} only one side is given; give the {missing} {what}, too.")
-    return fixed, moving
+def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path, Path] | None:
+    """Both files, or None where there are none. Raises InputError where there is only one."""
+    if fixed is not None and moving is not None:
+        return fixed, moving
+    if fixed is None and moving is None:
+        return None
+    missing = "fixed" if fixed is None else "moving"
+    raise InputError(f"Of the {what} only one side is given; give the {missing} {what}, too.")
 
 
 def _read_points(

@@ -13,8 +13,8 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,11 @@ from scipy import ndimage
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics, tables
 from GradProjIOLib.evaluation.cases import label_row
-from GradProjIOLib.geometry.files import atomic_path, write_error
+from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import check_readable, read_labels, read_volume
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, lattice_points
+from GradProjIOLib.geometry.lattice import lattice_points
+from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.register import register
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
@@ -36,65 +36,40 @@ from GradProjIOLib.spatial.deformation import Deformation
 DATASET_FILE = "LUMIR_dataset.json"
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A validation pair: paths of the fixed and the moving image."""
-
-    fixed: Path
-    moving: Path
-
-    @property
-    def name(self) -> str:
-        """FIXED_MOVING, the subjects' numbers."""
-        return f"{_subject(self.fixed)}_{_subject(self.moving)}"
-
-    @property
-    def displacement_file(self) -> str:
-        """The file name that the challenge expects."""
-        return f"disp_{self.name}.nii.gz"
-
-    def companions(self, kind: str) -> tuple[Path, Path] | None:
-        """Both subjects' files in the folder that has `kind` ("labels", "landmarks") in place of "images".
-
-        None where they are not there: the challenge keeps those of its validation set to itself.
-        """
-        paths = tuple(
-            path.parent.parent / path.parent.name.replace("images", kind) / path.name
-            for path in (self.fixed, self.moving)
-        )
-        return paths if all(path.exists() for path in paths) else None
+def displacement_file(pair: Pair) -> str:
+    """The file name that the challenge expects for the field of a pair."""
+    return f"disp_{pair.case}.nii.gz"
 
 
-def read_pairs(folder: Path) -> list[Pair]:
-    """The validation pairs that LUMIR_dataset.json in `folder` lists. Raises InputError."""
+def companions(pair: Pair, kind: str) -> tuple[Path, Path] | None:
+    """Both subjects' files in the folder that has `kind` ("labels", "landmarks") in place of "images".
+
+    None where they are not there: the challenge keeps those of its validation set to itself.
+    """
+    fixed, moving = (
+        path.parent.parent / path.parent.name.replace("images", kind) / path.name for path in (pair.fixed, pair.moving)
+    )
+    return (fixed, moving) if fixed.exists() and moving.exists() else None
+
+
+def validation_pairs(folder: Path, settings: Settings | None = None) -> list[Pair]:
+    """The validation pairs that LUMIR_dataset.json in `folder` lists, to be registered with `settings`.
+
+    A pair's case is FIXED_MOVING, the subjects' numbers. Raises InputError.
+    """
     path = folder / DATASET_FILE
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["validation"]
-        pairs = [Pair(folder / entry["fixed"], folder / entry["moving"]) for entry in listed]
+        images = [(folder / entry["fixed"], folder / entry["moving"]) for entry in listed]
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; choose the folder of the LUMIR data.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not list validation pairs ({error}); download it again.") from error
-    if not pairs:
+    if not images:
         raise InputError(f"{path} lists no validation pair; download it again.")
-    return pairs
-
-
-def register_pair(pair: Pair, settings: Settings) -> tuple[np.ndarray, Volume]:
-    """The displacement field [i, j, k, 3] of a registered pair, and its fixed image. Raises InputError."""
-    fixed, moving = read_volume(pair.fixed), read_volume(pair.moving)
-    return voxel_displacement(register(fixed, moving, settings).forward, fixed, moving), fixed
-
-
-def remember_settings(settings: Settings, folder: Path) -> None:
-    """Write the settings of a submission's fields into `folder`; raise InputError where it has fields of others."""
-    path = folder / "settings.json"
-    wanted = json.loads(json.dumps(asdict(settings)))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != wanted:
-        raise InputError(
-            f"{folder} holds fields that were made with other settings; choose another output, or remove it."
-        )
-    tables.write_json(wanted, path)
+    return [
+        Pair(f"{_subject(fixed)}_{_subject(moving)}", fixed, moving, settings or Settings()) for fixed, moving in images
+    ]
 
 
 def voxel_displacement(deformation: Deformation, fixed: Volume, moving: Volume) -> np.ndarray:
@@ -107,22 +82,11 @@ def voxel_displacement(deformation: Deformation, fixed: Volume, moving: Volume) 
 
 
 def write_displacement(field: np.ndarray, affine: np.ndarray, path: str | os.PathLike) -> None:
-    """Write `field` [i, j, k, 3] as a 4-D NIfTI file; `affine` (index → RAS mm) goes into its header."""
-    import SimpleITK as sitk
+    """Write `field` [i, j, k, 3] as a 4-D NIfTI file with `affine` (index → RAS mm). Raises WriteError."""
+    import nibabel
 
-    image = sitk.GetImageFromArray(np.ascontiguousarray(field.transpose(3, 2, 1, 0)), isVector=False)
-    placed = RAS_TO_LPS @ affine
-    spacing = np.linalg.norm(placed[:3, :3], axis=0)
-    direction = np.eye(4)
-    direction[:3, :3] = placed[:3, :3] / spacing
-    image.SetSpacing([*spacing.tolist(), 1.0])
-    image.SetOrigin([*placed[:3, 3].tolist(), 0.0])
-    image.SetDirection(direction.ravel().tolist())
     with atomic_path(path) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-        except RuntimeError as error:
-            raise write_error(Path(path), error) from error
+        nibabel.save(nibabel.Nifti1Image(field, affine), temporary)
 
 
 def read_displacement(path: str | os.PathLike) -> np.ndarray:
@@ -130,18 +94,16 @@ def read_displacement(path: str | os.PathLike) -> np.ndarray:
 
     Raises InputError where it is no such field.
     """
-    import SimpleITK as sitk
+    import nibabel
 
     check_readable(Path(path), (".nii.gz",))
     try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read; write it again.") from error
-    size = image.GetSize()
-    if len(size) != 4 or 3 not in (size[0], size[3]) or image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(f"{path} has the shape {size}; LUMIR wants [X, Y, Z, 3], single numbers.")
-    field = sitk.GetArrayFromImage(image).transpose(3, 2, 1, 0)
-    return field if size[3] == 3 else np.moveaxis(field, 0, -1)
+        field = np.asanyarray(nibabel.Nifti1Image.from_filename(path).dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        raise InputError(f"{path} cannot be read ({error}); write it again.") from error
+    if field.ndim != 4 or 3 not in (field.shape[0], field.shape[3]):
+        raise InputError(f"{path} has the shape {field.shape}; LUMIR wants [X, Y, Z, 3], single numbers.")
+    return field if field.shape[3] == 3 else np.moveaxis(field, 0, -1)
 
 
 def write_submission(files: Sequence[Path], path: Path) -> None:
@@ -177,19 +139,19 @@ def measure_pair(pair: Pair, field: np.ndarray, structures: Sequence[int] | None
     moving = _by_index(read_volume(pair.moving))
     shape = _by_index(read_volume(pair.fixed)).shape
     if field.shape[:3] != shape:
-        raise InputError(f"{pair.displacement_file} has the shape {field.shape}; LUMIR wants {(*shape, 3)}.")
+        raise InputError(f"{displacement_file(pair)} has the shape {field.shape}; LUMIR wants {(*shape, 3)}.")
     if field.dtype != np.float32 or not np.isfinite(field).all():
         raise InputError(
-            f"{pair.displacement_file} has {field.dtype} values, or some that are not finite; "
+            f"{displacement_file(pair)} has {field.dtype} values, or some that are not finite; "
             "LUMIR wants finite float32 ones."
         )
-    row: tables.Row = {"case": pair.name, "group": ""}
-    labels = pair.companions("labels")
+    row: tables.Row = {"case": pair.case, "group": ""}
+    labels = companions(pair, "labels")
     if labels:
-        row |= _measure_labels(*map(read_labels, labels), field, structures)
-    landmarks = pair.companions("landmarks")
+        row |= _measure_labels(read_labels(labels[0]), read_labels(labels[1]), field, structures)
+    landmarks = companions(pair, "landmarks")
     if landmarks:
-        row |= _measure_landmarks(*map(read_labels, landmarks), field)
+        row |= _measure_landmarks(read_labels(landmarks[0]), read_labels(landmarks[1]), field)
     return row | _measure_folding(moving, field)
 
 
@@ -197,13 +159,13 @@ def check_submission(
     path: Path,
     folder: Path,
     structures: Sequence[int] | None = None,
-    say: Callable[[str], None] = print,
+    on_problem: Callable[[str], None] = print,
 ) -> tuple[list[tables.Row], list[dict[str, str]]]:
     """Measure every validation pair of the LUMIR `folder` on the submission `path`: rows, and what failed.
 
-    `path` is the zip file or the folder of displacement files.
+    `path` is the zip file or the folder of displacement files. `on_problem` is called with a line for each failure.
     """
-    pairs = read_pairs(folder)
+    pairs = validation_pairs(folder)
     rows, failed = [], []
     with tempfile.TemporaryDirectory() as unpacked:
         if path.is_file():
@@ -211,14 +173,14 @@ def check_submission(
         source = Path(unpacked) if path.is_file() else path
         for pair in pairs:
             try:
-                rows.append(measure_pair(pair, read_displacement(source / pair.displacement_file), structures))
+                rows.append(measure_pair(pair, read_displacement(source / displacement_file(pair)), structures))
             except InputError as error:
-                failed.append({"case": pair.name, "group": "", "message": str(error)})
-                say(f"{pair.name}: {error}")
-        expected = {pair.displacement_file for pair in pairs}
+                failed.append({"case": pair.case, "group": "", "message": str(error)})
+                on_problem(f"{pair.case}: {error}")
+        expected = {displacement_file(pair) for pair in pairs}
         for extra in sorted({file.name for file in source.glob("*.nii.gz")} - expected):
             failed.append({"case": extra, "group": "", "message": "is of no validation pair"})
-            say(f"{extra}: is of no validation pair; remove it.")
+            on_problem(f"{extra}: is of no validation pair; remove it.")
     return rows, failed
 
 

@@ -1,6 +1,6 @@
 """How good a registration is: overlap of labels, distance of landmarks, folding, and statistics over cases.
 
-Nothing here knows of files, commands or Slicer. Deformations map fixed points to moving points in RAS mm,
+Nothing here reads files. Deformations map fixed points to moving points in RAS mm,
 arrays of labels are [k, j, i], and every distance is in mm.
 """
 
@@ -39,7 +39,7 @@ def evaluate_labels(
     Raises InputError where there is no structure. See `label_overlap`.
     """
     warped = deformation.warp(moving, fixed, "nearest").array
-    overlaps = label_overlap(fixed.array, warped, fixed.spacing, structures, moving.array)
+    overlaps = label_overlap(fixed.array, warped, fixed.spacing.tolist(), structures, moving.array)
     undeformed = IDENTITY.warp(moving, fixed, "nearest").array
     structures = [overlap.structure for overlap in overlaps if not np.isnan(overlap.dice)]
     before = dice_of(fixed.array, undeformed, structures)
@@ -130,8 +130,8 @@ def label_overlap(
     """Dice and HD95 of every structure in the `fixed` and the `warped` labels [k, j, i].
 
     `spacing` (3) is in mm along i, j, k. `structures` are label values; without them all but 0 that occur.
-    `moving` are the labels before warping, of any shape: they tell structures that were never there from
-    structures that were lost. Raises InputError where the shapes differ or no structure is left.
+    `moving` are the labels before warping, of any shape: they distinguish structures that were never there
+    from structures that were lost. Raises InputError where the shapes differ or no structure is left.
     """
     if fixed.shape != warped.shape:
         raise InputError(
@@ -144,11 +144,12 @@ def label_overlap(
         structures = sorted((in_fixed | in_moving) - {0})
     if not structures:
         raise InputError("The labels hold no structure: all their values are 0.")
-    boxes = _bounding_boxes(fixed, warped)
+    # The smallest box around each positive label in either array; distances need nothing outside of it.
+    boxes = ndimage.find_objects(np.stack([fixed, warped]).clip(0))
     overlaps = []
     for structure, dice in zip(structures, dice_of(fixed, warped, structures), strict=True):
         if structure in in_fixed and structure in in_moving:
-            box = boxes.get(structure, ...)
+            box = boxes[structure - 1][1:] if structure > 0 else ...
             distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
             overlaps.append(StructureOverlap(structure, dice, distance))
         else:
@@ -252,26 +253,3 @@ def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
 def _voxel_counts(labels: np.ndarray) -> dict[int, int]:
     values, counts = np.unique(labels, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def _bounding_boxes(fixed: np.ndarray, warped: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """The smallest box around each positive label of either array; distances need nothing outside of it."""
-    if min(fixed.min(), warped.min()) < 0:
-        return {}
-    in_fixed, in_warped = ndimage.find_objects(fixed), ndimage.find_objects(warped)
-    length = max(len(in_fixed), len(in_warped))
-    in_fixed += [None] * (length - len(in_fixed))
-    in_warped += [None] * (length - len(in_warped))
-    return {
-        value: _union(first, second)
-        for value, (first, second) in enumerate(zip(in_fixed, in_warped, strict=True), start=1)
-        if first or second
-    }
-
-
-def _union(first: tuple[slice, ...] | None, second: tuple[slice, ...] | None) -> tuple[slice, ...]:
-    if first is None or second is None:
-        return first or second
-    return tuple(
-        slice(min(one.start, other.start), max(one.stop, other.stop)) for one, other in zip(first, second, strict=True)
-    )

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.statistics import PairedComparison, Summary, compare_paired, summarize
 from GradProjIOLib.geometry.files import atomic_path
 
@@ -195,6 +196,18 @@ def write_json(data: Any, path: str | os.PathLike) -> None:
     """`data` as standard JSON, whole or not at all; NaN becomes null and infinity the text "inf"."""
     with atomic_path(Path(path)) as temporary:
         temporary.write_text(json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_fingerprint(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Raise InputError where results at `path` depend on other files or settings than those that are wanted."""
+    first, second = ({**found.pop("settings"), **found.pop("files"), **found}
+                     for found in (dict(stored), dict(wanted)))  # fmt: skip
+    changed = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    if changed:
+        raise InputError(
+            f"{path} holds results of other inputs or settings ({', '.join(changed)}); "
+            "choose another output folder, or remove this one."
+        )
 
 
 def report(rows: Sequence[Row], failed: Sequence[dict[str, str]], comparisons: Sequence[GroupComparison]) -> Row:

@@ -24,7 +24,7 @@ def staging_folder(parent: str | os.PathLike) -> Iterator[Path]:
     belongs to nobody. Raises OSError where the folder cannot be made.
     """
     parent = Path(parent)
-    _remove_abandoned(parent)
+    remove_abandoned(parent)
     folder = parent / f"{STAGING_PREFIX}{uuid4().hex[:12]}"
     with _locked(folder):
         folder.mkdir()
@@ -86,7 +86,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _remove_abandoned(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
     """Remove the staging folders in `parent` whose processes are gone."""
     import filelock
 

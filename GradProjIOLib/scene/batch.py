@@ -1,15 +1,15 @@
-"""Many registrations from Slicer's console, one after the other: of nodes or files, to nodes or files.
+"""Many registrations from Slicer's console: of nodes or files, to nodes or files.
 
-Like SceneRegistration this needs slicer and vtk, no Qt, and nothing here waits unless asked to: call `poll`
-from a timer, or `wait`. The worker process and the model in it stay from pair to pair.
+This needs slicer and vtk, no Qt, and nothing here waits unless asked to: call `poll` from a timer, or `wait`. With
+nodes as results the pairs are registered one after the other in the session. With a folder for files a process of its
+own runs the same loop as the command ``gradprojio batch``.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ import slicer
 import vtk
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_volume
+from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_volume, write_volume
+from GradProjIOLib.geometry.pairs import image_stem
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.session import POLL_SECONDS, SceneRegistration
+from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker import protocol
+from GradProjIOLib.worker.client import WorkerClient, python_executable
 
 Image = slicer.vtkMRMLScalarVolumeNode | str | Path
 Source = slicer.vtkMRMLSequenceNode | str | Path | int | Iterable[Any]
@@ -41,42 +44,17 @@ class Result:
     message: str = ""
 
 
-class SceneBatch:
-    """Registers `pairs` (fixed, moving), each a volume node or a file, with `session`, which does nothing else.
+class Batch:
+    """Many registrations under way. `results` has an entry for each pair that has ended; a failed one stops nothing."""
 
-    `settings` are names and values of `settings.Settings`. Without `folder` every result becomes nodes of the session's
-    scene, also the images where they are files. With it every pair gets a folder of its own in there with what
-    `gradprojio register` writes, and the scene stays as it is. `results` has one entry for every pair so far; a
-    failed one does not stop the rest. Raises InputError where the session is busy or there is no pair.
-    """
-
-    def __init__(
-        self,
-        session: SceneRegistration,
-        pairs: Sequence[tuple[Image, Image]],
-        settings: Mapping[str, Any] | None = None,
-        folder: str | Path | None = None,
-        allow_download: bool = False,
-    ) -> None:
-        if session.active:
-            raise InputError("A registration is running already; wait for it or cancel it.")
+    def __init__(self, pairs: Sequence[tuple[Image, Image]], settings: Mapping[str, Any] | None) -> None:
         if not pairs:
             raise InputError("There are no pairs to register; give at least one.")
-        self.results: list[Result] = []
+        Settings.from_mapping(settings or {})
         self.total = len(pairs)
-        self._session = session
-        self._settings = dict(settings or {})
-        self._folder = Path(folder).absolute() if folder is not None else None
-        self._allow_download = allow_download
-        self._waiting = deque(pairs)
-        self._current: Result | None = None
-        self._request: tuple[int, Path] | None = None
-        self._steps = 0
-
-    @property
-    def active(self) -> bool:
-        """Whether there is something left to do."""
-        return self._current is not None or bool(self._waiting)
+        self.results: list[Result] = []
+        self.active = True
+        self._work = self._register()
 
     @property
     def failed(self) -> list[Result]:
@@ -87,26 +65,11 @@ class SceneBatch:
         """One sentence for the status bar."""
         done, failed = len(self.results), len(self.failed)
         text = _("{done} of {total} pairs registered").format(done=done - failed, total=self.total)
-        if failed:
-            text += _(", {failed} failed").format(failed=failed)
-        if self._current is not None:
-            steps = self._steps if self._request else len(self._session.progress.steps)
-            text += _("; {moving} to {fixed}, step {steps}").format(
-                moving=self._current.moving, fixed=self._current.fixed, steps=steps
-            )
-        return text
+        return text + (_(", {failed} failed").format(failed=failed) if failed else "")
 
     def poll(self) -> bool:
-        """Handle the worker's events and go on to the next pair, without waiting. True while active."""
-        if self._current is None and self._waiting:
-            self._begin(*self._waiting.popleft())
-        elif self._request is not None:
-            self._poll_request(self._request[0])
-        elif self._current is not None:
-            self._session.poll()
-            if not self._session.active:
-                problem = self._session.question or ("" if self._session.results else self._session.message)
-                self._end(problem, self._session.results)
+        """Handle the events of the process and begin what comes next, without waiting. True while there is work."""
+        self.active = self.active and next(self._work, False) is None
         return self.active
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> list[Result]:
@@ -117,71 +80,66 @@ class SceneBatch:
                 meanwhile()
         return self.results
 
+    def _register(self) -> Generator[None, None, None]:
+        """Register all pairs; yields whenever it would have to wait."""
+        raise NotImplementedError
+
+
+class NodeBatch(Batch):
+    """Registers `pairs` (fixed, moving), each a volume node or a file, with `session`, which does nothing else.
+
+    Every result becomes nodes of the session's scene, also the images where they are files. Model and process stay from
+    pair to pair. Raises InputError where the session is busy, there is no pair, or a setting makes no sense.
+    """
+
+    def __init__(
+        self,
+        session: SceneRegistration,
+        pairs: Sequence[tuple[Image, Image]],
+        settings: Mapping[str, Any] | None = None,
+        allow_download: bool = False,
+    ) -> None:
+        if session.active:
+            raise InputError("A registration is running already; wait for it or cancel it.")
+        super().__init__(pairs, settings)
+        self._session, self._pairs = session, pairs
+        self._settings, self._allow_download = dict(settings or {}), allow_download
+        self._current: Result | None = None
+
+    def status(self) -> str:
+        """One sentence for the status bar."""
+        if self._current is None:
+            return super().status()
+        return super().status() + _("; {moving} to {fixed}, step {steps}").format(
+            moving=self._current.moving, fixed=self._current.fixed, steps=len(self._session.progress.steps)
+        )
+
     def cancel(self) -> None:
         """End at once. The pairs that are done keep their results; nothing is left of the one under way."""
-        self._waiting.clear()
-        if self._request is not None:
-            self._session.client.kill()
-        elif self._current is not None:
-            self._session.stop_now()
-        if self._current is not None:
-            self._end(_("Canceled."))
+        self._work.close()
+        self.active = False
 
-    def _begin(self, fixed: Image, moving: Image) -> None:
-        self._current, self._steps = Result(_name(fixed), _name(moving)), 0
-        try:
-            if self._folder is not None:
-                self._begin_files(fixed, moving)
-            else:
+    def _register(self) -> Generator[None, None, None]:
+        session = self._session
+        for fixed, moving in self._pairs:
+            result = self._current = Result(_name(fixed), _name(moving))
+            try:
                 inputs = Inputs(self._as_node(fixed), self._as_node(moving))
-                self._session.start(inputs, self._settings, allow_download=self._allow_download)
-        except (InputError, OSError) as error:
-            self._end(str(error))
-
-    def _begin_files(self, fixed: Image, moving: Image) -> None:
-        """Hand files or nodes to the worker, which writes the results itself."""
-        self._current.folder = self._new_name(f"{self._current.moving} to {self._current.fixed}")
-        copies = protocol.new_folder()
-        sources: dict[str, Any] = {}
-        try:
-            for role, image in (("fixed", fixed), ("moving", moving)):
-                if isinstance(image, (str, Path)):
-                    sources[role] = str(Path(image).absolute())
-                else:
-                    mrml.check_image_node(image, f"{role} image")
-                    sources[role] = protocol.write_volume(mrml.volume_from_node(image), copies, role)
-            request = protocol.RegisterRequest(
-                folder=str(copies),
-                settings=self._settings,
-                allow_download=self._allow_download,
-                output=str(self._current.folder),
-                **sources,
-            )
-            self._request = self._session.client.submit(protocol.to_message(request)), copies
-        except BaseException:
-            protocol.remove_folder(copies)
-            raise
-
-    def _poll_request(self, number: int) -> None:
-        for event in self._session.client.poll():
-            if event.get("id") != number:
-                continue
-            kind = event["event"]
-            self._steps += kind == protocol.STEP
-            if kind in protocol.LAST_EVENTS:
-                died = _("The registration process ended unexpectedly.") if kind == protocol.DIED else ""
-                self._end(died or event.get("message", ""))
-                return
-
-    def _end(self, problem: str, nodes: Mapping[str, slicer.vtkMRMLNode] | None = None) -> None:
-        if self._request is not None:
-            protocol.remove_folder(self._request[1])
-        result, self._current, self._request = self._current, None, None
-        if problem:
-            result.message, result.folder = problem, None
-        else:
-            result.nodes = dict(nodes or {})
-        self.results.append(result)
+                session.start(inputs, self._settings, allow_download=self._allow_download)
+                while session.active:
+                    yield
+                    session.poll()
+                result.message = session.question or ("" if session.results else session.message)
+                result.nodes = {} if result.message else dict(session.results)
+            except (InputError, OSError) as error:
+                result.message = str(error)
+            except GeneratorExit:
+                session.stop_now()
+                result.message = _("Canceled.")
+                raise
+            finally:
+                self._current = None
+                self.results.append(result)
 
     def _as_node(self, image: Image) -> slicer.vtkMRMLScalarVolumeNode:
         if not isinstance(image, (str, Path)):
@@ -193,18 +151,102 @@ class SceneBatch:
             self._session.scene.RemoveNode(node)
             raise
 
-    def _new_name(self, name: str) -> Path:
-        """A folder that no other pair of this batch has."""
-        name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).strip(". ") or "pair"
-        used = {result.folder for result in self.results}
-        number, folder = 1, self._folder / name
-        while folder in used:
-            number += 1
-            folder = self._folder / f"{name} {number}"
-        return folder
+
+class FolderBatch(Batch):
+    """Registers `pairs` (fixed, moving), each a volume node or a file, into folders of their own in `folder`.
+
+    It is the batch of ``gradprojio batch`` in a process of its own: it goes on where an earlier one ended, writes a
+    summary, and uses all graphics cards. The scene stays as it is.
+    Raises InputError where there is no pair, a setting makes no sense, or a node cannot be copied.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Image, Image]],
+        settings: Mapping[str, Any] | None,
+        folder: str | Path,
+        allow_download: bool = False,
+    ) -> None:
+        super().__init__(pairs, settings)
+        self._folder = Path(folder).absolute()
+        self._open: dict[str, Result] = {}
+        self._client = WorkerClient([python_executable(), "-m", "GradProjIOLib.batch.server"])
+        self._copies = protocol.new_folder()
+        try:
+            request = {
+                "request": "batch",
+                "folder": str(self._folder),
+                "pairs": self._as_files(pairs),
+                "settings": dict(settings or {}),
+                "allow_download": allow_download,
+            }
+            self._number = self._client.submit(request)
+        except BaseException:
+            protocol.remove_folder(self._copies)
+            raise
+
+    def cancel(self) -> None:
+        """Ask the process to end, which takes a moment: poll, or wait. Pairs that are done keep their results."""
+        self._client.cancel(self._number)
+
+    def _register(self) -> Generator[None, None, None]:
+        endings = {
+            protocol.CANCELED: _("Canceled."),
+            protocol.DIED: _("The registration process ended unexpectedly."),
+        }
+        try:
+            ended = False
+            while not ended:
+                yield
+                for event in self._client.poll():
+                    if event["event"] == "outcome":
+                        self._end(event["case"], event["message"])
+                    elif event["event"] in protocol.LAST_EVENTS:
+                        ended = True
+                        for case in list(self._open):
+                            self._end(case, endings.get(event["event"]) or event["message"])
+        finally:
+            self._client.close()
+            protocol.remove_folder(self._copies)
+
+    def _end(self, case: str, problem: str) -> None:
+        result = self._open.pop(case)
+        result.message = problem
+        result.folder = None if problem else self._folder / case
+        self.results.append(result)
+
+    def _as_files(self, pairs: Sequence[tuple[Image, Image]]) -> list[dict[str, str]]:
+        """The pairs as the process wants them; images of nodes are copied to files, each once."""
+        paths: dict[int, Path] = {}
+        found = []
+        for fixed, moving in pairs:
+            for image in (fixed, moving):
+                if id(image) not in paths:
+                    paths[id(image)] = self._as_file(image, self._copies / str(len(paths)))
+            name = case = _file_name(f"{_name(moving)} to {_name(fixed)}")
+            number = 1
+            while case in self._open:
+                number += 1
+                case = f"{name} {number}"
+            self._open[case] = Result(_name(fixed), _name(moving))
+            found.append({"case": case, "fixed": str(paths[id(fixed)]), "moving": str(paths[id(moving)])})
+        return found
+
+    def _as_file(self, image: Image, own: Path) -> Path:
+        if isinstance(image, (str, Path)):
+            return Path(image).absolute()
+        mrml.check_image_node(image, "image")
+        own.mkdir()
+        path = own / f"{_file_name(image.GetName())}.nrrd"
+        write_volume(mrml.volume_from_node(image), path)
+        return path
 
 
-def wait_with_bar(batch: SceneBatch) -> None:
+def _file_name(name: str) -> str:
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).strip(". ") or "pair"
+
+
+def wait_with_bar(batch: Batch) -> None:
     """Wait until all pairs are done, with a progress bar on the terminal."""
     import tqdm
 
@@ -290,6 +332,4 @@ def _same(image: Image, fixed: Image) -> bool:
 def _name(image: Image) -> str:
     if not isinstance(image, (str, Path)):
         return image.GetName() if image is not None else _("none")
-    name = Path(image).name
-    return next((name[: -len(suffix)] for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True)
-                 if name.lower().endswith(suffix)), name)  # fmt: skip
+    return image_stem(image)

@@ -39,6 +39,7 @@ OTHERS = (
     Package("platformdirs", "platformdirs>=4", 1),
     Package("surface_distance", "surface-distance==0.1", 1),
     Package("tqdm", "tqdm>=4.60", 1),
+    Package("loky", "loky>=3.4", 1),
 )
 # Replacing these under a running Slicer breaks it, or makes passing images to SimpleITK slow.
 KEPT = ("numpy", "SimpleITK", "vtk")

@@ -71,8 +71,8 @@ def _lumir_images(folder: Path) -> ImageFiles:
         ) from error
     _check_count(images, folder)
     pairs = []
-    for pair in lumir.read_pairs(folder):
-        labels = pair.companions("labels") or (None, None)
+    for pair in lumir.validation_pairs(folder):
+        labels = lumir.companions(pair, "labels") or (None, None)
         pairs.append((ImageFile(pair.fixed, labels[0]), ImageFile(pair.moving, labels[1])))
     return ImageFiles([ImageFile(image) for image in images], pairs)
 

@@ -11,38 +11,29 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 from conftest import smooth_noise
 
-from GradProjIOLib.batch import run
-from GradProjIOLib.batch.pair import (
-    DONE,
-    FAILED,
-    KEPT,
-    LABELS,
-    OPEN,
-    RESULTS,
-    WRITING_PREFIX,
-    Outcome,
-    Pair,
-    Task,
-    finish,
-    is_done,
-    read_inputs,
-    read_report,
-)
-from GradProjIOLib.batch.processes import check_device
+from GradProjIOLib.batch import processes, run
+from GradProjIOLib.batch.processes import _compute, check_device
 from GradProjIOLib.batch.processes import compute as compute_in_processes
+from GradProjIOLib.batch.registration import LABELS, RESULTS, Registration
+from GradProjIOLib.batch.run import here
+from GradProjIOLib.batch.summary import read_report
+from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Outcome, Task
 from GradProjIOLib.commands.main import main
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import STAGING_PREFIX
 from GradProjIOLib.geometry.image_files import read_volume, write_volume
+from GradProjIOLib.geometry.pairs import Pair, read_pairs
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.settings import Settings
-from GradProjIOLib.worker.client import WorkerClient
 
 SHAPE = (20, 22, 24)
 AFFINE = np.diag([2.0, 2.5, 3.0, 1.0])
@@ -89,12 +80,6 @@ def pair(images: Path, number: int, settings: Settings = QUICK, **files: Path) -
     return Pair(f"pair{number}", images / f"fixed{number}.nrrd", images / f"moving{number}.nrrd", settings, **files)
 
 
-def here(tasks):
-    """What the workers do, in this process."""
-    for task in tasks:
-        yield finish(task, read_inputs(task))
-
-
 @pytest.fixture(scope="module")
 def finished(images, tmp_path_factory) -> Path:
     """The results of three pairs, computed with one model."""
@@ -134,24 +119,25 @@ def outcomes_by_case(outcomes: list[Outcome]) -> dict[str, Outcome]:
 def wait_until(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not come true"
         time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` has started and that are not merely unburied."""
+    """The processes that `pid` has started and that still run, without the helpers of Python's and loky's queues."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = path.read_text().rsplit(")", 1)[1].split()[:2]
+            command = (path.parent / "cmdline").read_text()
         except OSError:
             continue
-        if int(parent) == pid and state != "Z":
+        if int(parent) == pid and state != "Z" and "resource_tracker" not in command:
             found.append(int(path.parent.name))
     return found
 
 
-def test_bad_pairs_are_told_and_the_others_done_once(images, tmp_path, capsys):
+def test_bad_pairs_are_reported_and_the_others_done_once(images, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = command(images / "pairs.csv", output)[3:]
     assert main(arguments) == 1
@@ -159,7 +145,7 @@ def test_bad_pairs_are_told_and_the_others_done_once(images, tmp_path, capsys):
     assert f"pair{UNREADABLE}: " in said
     assert f"fixed{UNREADABLE}.nrrd cannot be read" in said
     assert "NaN" in said
-    assert said.index("NaN") < said.index("registered")  # all were checked before the first one started
+    assert said.index("NaN") < said.index("is done")  # all were checked before the first one started
     assert folders(output) == GOOD
     assert all(is_whole(output / case) for case in GOOD)
 
@@ -209,14 +195,14 @@ def test_what_changed_is_done_anew_and_nothing_else(images, tmp_path):
     assert (output / "pair0" / "notes.txt").read_text() == "of the user"
     shutil.copy(images / "moving5.nrrd", copies / "moving1.nrrd")
     assert states(Settings(model="compact", steps=2, device="cpu")) == [KEPT, DONE]
-    assert list(output.glob(WRITING_PREFIX + "*")) == []
+    assert list(output.glob(STAGING_PREFIX + "*")) == []
 
 
 def test_a_failure_leaves_the_previous_result(images, finished, tmp_path, monkeypatch):
     output = shutil.copytree(finished, tmp_path / "out")
     before = stamps(output)
     # Fails when all but the picture is written.
-    monkeypatch.setattr("GradProjIOLib.report.thumbnail.write_thumbnail", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("GradProjIOLib.batch.registration.write_thumbnail", lambda *arguments: 1 / 0)
     (outcome,) = run.run([pair(images, 0, Settings(model="compact", steps=0))], output, here)
     assert (outcome.state, outcome.kind) == (FAILED, "internal")
     assert "ZeroDivisionError" in outcome.details
@@ -257,10 +243,6 @@ def test_pairs_that_cannot_work_are_found_before_any_computing(images, tmp_path)
 
 
 def test_a_table_may_hold_any_option_of_register(images, tmp_path):
-    from argparse import ArgumentParser
-
-    from GradProjIOLib.commands import batch as verb
-
     rows = [
         {"Fixed": "fixed0.nrrd", "moving": "moving0.nrrd", "steps": "7", "lattice": "16 18 20", "moving-labels": "",
          "learning_rate": "1e-4", "align": "rigid", "weights": "my.pt"},
@@ -269,27 +251,24 @@ def test_a_table_may_hold_any_option_of_register(images, tmp_path):
         {"Fixed": "fixed1.nrrd", "moving": "", "steps": "4"},
         {"Fixed": "fixed2.nrrd", "moving": "moving1.nrrd", "steps": "many"},
     ]  # fmt: skip
-    table = write_table(images / "options.csv", rows, delimiter=";")
-    parser = ArgumentParser()
-    verb.add_arguments(parser)
-    common = parser.parse_args([str(table), "-o", "out", "--steps", "3", "--similarity", "mind"])
-    (first, second), unusable = verb.read_pairs(table, common)
-    assert first.settings == Settings(model="compact", steps=7, similarity="mind", lattice=(16, 18, 20),
+    common = Settings(steps=3, similarity="mind")
+    (first, second), unusable = read_pairs(write_table(images / "options.csv", rows, delimiter=";"), common)
+    assert first.settings == Settings(steps=7, similarity="mind", lattice=(16, 18, 20),
                                       learning_rate=1e-4, align="rigid", weights=str(images / "my.pt"))  # fmt: skip
     assert first.files == {"fixed": images / "fixed0.nrrd", "moving": images / "moving0.nrrd"}
-    assert second.settings == Settings(model="compact", steps=3, similarity="mind")
+    assert second.settings == common
     assert second.moving_labels == images / "labels.nrrd"
     assert first.case.startswith("moving0_to_fixed0_")
     assert first.case != second.case
-    assert [word in outcome.message for outcome, word in zip(unusable, ("-4", "moving", "many"), strict=True)]
-    reordered, _ = verb.read_pairs(write_table(images / "options.csv", rows[::-1], ","), common)
+    assert [word in message for message, word in zip(unusable.values(), ("-4", "moving", "many"), strict=True)]
+    reordered, _ = read_pairs(write_table(images / "options.csv", rows[::-1], "\t"), common)
     assert {pair.case for pair in reordered} == {first.case, second.case}
 
 
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        ("fixed,moving,stepps\na,b,3\n", "stepps"),
+        ("fixed,moving,stepps\na,b,3\n", "did you mean steps?"),
         ("fixed,steps\na,3\n", "moving"),
         ("fixed,moving\n", "no row"),
         ("case,fixed,moving\nx,a,b\nX,c,d\n", "twice"),
@@ -312,7 +291,7 @@ def test_the_summary_shows_the_worst_first(images, finished, tmp_path):
         report = read_report(tmp_path / case)
         report["jacobian"] |= {"ndv_percent": folded / 100, "folded_voxels": folded}
         (tmp_path / case / "report.json").write_text(json.dumps(report))
-    run.run(pairs, tmp_path, here, failed=[Outcome("lost", FAILED, "the file <x> & more", "input")])
+    run.run(pairs, tmp_path, here, failed={"lost": "the file <x> & more"})
     with open(tmp_path / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == ["lost", "pair1", "pair3", "pair0"]
@@ -344,40 +323,29 @@ def test_one_batch_at_a_time_works_in_a_folder(images, tmp_path):
 
 
 def test_the_next_pair_is_read_while_one_is_computed(images, tmp_path):
+    """The first task waits until the files of the second are gone, which can only be done if they were read before."""
     copies = tmp_path / "images"
     shutil.copytree(images, copies)
-    steps = Settings(model="compact", steps=8, device="cpu")
-    tasks = [Task(pair(copies, 0, steps), tmp_path / "0", {}), Task(pair(copies, 1), tmp_path / "1", {})]
-    client = WorkerClient([sys.executable, "-m", "GradProjIOLib.batch.worker"])
-    events = []
-
-    def heard(kind: str) -> int:
-        events.extend(client.poll())
-        return sum(event["event"] == kind for event in events)
-
-    try:
-        numbers = [client.submit({"request": "register", **task.to_message()}) for task in tasks]
-        wait_until(lambda: heard("started"))
-        time.sleep(0.5)
-        assert not heard("done")
+    job = jobs.WaitUntilMissing(copies)
+    tasks = [Task(job, pair(copies, number), tmp_path, {}) for number in (0, 1)]
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(_compute, *tasks)
+        wait_until(lambda: (tmp_path / "pair0").exists())
+        reading = processes._read["pair1"]
+        assert set(reading.result(60)) == {"fixed", "moving"}
         shutil.rmtree(copies)
-        wait_until(lambda: heard("done") == 2)
-    finally:
-        client.close()
-    kinds = [(event["event"], event["id"]) for event in events if event["event"] != "ready"]
-    assert kinds == [(kind, number) for number in numbers for kind in ("started", "done")]
-    assert [event["outcome"]["state"] for event in events if event["event"] == "done"] == [DONE, DONE]
+        assert first.result(60).state == DONE
+        assert _compute(tasks[1]).state == DONE
 
 
-def test_a_killed_worker_costs_nothing_but_time(images, tmp_path):
+def test_a_killed_process_costs_nothing_but_time(images, tmp_path):
     pairs = [pair(images, number) for number in (0, 1, 3)]
     killed = []
 
     def compute(tasks):
         for outcome in compute_in_processes(tasks, workers=1):
             if not killed:
-                # The second is computed now and the third is read already.
-                time.sleep(0.2)
+                # The second is computed now and the third is read ahead.
                 killed.extend(children(os.getpid()))
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
@@ -390,28 +358,26 @@ def test_a_killed_worker_costs_nothing_but_time(images, tmp_path):
     assert children(os.getpid()) == []
 
 
-FRAGILE = """
-import json, os, sys
-for line in sys.stdin:
-    task = json.loads(line)
-    case = task["pair"]["case"]
-    if case in sys.argv[1:]:
-        os.abort()
-    outcome = {"case": case, "state": "done", "message": "", "kind": "", "details": ""}
-    print(json.dumps({"event": "done", "id": task["id"], "outcome": outcome}), flush=True)
-"""
-
-
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("deadly", [{0}, {3}, {1, 2}, {0, 1, 2, 3, 4, 5, 6}])
 def test_only_pairs_that_bring_their_process_down_are_lost(images, tmp_path, workers, deadly):
-    tasks = [Task(Pair(f"pair{n}", images / "a", images / "b"), tmp_path / str(n), {}) for n in range(7)]
-    command = [sys.executable, "-c", FRAGILE, *(f"pair{number}" for number in deadly)]
-    found = outcomes_by_case(list(compute_in_processes(tasks, workers, command)))
+    job = jobs.Abort({f"pair{number}" for number in deadly})
+    fixed, moving = images / "fixed0.nrrd", images / "moving0.nrrd"
+    tasks = [Task(job, Pair(f"pair{n}", fixed, moving), tmp_path, {}) for n in range(7)]
+    found = outcomes_by_case(list(compute_in_processes(tasks, workers)))
     assert {case for case, outcome in found.items() if outcome.state == FAILED} == {f"pair{n}" for n in deadly}
     assert len(found) == 7
-    assert all("signal 6" in found[f"pair{number}"].message for number in deadly)
+    assert all("SIGABRT" in found[f"pair{number}"].details for number in deadly)
     assert children(os.getpid()) == []
+
+
+def test_the_threads_of_a_process_are_set_before_it_starts(images, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(processes, "usable_cores", lambda: 6)
+    task = Task(jobs.Say("environment"), pair(images, 0), tmp_path, {})
+    assert [outcome.message for outcome in compute_in_processes([task], 2)] == ["3"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert [outcome.message for outcome in compute_in_processes([task], 2)] == ["5"]
 
 
 def start(images: Path, output: Path, *options: str) -> subprocess.Popen:
@@ -422,26 +388,18 @@ def start(images: Path, output: Path, *options: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-ECHO = """
-import json, sys
-for line in sys.stdin:
-    task = json.loads(line)
-    outcome = {"case": task["pair"]["case"], "state": "done", "message": task["pair"]["settings"]["device"]}
-    print(json.dumps({"event": "done", "id": task["id"], "outcome": outcome}), flush=True)
-"""
-
-
 def test_each_graphics_card_has_a_process_of_its_own(images, tmp_path, monkeypatch):
     monkeypatch.setattr("GradProjIOLib.batch.processes.graphics_cards", lambda: 2)
     check_device("cuda:1")
     with pytest.raises(InputError, match="cuda:2"):
         check_device("cuda:2")
     devices = ["auto", "cuda", "cpu", "cuda:1", "auto", "auto"]
+    fixed, moving = images / "fixed0.nrrd", images / "moving0.nrrd"
     tasks = [
-        Task(Pair(f"pair{number}", images / "a", images / "b", Settings(device=device)), tmp_path / str(number), {})
+        Task(jobs.Say("device"), Pair(f"pair{number}", fixed, moving, Settings(device=device)), tmp_path, {})
         for number, device in enumerate(devices)
     ]
-    found = outcomes_by_case(list(compute_in_processes(tasks, command=[sys.executable, "-c", ECHO])))
+    found = outcomes_by_case(list(compute_in_processes(tasks)))
     used = [found[f"pair{number}"].message for number in range(len(tasks))]
     assert used[2:4] == ["cpu", "cuda:1"]
     assert set(used[:2]) == {"cuda:0", "cuda:1"}
@@ -459,17 +417,16 @@ def finish_batch(images: Path, output: Path) -> None:
     """Start the command once more and let it end."""
     assert start(images, output).wait(240) == 1
     assert check_whole(output) == GOOD
-    assert list(output.glob(WRITING_PREFIX + "*")) == []
+    assert list(output.glob(STAGING_PREFIX + "*")) == []
 
 
 def test_what_was_killed_or_interrupted_leaves_whole_folders_and_goes_on(images, tmp_path):
     process = start(images, tmp_path, "--workers", "1")
     wait_until(lambda: folders(tmp_path))
     (worker,) = children(process.pid)
-    time.sleep(random.Random(3).uniform(0, 1.5))
     process.kill()
     process.communicate()
-    wait_until(lambda: not Path(f"/proc/{worker}").exists(), 10)
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
     done = check_whole(tmp_path)
 
     process = start(images, tmp_path)
@@ -481,7 +438,7 @@ def test_what_was_killed_or_interrupted_leaves_whole_folders_and_goes_on(images,
     assert "Traceback" not in said
     done = check_whole(tmp_path)
     assert f"interrupted with {len(done)} pairs done" in said
-    assert list(tmp_path.glob(WRITING_PREFIX + "*")) == []
+    assert list(tmp_path.glob(STAGING_PREFIX + "*")) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert "not done yet" in (tmp_path / "index.html").read_text()
 
@@ -555,22 +512,22 @@ def test_a_cluster_that_loses_a_worker_loses_no_pair(images, tmp_path, cluster):
     cluster.add_worker(*resources, "--name", "other")
     steps = Settings(model="compact", steps=2, device="auto")
     pairs = [pair(images, number, steps) for number in (0, 1, 3, 5)]
-    heard = []
+    reported = []
 
     def kill(outcome: Outcome) -> None:
-        if not heard:
+        if not reported:
             doomed.kill()
-        heard.append(outcome.case)
+        reported.append(outcome.case)
 
     found = run.run(pairs, tmp_path / "out", lambda tasks: compute(tasks, str(cluster.file)), kill)
     assert doomed.wait(5) == -signal.SIGKILL
     assert [outcome.state for outcome in found] == [DONE] * 4
-    assert sorted(heard) == sorted(GOOD)
+    assert sorted(reported) == sorted(GOOD)
     assert all(is_whole(tmp_path / "out" / case) for case in GOOD)
-    assert list((tmp_path / "out").glob(WRITING_PREFIX + "*")) == []
+    assert list((tmp_path / "out").glob(STAGING_PREFIX + "*")) == []
 
 
-def test_a_scheduler_that_is_not_there_is_told(images, tmp_path, monkeypatch, capsys):
+def test_a_scheduler_that_is_not_there_is_reported(images, tmp_path, monkeypatch, capsys):
     pytest.importorskip("distributed")
     monkeypatch.setattr("GradProjIOLib.batch.cluster.CONNECTION_SECONDS", 1)
     arguments = command(images / "pairs.csv", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9")[3:]
@@ -578,15 +535,22 @@ def test_a_scheduler_that_is_not_there_is_told(images, tmp_path, monkeypatch, ca
     assert "no Dask scheduler at tcp://127.0.0.1:9" in capsys.readouterr().err
 
 
-def test_a_result_is_done_only_when_nothing_is_missing(finished, tmp_path):
+def test_a_result_is_done_only_when_nothing_is_missing(images, finished, tmp_path):
     folder = shutil.copytree(finished / "pair0", tmp_path / "pair0")
     wanted = read_report(folder)["request"]
-    assert is_done(folder, wanted)
-    assert not is_done(folder, wanted | {"weights": "another"})
-    assert not is_done(folder, wanted | {"files": wanted["files"] | {"moving_labels": "one"}})
-    for name in RESULTS:
+
+    def is_done(fingerprint) -> bool:
+        return Registration().is_done(pair(images, 0), tmp_path, fingerprint)
+
+    assert is_done(wanted)
+    assert not is_done(wanted | {"weights": "another"})
+    assert not is_done(wanted | {"files": wanted["files"] | {"moving_labels": "one"}})
+    for name in RESULTS[:-1]:
         (folder / name).rename(tmp_path / name)
-        assert not is_done(folder, wanted)
+        assert not is_done(wanted)
         (tmp_path / name).rename(folder / name)
     (folder / "report.json").write_text("{")
-    assert not is_done(folder, wanted)
+    assert not is_done(wanted)
+    (folder / "report.json").unlink()
+    with pytest.raises(InputError, match="no result"):
+        is_done(wanted)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from scipy import ndimage
 
+from GradProjIOLib.batch.trajectory import Trajectory
 from GradProjIOLib.commands import main
 from GradProjIOLib.engine.optimization import InstanceOptimizer
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.evaluation import comparison as compare
-from GradProjIOLib.evaluation import metrics
+from GradProjIOLib.evaluation import comparison, metrics
 from GradProjIOLib.geometry.image_files import read_labels, read_volume, write_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.register import register
@@ -200,17 +200,17 @@ def test_broken_pair_does_not_stop_the_others(pairs, tmp_path, capsys):
 
 def test_pair_that_fails_for_another_reason(pairs, tmp_path, monkeypatch, capsys):
     """An error of the program itself is reported with the pair and gives another exit status."""
-    measure = compare.Case.measure
+    measure = Trajectory.measure
 
-    def fails(self, running, setting):
-        if self.pair.case == "one":
+    def fails(self, steps):
+        if self.task.pair.case == "one":
             raise RuntimeError("no luck")
-        return measure(self, running, setting)
+        return measure(self, steps)
 
-    monkeypatch.setattr(compare.Case, "measure", fails)
+    monkeypatch.setattr(Trajectory, "measure", fails)
     assert run(pairs, tmp_path / "out", methods="direct") == 1
     assert {row["case"] for row in rows_of(tmp_path / "out")} == {"two"}
-    assert "one: no luck" in capsys.readouterr().err
+    assert "one: RuntimeError: no luck" in capsys.readouterr().err
 
 
 def test_other_settings_do_not_mix(pairs, tmp_path, capsys):
@@ -220,9 +220,8 @@ def test_other_settings_do_not_mix(pairs, tmp_path, capsys):
 
 
 def test_curves_hold_what_was_measured(compared):
-    settings = Settings(model="compact")
-    comparison = compare.Comparison(settings, compare.parse_settings(METHODS), every=1)
-    dice, folding, cosine, conflicts = compare.read_panels(["one", "two"], comparison, compared / "out")
+    compared_settings = comparison.Comparison(comparison.parse_settings(METHODS), every=1)
+    dice, folding, cosine, conflicts = compared_settings.panels(["one", "two"], compared / "out")
     rows = {(row["case"], row["group"]): row for row in rows_of(compared / "out")}
     vanilla = dice.curves[0]
     assert list(vanilla.x) == [0, 1, 2, 3, 4]
@@ -230,7 +229,7 @@ def test_curves_hold_what_was_measured(compared):
     assert vanilla.mean[0] == pytest.approx(np.mean([rows[case, "direct"]["dice"] for case in ("one", "two")]))
     assert folding.curves[1].cases["one"][2] == rows["one", "projected:2"]["ndv_percent"]
     assert [curve.name for curve in cosine.curves] == ["projected"]
-    known = cosine.curves[0].cases["one"]
+    known = np.array(cosine.curves[0].cases["one"])
     np.testing.assert_allclose(conflicts.curves[0].cases["one"], np.cumsum(known < 0) / np.arange(1, 5))
 
 
@@ -239,20 +238,35 @@ def test_curves_hold_what_was_measured(compared):
 )
 def test_methods_that_make_no_sense(text):
     with pytest.raises(InputError):
-        compare.parse_settings(text)
+        comparison.parse_settings(text)
 
 
 def test_papers_settings():
-    assert [str(setting) for setting in compare.parse_settings(compare.PAPER)] == compare.PAPER.split(",")
+    assert [str(setting) for setting in comparison.parse_settings(comparison.PAPER)] == comparison.PAPER.split(",")
 
 
-def test_pairs_that_make_no_sense(tmp_path):
+def test_pairs_that_make_no_sense(tmp_path, capsys):
     path = tmp_path / "pairs.csv"
-    for case in ("../up", "a\n../a", ".hidden"):
-        header = "case,fixed,moving,fixed_labels,moving_labels\n"
-        path.write_text(header + "".join(f"{name},f,m,fl,ml\n" for name in (case, case)))
-        with pytest.raises(InputError):
-            compare.read_pairs(path)
+    header = "case,fixed,moving,fixed_labels,moving_labels\n"
+    for rows, words in (
+        ("../up,f,m,fl,ml\n", "cannot be the name of a folder"),
+        (".hidden,f,m,fl,ml\n", "cannot be the name of a folder"),
+        ("a,f,m,fl,ml\nA,f,m,fl,ml\n", "the case 'a' twice"),
+        ("a,f,m,,ml\n", "no file for fixed labels"),
+    ):
+        path.write_text(header + rows)
+        assert run(path, tmp_path / "out", methods="direct") == 2
+        assert words in capsys.readouterr().err
     path.write_text("fixed,moving\na,b\n")
-    with pytest.raises(InputError, match="lacks the column fixed_labels"):
-        compare.read_pairs(path)
+    assert run(path, tmp_path / "out", methods="direct") == 2
+    assert "lacks the column fixed_labels" in capsys.readouterr().err
+
+
+def test_pairs_in_processes_give_the_same_table(compared, tmp_path, monkeypatch):
+    """With --workers the pairs are computed in processes of their own, and a table may have semicolons."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    table = tmp_path / "pairs.csv"
+    text = (compared / "pairs.csv").read_text().replace(",", ";")
+    table.write_text(text.replace("one_", f"{compared}/one_").replace("two_", f"{compared}/two_"))
+    assert run(table, tmp_path / "out", "--workers", "2") == 0
+    assert rows_of(tmp_path / "out") == rows_of(compared / "out")

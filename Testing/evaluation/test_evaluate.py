@@ -169,6 +169,8 @@ def test_points_in_voxels(make_result, tmp_path):
     [
         ("case\na\n", "lacks the column result"),
         ("result,colour\na,red\n", "unknown column 'colour'"),
+        ("result,groop\na,red\n", "did you mean group"),
+        ("result,mask,mask\na,b,c\n", "the column mask twice"),
         ("result,case\n", "no row"),
         ("result,case\na,1\nb,1\n", "case 1 twice"),
         ("result,case\na,1,2\n", "line 2"),
@@ -179,7 +181,27 @@ def test_tables_that_make_no_sense(tmp_path, text, expected):
     path = tmp_path / "cases.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=expected):
-        cases.read_cases(path)
+        cases.read_cases(path, cases.Case(path))
+
+
+def test_options_beside_a_table_hold_for_rows_that_leave_them_empty(make_result, tmp_path):
+    """They used to be ignored without a word."""
+    for seed in (1, 2):
+        make_result(f"result{seed}", seed, 1.0)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4:8] = 1
+    write_volume(Volume(mask, AFFINE), tmp_path / "mask.nii.gz")
+    (tmp_path / "cases.tsv").write_text("Result\tfixed-labels\nresult1\t\nresult2\tfixed_2.nii.gz\n")
+    options = ["--fixed-labels", tmp_path / "fixed_1.nii.gz", "--moving-labels", tmp_path / "moving_1.nii.gz",
+               "--mask", tmp_path / "mask.nii.gz", "--json", tmp_path / "out.json"]  # fmt: skip
+    assert run(tmp_path / "cases.tsv", *options) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["cases"]
+    for row, seed in zip(rows, (1, 2), strict=True):
+        files = {"fixed_labels": tmp_path / f"fixed_{seed}.nii.gz", "moving_labels": tmp_path / "moving_1.nii.gz",
+                 "mask": tmp_path / "mask.nii.gz"}  # fmt: skip
+        alone = cases.measure(cases.Case(tmp_path / f"result{seed}", **files))
+        assert row["dice"] == alone["dice"]
+        assert row["ndv_percent_in_mask"] == alone["ndv_percent_in_mask"]
 
 
 def test_inputs_that_do_not_fit(make_result, tmp_path):

@@ -63,9 +63,9 @@ def folder(tmp_path):
 
 def write_fields(folder, target) -> None:
     target.mkdir()
-    for number, pair in enumerate(lumir.read_pairs(folder)):
+    for number, pair in enumerate(lumir.validation_pairs(folder)):
         field = lumir.voxel_displacement(wave(number), *images_of(pair))
-        lumir.write_displacement(field, AFFINE, target / pair.displacement_file)
+        lumir.write_displacement(field, AFFINE, target / lumir.displacement_file(pair))
 
 
 def images_of(pair) -> tuple[Volume, Volume]:
@@ -73,10 +73,10 @@ def images_of(pair) -> tuple[Volume, Volume]:
 
 
 def test_pairs(folder):
-    pairs = lumir.read_pairs(folder)
-    assert [pair.displacement_file for pair in pairs] == ["disp_3455_3454.nii.gz", "disp_3456_3455.nii.gz"]
-    assert pairs[0].companions("labels")[1].name == "LUMIRMRI_3454_0000.nii.gz"
-    assert pairs[0].companions("masks") is None
+    pairs = lumir.validation_pairs(folder)
+    assert [lumir.displacement_file(pair) for pair in pairs] == ["disp_3455_3454.nii.gz", "disp_3456_3455.nii.gz"]
+    assert lumir.companions(pairs[0], "labels")[1].name == "LUMIRMRI_3454_0000.nii.gz"
+    assert lumir.companions(pairs[0], "masks") is None
 
 
 def test_field_for_map_coordinates():
@@ -145,7 +145,7 @@ def test_submission_is_measured(folder, tmp_path):
 
 def test_landmarks_and_labels_of_a_known_shift(folder):
     """A field that shifts the moving subject onto the fixed one leaves no error of either kind."""
-    pair = lumir.read_pairs(folder)[0]
+    pair = lumir.validation_pairs(folder)[0]
     name = pair.moving.name
     field = np.ones((*SHAPE[::-1], 3), np.float32) * -1  # the landmarks of 3454 lie one voxel below those of 3455
     row = lumir.measure_pair(pair, field)
@@ -159,7 +159,7 @@ def test_landmarks_and_labels_of_a_known_shift(folder):
 
 def test_lost_landmark(folder):
     """A field that points away from a landmark loses it: no mean over the others is reported instead."""
-    pair = lumir.read_pairs(folder)[0]
+    pair = lumir.validation_pairs(folder)[0]
     row = lumir.measure_pair(pair, np.full((*SHAPE[::-1], 3), 100, np.float32))
     assert np.isnan(row["tre_mm"])
     assert row["dice"] < 0.3
@@ -167,7 +167,7 @@ def test_lost_landmark(folder):
 
 def test_folding_where_the_moving_image_is(folder):
     """FACTS' second field, moved outside of the moving image's foreground, does not count."""
-    pair = lumir.read_pairs(folder)[0]
+    pair = lumir.validation_pairs(folder)[0]
     i, j, k = np.meshgrid(*map(np.arange, SHAPE[::-1]), indexing="ij")
     field = np.zeros((*SHAPE[::-1], 3), np.float32)
     field[..., 0] = -1.5 * (i - 13.5) * np.exp(-((i - 13.5) ** 2 + (j - 11.5) ** 2 + (k - 9.5) ** 2) / 32)
@@ -188,12 +188,12 @@ def test_submission_that_is_incomplete(folder, tmp_path):
     write_fields(folder, tmp_path / "fields")
     (tmp_path / "fields" / "disp_3455_3454.nii.gz").rename(tmp_path / "fields" / "disp_1_2.nii.gz")
     said = []
-    rows, failed = lumir.check_submission(tmp_path / "fields", folder, say=said.append)
+    rows, failed = lumir.check_submission(tmp_path / "fields", folder, on_problem=said.append)
     assert [row["case"] for row in rows] == ["3456_3455"]
     assert "does not exist" in failed[0]["message"]
     assert failed[1]["case"] == "disp_1_2.nii.gz"
     assert len(said) == 2
-    pair = lumir.read_pairs(folder)[0]
+    pair = lumir.validation_pairs(folder)[0]
     with pytest.raises(InputError, match="LUMIR wants"):
         lumir.measure_pair(pair, np.zeros((9, 9, 9, 3), np.float32))
     with pytest.raises(InputError, match="not finite"):
@@ -202,10 +202,10 @@ def test_submission_that_is_incomplete(folder, tmp_path):
 
 def test_folders_that_are_not_lumir(folder, tmp_path):
     with pytest.raises(InputError, match=r"LUMIR_dataset\.json does not exist"):
-        lumir.read_pairs(tmp_path)
+        lumir.validation_pairs(tmp_path)
     (folder / "LUMIR_dataset.json").write_text("{}")
     with pytest.raises(InputError, match="does not list validation pairs"):
-        lumir.read_pairs(folder)
+        lumir.validation_pairs(folder)
     (tmp_path / "broken.zip").write_text("no zip")
     with pytest.raises(InputError, match="zip file"):
         lumir.unpack_submission(tmp_path / "broken.zip", tmp_path)
@@ -231,12 +231,12 @@ def test_command_registers_packs_and_checks(folder, tmp_path, capsys):
     assert "3456_3455" in capsys.readouterr().out
     options[options.index("1")] = "2"
     assert main.main(options) == 2
-    assert "other settings" in capsys.readouterr().err
+    assert "other inputs or settings (steps)" in capsys.readouterr().err
 
 
 def test_command_goes_on_after_a_broken_pair(folder, tmp_path, capsys):
     output = tmp_path / "mine.zip"
-    pair = lumir.read_pairs(folder)[0]
+    pair = lumir.validation_pairs(folder)[0]
     pair.moving.write_bytes(b"broken")
     options = ["lumir", "register", str(folder), "-o", str(output), "--model", "compact", "--method", "direct",
                "--lattice", "16", "16", "16"]  # fmt: skip

@@ -11,11 +11,11 @@ slicer_application = pytest.importorskip("slicer_application")
 
 import slicer
 from PySide6 import QtCore, QtWidgets
-from scene_tools import ENVIRONMENT, QUICK, add, add_pair, image
+from scene_tools import ENVIRONMENT, QUICK, add, add_pair, image, wait_until
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import write_volume
-from GradProjIOLib.scene.batch import SceneBatch, pairs_of
+from GradProjIOLib.scene.batch import FolderBatch, NodeBatch, pairs_of
 from GradProjIOLib.scene.session import SceneRegistration
 
 ONE_STEP = QUICK | {"steps": 1}
@@ -38,7 +38,7 @@ def files(folder, count=3):
 def test_nodes_and_files_become_nodes_and_one_failure_stops_nothing(session, tmp_path):
     fixed, moving = add_pair(session.scene)
     paths = files(tmp_path / "scans", 2)
-    batch = SceneBatch(session, [(fixed, moving), (fixed, tmp_path / "missing.nrrd"), tuple(paths)], ONE_STEP)
+    batch = NodeBatch(session, [(fixed, moving), (fixed, tmp_path / "missing.nrrd"), tuple(paths)], ONE_STEP)
     seen = set()
     results = batch.wait(lambda: seen.add(batch.status()))
     assert [bool(result.message) for result in results] == [False, True, False]
@@ -50,40 +50,69 @@ def test_nodes_and_files_become_nodes_and_one_failure_stops_nothing(session, tmp
     assert batch.status() == "2 of 3 pairs registered, 1 failed"
 
 
-def test_with_a_folder_there_are_only_files(session, tmp_path):
-    fixed, moving = add_pair(session.scene)
+@pytest.fixture
+def environment(folder, monkeypatch):
+    """What the process of a batch gets. `folder` holds that no temporary files are left."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_with_a_folder_there_are_only_files_and_what_is_done_is_kept(environment, tmp_path):
+    scene = slicer.vtkMRMLScene()
+    fixed, moving = add_pair(scene)
     paths = files(tmp_path / "scans", 2)
-    nodes = session.scene.GetNumberOfNodes()
-    batch = SceneBatch(session, [(fixed, moving), tuple(paths), (fixed, moving)], ONE_STEP, tmp_path / "out")
-    folders = [result.folder.name for result in batch.wait()]
-    assert folders == ["moving to fixed", "scan1 to scan0", "moving to fixed 2"]
-    assert session.scene.GetNumberOfNodes() == nodes
-    for result in batch.results:
+    nodes = scene.GetNumberOfNodes()
+    pairs = [(fixed, moving), tuple(paths), (fixed, moving), (fixed, tmp_path / "missing.nrrd")]
+    batch = FolderBatch(pairs, ONE_STEP, tmp_path / "out")
+    results = {result.folder.name: result for result in batch.wait() if result.folder}
+    assert set(results) == {"moving to fixed", "scan1 to scan0", "moving to fixed 2"}
+    (failed,) = batch.failed
+    assert "missing.nrrd" in failed.message
+    assert (failed.fixed, failed.moving) == ("fixed", "missing")
+    assert batch.status() == "3 of 4 pairs registered, 1 failed"
+    assert scene.GetNumberOfNodes() == nodes
+    for result in results.values():
         assert {"warped.nii.gz", "transform.h5", "jacobian.nii.gz"} <= {path.name for path in result.folder.iterdir()}
-    report = json.loads((batch.results[1].folder / "report.json").read_text())
-    assert report["inputs"]["fixed"]["path"] == str(paths[0])
+    report = tmp_path / "out" / "scan1 to scan0" / "report.json"
+    assert json.loads(report.read_text())["inputs"]["fixed"]["path"] == str(paths[0])
+    assert "3 pairs registered, 1 failed" in (tmp_path / "out" / "index.html").read_text()
+
+    before = report.stat().st_mtime_ns
+    again = FolderBatch(pairs, ONE_STEP, tmp_path / "out")
+    assert len([result for result in again.wait() if result.folder]) == 3
+    assert report.stat().st_mtime_ns == before
 
 
-def test_bad_settings_are_a_reason_for_each_pair(session, tmp_path):
-    batch = SceneBatch(session, [add_pair(session.scene)], ONE_STEP | {"speed": 3}, tmp_path / "out")
-    (result,) = batch.wait()
-    assert "speed" in result.message
-    assert result.folder is None
+def test_bad_settings_are_refused_before_anything_starts(session, tmp_path):
+    pair = add_pair(session.scene)
+    with pytest.raises(InputError, match="speed"):
+        FolderBatch([pair], ONE_STEP | {"speed": 3}, tmp_path / "out")
+    with pytest.raises(InputError, match="speed"):
+        NodeBatch(session, [pair], ONE_STEP | {"speed": 3})
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("to_files", [False, True])
-def test_cancel_ends_at_once_and_leaves_nothing_half(session, tmp_path, to_files):
+def test_cancel_ends_at_once_and_leaves_nothing_half(session):
     pair = add_pair(session.scene)
     nodes = session.scene.GetNumberOfNodes()
-    batch = SceneBatch(session, [pair, pair], QUICK | {"steps": 200}, tmp_path / "out" if to_files else None)
-    while "step 0" in batch.status() or "step" not in batch.status():
-        batch.poll()
-        time.sleep(0.01)
+    batch = NodeBatch(session, [pair, pair], QUICK | {"steps": 200})
+    wait_until(lambda: "step" in batch.status() and "step 0" not in batch.status(), batch.poll)
     batch.cancel()
     assert not batch.poll()
     assert [result.message for result in batch.results] == ["Canceled."]
     assert session.scene.GetNumberOfNodes() == nodes
-    assert not (tmp_path / "out").exists()
+
+
+def test_cancel_of_files_leaves_nothing_half(environment, tmp_path):
+    paths = files(tmp_path / "scans", 3)
+    pairs = [(paths[0], paths[1]), (paths[0], paths[2])]
+    batch = FolderBatch(pairs, QUICK | {"steps": 100000}, tmp_path / "out")
+    # The process has begun to work in the folder.
+    wait_until((tmp_path / "out" / ".lock").exists, batch.poll)
+    batch.cancel()
+    assert [result.message for result in batch.wait()] == ["Canceled."] * 2
+    assert not batch.active
+    assert [path for path in (tmp_path / "out").iterdir() if path.is_dir()] == []
 
 
 def test_a_folder_an_item_and_a_sequence_are_registered_to_one(session, tmp_path):

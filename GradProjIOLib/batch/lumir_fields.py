@@ -1,0 +1,48 @@
+"""The job of ``gradprojio lumir register``: one displacement file for each validation pair of LUMIR."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from GradProjIOLib.batch.tasks import Outcome, Task
+from GradProjIOLib.evaluation import lumir, tables
+from GradProjIOLib.geometry.pairs import Pair
+from GradProjIOLib.registration.register import register
+
+
+@dataclass(frozen=True)
+class LumirFields:
+    """Registers pairs and writes the files that the challenge expects, each with its fingerprint beside it."""
+
+    def fingerprint(self, found: dict[str, Any]) -> dict[str, Any]:
+        """All of it matters."""
+        return found
+
+    def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
+        """Whether the pair's field is there. Raises InputError for one of other files or settings."""
+        path = folder / lumir.displacement_file(pair)
+        record = _record(path)
+        if not (path.exists() and record.exists()):
+            return False
+        tables.check_fingerprint(json.loads(record.read_text(encoding="utf-8")), fingerprint, path)
+        return True
+
+    def compute(self, task: Task, inputs: dict[str, Any]) -> None:
+        """Register the pair and write its field."""
+        fixed, moving = inputs["fixed"], inputs["moving"]
+        field = lumir.voxel_displacement(register(fixed, moving, task.pair.settings).forward, fixed, moving)
+        path = task.folder / lumir.displacement_file(task.pair)
+        lumir.write_displacement(field, fixed.affine, path)
+        # Last, because a field counts as done only with its fingerprint.
+        tables.write_json(task.fingerprint, _record(path))
+
+    def write_summary(self, outcomes: Sequence[Outcome], folder: Path) -> None:
+        """The submission is packed when all fields are there; there is nothing to write before."""
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")

@@ -1,0 +1,81 @@
+"""The usual job of a batch: each pair is registered into a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from GradProjIOLib.batch import summary
+from GradProjIOLib.batch.summary import REPORT, read_report
+from GradProjIOLib.batch.tasks import Outcome, Task
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import staging_folder
+from GradProjIOLib.geometry.pairs import Pair
+from GradProjIOLib.registration.register import register
+from GradProjIOLib.report.thumbnail import THUMBNAIL, write_thumbnail
+
+LABELS = "warped_labels.nii.gz"
+RESULTS = (
+    "warped.nii.gz",
+    "transform.h5",
+    "inverse_transform.h5",
+    "jacobian.nii.gz",
+    "folding.nii.gz",
+    "overview.png",
+    THUMBNAIL,
+    REPORT,
+)
+FINGERPRINT = "request"
+"""Where the report has the fingerprint."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Registers pairs into folders named after their cases, with what ``gradprojio register`` writes."""
+
+    def fingerprint(self, found: dict[str, Any]) -> dict[str, Any]:
+        """All of it matters."""
+        return found
+
+    def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
+        """Whether the pair's folder holds a whole result. Raises InputError where it holds something else."""
+        own = folder / pair.case
+        if own.exists() and not (own / REPORT).is_file() and (not own.is_dir() or any(own.iterdir())):
+            raise InputError(f"{own} is there but holds no result of a registration; move it or rename the case.")
+        names = [*RESULTS, LABELS] if "moving_labels" in fingerprint["files"] else RESULTS
+        return read_report(own).get(FINGERPRINT) == fingerprint and all((own / name).is_file() for name in names)
+
+    def compute(self, task: Task, inputs: dict[str, Any]) -> None:
+        """Register the pair; its folder appears, or is replaced, when all is written."""
+        images = dict(inputs)
+        images.pop("fixed_labels", None)
+        labels = images.pop("moving_labels", None)
+        result = register(images.pop("fixed"), images.pop("moving"), task.pair.settings, **images)
+        result.report[FINGERPRINT] = task.fingerprint
+        with staging_folder(task.folder) as temporary:
+            whole = temporary / "result"
+            result.write(whole, labels)
+            write_thumbnail(whole, result.fixed)
+            _take_over(whole, task.folder / task.pair.case, temporary / "outdated")
+
+    def write_summary(self, outcomes: Sequence[Outcome], folder: Path) -> None:
+        """Write the table and the page of all pairs."""
+        summary.write(outcomes, folder)
+
+
+def _take_over(whole: Path, folder: Path, outdated: Path) -> None:
+    """Make ``whole`` the folder of results; what else lay in an outdated one stays.
+
+    In between there is no such folder, so whoever looks, or kills, finds a whole result or none.
+    """
+    if folder.exists():
+        known = {*RESULTS, LABELS}
+        for path in folder.iterdir():
+            if path.name not in known:
+                shutil.copytree(path, whole / path.name) if path.is_dir() else shutil.copy2(path, whole)
+        os.replace(folder, outdated)
+    os.replace(whole, folder)
