@@ -1,8 +1,8 @@
 """The loop over many pairs; what is done already is not done again.
 
-`run` checks all pairs, does the job for those that are not done, and writes a summary of them all. What is done with a
-pair is a `Job`: `registration.Registration`, or those of ``evaluation.comparison`` and ``evaluation.lumir``. Where it
-is done is a function from tasks to outcomes: `here`, ``processes.compute`` or ``cluster.compute``.
+`run` checks all pairs, does a job for those that are not done, and writes a summary of them all. What is done with a
+pair is a `Job`: `registration.Registration`, `trajectory.Trajectories` or `lumir_fields.LumirFields`. Where it is done
+is a function from tasks to outcomes: `here`, `processes.compute` or `cluster.compute`.
 """
 
 from __future__ import annotations
