@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from GradProjIOLib.engine.fast_similarity import SIMILARITIES
 from GradProjIOLib.engine.regularity import GradientInverseConsistency
-from GradProjIOLib.engine.similarity import SIGMA
+from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES
 from GradProjIOLib.spatial import maps
 
 
@@ -30,7 +29,7 @@ class Losses:
 class Objective:
     """Losses of a network for one pair of images [1, 1, D, H, W] with intensities in [0, 1].
 
-    similarity: a key of ``fast_similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
+    similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
     say where each image counts.
     """
 

@@ -69,6 +69,9 @@ class MINDSSC:
         return _mean(difference, self.weights)
 
 
+SIMILARITIES: dict[str, Callable[..., Similarity]] = {"lncc": LNCC, "lncc2": SquaredLNCC, "mind": MINDSSC}
+
+
 def gaussian_blur(images: Tensor, sigma: float = SIGMA) -> Tensor:
     """Gaussian mean of [N, C, D, H, W] in a window of 4σ + 1 samples; samples outside count as zero.
 

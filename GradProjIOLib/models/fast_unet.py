@@ -1,4 +1,19 @@
-"""The U-Net of `GradProjIOLib.models.unet` in less time and memory: same parameters, same results up to rounding."""
+"""The U-Net of `GradProjIOLib.models.unet` in less time and memory.
+
+Parameters and results are the same, up to rounding.
+
+The last two layers are one convolution of the coarser lattice. Between the last doubling of the resolution and the last
+convolution there is nothing that is not linear: the transposed convolution (kernel 4, stride 2, padding 1), its
+residual by trilinear interpolation, the normalization, and the convolution with three outputs (kernel 3, padding 1) are
+together a convolution with 8 · 3 outputs, three for each of the eight fine samples within a coarse one. The large
+tensor between the two layers, by far the largest of the network, is never made, and there are fewer products.
+
+At the border of the lattice the last convolution sees zeros outside. The joined convolution sees there what the first
+layer would give beyond the lattice. This excess is computed for the six faces and taken off.
+
+Of each activation the result is kept for the gradient rather than the input, gradients of joined tensors are added up
+in place, and tensors have the channels last in memory.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +21,64 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from GradProjIOLib.models.unet import UNet, add_to_last_channels, crop, double_resolution, halve_resolution
 
 SLOPE = 0.01
-"""Of the leaky rectifier for negative values; torch's default."""
-TAPS = 4
+"""Of the leaky rectifier for negative values. This is torch's default."""
+FACES = tuple((dimension, edge) for dimension in (2, 3, 4) for edge in (0, -1))
+"""Dimension and index of the outermost samples of a tensor [N, C, D, H, W]."""
 
 
 class FastUNet(UNet):
+    """A UNet that takes less time and memory. Docs/benchmarks.md says how much each of its parts gains."""
+
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, C, D, H, W] → [N, 3, D', H', W']."""
         x, skips, finest = images, [], images
         for level, down in enumerate(self.down, start=1):
-            activated, halved = activate_and_halve(x)
+            activated, halved = _ActivatedAndHalved.apply(x)
             skips.append(activated)
-            x = add_to_last_channels(down(laid_out(activated, down)), halved)
+            x = add_to_last_channels(down(channels_last(activated)), halved)
             if level == len(self.down) - len(self.up):
                 finest = x
         activated = F.leaky_relu(x)
         x = x[:, : self.up[-1].out_channels]
         for level in reversed(range(1, len(self.up))):
             skip = skips.pop()
-            x = crop(self._double(level, x, activated), skip.shape[2:])
-            activated, x = activate_beside(x, skip, self.up[level - 1].out_channels)
-        return self._finish(x, activated, finest)
+            x = crop(self._doubled(level, x, channels_last(activated)), skip.shape[2:])
+            activated, x = _ActivatedBeside.apply(x, skip, self.up[level - 1].out_channels)
+        return self._last_layers(x, channels_last(activated), finest)
 
-    def _double(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
-        """``norm(up(activated) + double_resolution(x))``: [N, C, …] at twice the resolution."""
+    def _doubled(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
+        """``norm(up(activated) + double_resolution(x))``: [N, C, …] at twice the resolution.
+
+        The normalization is applied to the weights and to the small input of the interpolation, which saves passes
+        over the large output. Where there are more weights than samples, that would cost more than it saves.
+        """
         up = self.up[level]
-        activated = laid_out(activated, up)
+        if up.weight.numel() > activated.numel():
+            return self.norm[level](up(activated) + double_resolution(x))
         scale, offset = self._normalization(level)
-        if not fold_normalization(up, activated):
-            return (double(activated, up.weight) + double_resolution(x)) * scale + offset
-        weight = (up.weight * scale).contiguous(memory_format=torch.channels_last_3d)
-        y = F.conv_transpose3d(activated, weight, stride=2, padding=1)
+        y = F.conv_transpose3d(activated, channels_last(up.weight * scale), stride=2, padding=1)
         return y.add_(double_resolution(x * scale + offset))
 
-    def _finish(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
-        """The last doubling, and the last convolution of its result beside ``skip``.
+    def _last_layers(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
+        """The last doubling of x, and the last convolution of the result beside ``skip``.
 
         Always in full precision, because what is rounded here is the displacement itself.
         """
         with torch.autocast(x.device.type, enabled=False):
-            up, head = self.up[0].weight, self.head.weight
-            x, activated = x.to(head.dtype), laid_out(activated.to(head.dtype), self.up[0])
-            channels, size = x.shape[1], skip.shape[2:]
-            # This convolution comes first, so that lean mode, which ends its second forward pass where it has all that
-            # the gradient needs, leaves out the other one.
-            beside = F.conv3d(skip.to(head.dtype), head[:, channels:], self.head.bias, padding=1)
-            found = double_and_convolve(activated, x, *self._normalization(0), up, head[:, :channels], size)
-            return beside.add_(found)
+            up, head = self.up[0], self.head.weight
+            x, activated, skip = (part.to(head.dtype) for part in (x, activated, skip))
+            channels, size = up.out_channels, skip.shape[2:]
+            # This convolution comes first: in lean mode the second forward pass ends where it has all that the gradient
+            # needs, and so leaves out the last convolution, which is the larger one.
+            beside = F.conv3d(skip, head[:, channels:], self.head.bias, padding=1)
+            doubled = double_and_convolve(activated, x, *self._normalization(0), up.weight, head[:, :channels], size)
+            return beside.add_(doubled)
 
     def _normalization(self, level: int) -> tuple[Tensor, Tensor]:
         """What normalization does to a doubling without bias: factor and offset, [1, C, 1, 1, 1]."""
@@ -68,16 +88,9 @@ class FastUNet(UNet):
         return scale.view(1, -1, 1, 1, 1), offset.view(1, -1, 1, 1, 1)
 
 
-def fold_normalization(up: nn.Module, activated: Tensor) -> bool:
-    return up.weight.numel() <= activated.numel()
-
-
-def activate_and_halve(x):
-    return _ActivatedAndHalved.apply(x)
-
-
-def activate_beside(x, skip, first):
-    return _ActivatedBeside.apply(x, skip, first)
+def channels_last(x: Tensor) -> Tensor:
+    """x with its channels last in memory, which makes convolutions fastest."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 class _ActivatedAndHalved(torch.autograd.Function):
@@ -94,7 +107,7 @@ class _ActivatedAndHalved(torch.autograd.Function):
     def backward(ctx, of_activated: Tensor, of_halved: Tensor) -> Tensor:
         (activated,) = ctx.saved_tensors
         of_x = torch.ops.aten.leaky_relu_backward(of_activated, activated, SLOPE, self_is_result=True)
-        # Of the images that were halved, torch wants to know no more than the shape.
+        # Torch uses only the shape of the images that were halved.
         kernel = [min(2, size) for size in activated.shape[2:]]
         return of_x.add_(torch.ops.aten.avg_pool3d_backward(of_halved, activated, kernel, [2], [0], True, True, None))
 
@@ -122,29 +135,13 @@ class _ActivatedBeside(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, of_both: Tensor, of_first: Tensor) -> tuple[Tensor, Tensor, None]:
         (both,) = ctx.saved_tensors
-        # In place: this gradient comes from the one convolution that read the result, and nobody else has it.
+        # In place: this gradient comes from the one convolution that read the result, and nothing else uses it.
         of_x, of_skip = of_both.tensor_split([ctx.channels], dim=1)
         activated = both[:, : ctx.channels]
         torch.ops.aten.leaky_relu_backward(of_x, activated, SLOPE, self_is_result=True, grad_input=of_x)
         of_x[:, : of_first.shape[1]].add_(of_first)
-        # A copy, for else the whole would stay as long as this part of it.
+        # A copy, because the whole would otherwise stay in memory as long as this part of it.
         return of_x, of_skip.clone(), None
-
-
-def laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
-    """x in the memory layout in which the convolution is fastest.
-
-    That is channels last, except where the weights outweigh the image: there reordering them would cost more.
-    """
-    deep = convolution.weight.numel() > x.numel()
-    if deep:
-        # A single sample has its channels last and first at once; a view of a line settles it.
-        return x.flatten().view(x.shape)
-    return x.contiguous(memory_format=torch.channels_last_3d)
-
-
-FACES = tuple((dimension, edge) for dimension in (2, 3, 4) for edge in (0, -1))
-"""Dimension and index of the outermost samples of a tensor [N, C, D, H, W]."""
 
 
 def double_and_convolve(
@@ -179,7 +176,7 @@ class _WithFaces(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor, *of_faces: Tensor) -> Tensor:
-        # In place: this gradient comes from the one convolution or padding that read x, and nobody else has it.
+        # In place: this gradient comes from the one convolution or padding that read x, and nothing else uses it.
         for face, of_face in zip(FACES, of_faces, strict=True):
             gradient.select(*face).add_(of_face)
         return gradient
@@ -277,52 +274,3 @@ def _excess(
     layer = layer + F.pad(doubled, [over[1]] * 2 + [over[0]] * 2, mode="replicate")
     rows, columns = (size[other] + 2 * more for other, more in zip(others, over, strict=True))
     return F.conv2d(layer[:, :, :rows, :columns], head.select(axis + 2, 2 if last else 0), padding=cut)
-
-
-def double(x: Tensor, weight: Tensor) -> Tensor:
-    """``F.conv_transpose3d(x, weight, stride=2, padding=1)``: [N, A, D, H, W], [A, B, 4, 4, 4] → [N, B, 2D, 2H, 2W]."""
-    if weight.numel() > TAPS**3 * x.numel():
-        return _AsProduct.apply(x, weight)
-    return F.conv_transpose3d(x, weight, stride=2, padding=1)
-
-
-class _AsProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        n, _, d, h, w = x.shape
-        columns = (_rows(x) @ weight.flatten(1)).view(n, d, h, w, -1, TAPS, TAPS, TAPS)
-        for dimension in (1, 2, 3):
-            columns = _laid_over(columns, dimension)
-        return columns.movedim(-1, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        x, windows = x.to(weight.dtype), F.pad(gradient.to(weight.dtype), [1] * 6)
-        for dimension in (2, 3, 4):
-            windows = windows.unfold(dimension, TAPS, 2)
-        columns = windows.movedim(1, 4).reshape(-1, weight[0].numel())
-        n, channels, *size = x.shape
-        of_x = (columns @ weight.flatten(1).T).view(n, *size, channels).movedim(-1, 1)
-        return of_x, (_rows(x).T @ columns).view(weight.shape)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[N, C, D, H, W] → [N · D · H · W, C]."""
-    return x.movedim(1, -1).reshape(-1, x.shape[1])
-
-
-def _laid_over(columns: Tensor, dimension: int) -> Tensor:
-    """Along one dimension of ``n`` samples, adds up their taps, those of dimension 5: 2n samples.
-
-    The two inner taps of a sample lie on its own two results, the outer ones on the neighbours'.
-    """
-    taps = columns.movedim(5, dimension + 1)
-    results = taps.narrow(dimension + 1, 1, 2).clone(memory_format=torch.contiguous_format)
-    rest = columns.shape[dimension] - 1
-    left, right = results.unbind(dimension + 1)
-    left.narrow(dimension, 1, rest).add_(taps.select(dimension + 1, TAPS - 1).narrow(dimension, 0, rest))
-    right.narrow(dimension, 0, rest).add_(taps.select(dimension + 1, 0).narrow(dimension, 1, rest))
-    return results.flatten(dimension, dimension + 1)

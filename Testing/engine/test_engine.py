@@ -8,7 +8,6 @@ import torch
 from live_tensors import LiveTensors
 from scipy import ndimage
 
-from GradProjIOLib.engine.fast_similarity import FastLNCC, FastSquaredLNCC
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer
 from GradProjIOLib.engine.regularity import GradientInverseConsistency
@@ -75,19 +74,13 @@ class TestSimilarity:
         assert SquaredLNCC(targets)(targets).max() < 0.1
         assert MINDSSC(targets)(targets).max() == 0
 
-    @pytest.mark.parametrize(("plain", "fast"), [(LNCC, FastLNCC), (SquaredLNCC, FastSquaredLNCC)])
+    @pytest.mark.parametrize("kind", [LNCC, SquaredLNCC])
     @pytest.mark.parametrize("masked", [False, True])
-    def test_the_fast_lncc_is_the_plain_formula_in_value_and_gradient(self, plain, fast, masked):
+    def test_the_gradient_of_lncc_is_that_of_finite_differences(self, kind, masked):
         generator = torch.Generator().manual_seed(0)
-        targets, warped, masks = torch.rand(3, 2, 1, 15, 7, 6, generator=generator, dtype=torch.float64)
-        warped[..., :3] = 0.25
-        targets[..., :3, :, :] = 0.5
-        warped.requires_grad_()
-        values = [kind(targets, masks.round() if masked else None, sigma=1)(warped) for kind in (plain, fast)]
-        torch.testing.assert_close(values[1], values[0], rtol=1e-10, atol=1e-12)
-        weights = torch.tensor([1.0, -3.0], dtype=torch.float64)
-        expected, found = (torch.autograd.grad(value, warped, weights)[0] for value in values)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        targets, warped, masks = torch.rand(3, 2, 1, 5, 7, 6, generator=generator, dtype=torch.float64)
+        similarity = kind(targets, masks.round() if masked else None, sigma=1)
+        assert torch.autograd.gradcheck(similarity, warped.requires_grad_())
 
     def test_lncc_sees_the_sign_of_the_contrast_and_its_square_does_not(self):
         targets = smooth_image(0)
@@ -299,7 +292,7 @@ class TestOptimization:
             self.run(objective)
 
 
-@pytest.mark.parametrize(("checkpointed", "limit"), [(False, 165), (True, 105)])
+@pytest.mark.parametrize(("checkpointed", "limit"), [(False, 205), (True, 105)])
 def test_a_step_keeps_few_intermediate_results(checkpointed, limit):
     """Bytes per sample that a step takes for itself, without the gradients of the parameters."""
     lattice = 48, 56, 40

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 import unigradicon
 
-from GradProjIOLib.engine.fast_similarity import SIMILARITIES
 from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.similarity import SIMILARITIES
 from GradProjIOLib.models import registry
 from GradProjIOLib.spatial import maps
 
