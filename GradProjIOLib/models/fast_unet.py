@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from GradProjIOLib.models.unet import UNet, add_to_last_channels, crop, double_resolution, halve_resolution
@@ -41,16 +41,16 @@ class FastUNet(UNet):
         for level, down in enumerate(self.down, start=1):
             activated, halved = _ActivatedAndHalved.apply(x)
             skips.append(activated)
-            x = add_to_last_channels(down(channels_last(activated)), halved)
+            x = add_to_last_channels(down(laid_out(activated, down)), halved)
             if level == len(self.down) - len(self.up):
                 finest = x
         activated = F.leaky_relu(x)
         x = x[:, : self.up[-1].out_channels]
         for level in reversed(range(1, len(self.up))):
             skip = skips.pop()
-            x = crop(self._doubled(level, x, channels_last(activated)), skip.shape[2:])
+            x = crop(self._doubled(level, x, laid_out(activated, self.up[level])), skip.shape[2:])
             activated, x = _ActivatedBeside.apply(x, skip, self.up[level - 1].out_channels)
-        return self._last_layers(x, channels_last(activated), finest)
+        return self._last_layers(x, laid_out(activated, self.up[0]), finest)
 
     def _doubled(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
         """``norm(up(activated) + double_resolution(x))``: [N, C, …] at twice the resolution.
@@ -59,10 +59,12 @@ class FastUNet(UNet):
         over the large output. Where there are more weights than samples, that would cost more than it saves.
         """
         up = self.up[level]
-        if up.weight.numel() > activated.numel():
-            return self.norm[level](up(activated) + double_resolution(x))
         scale, offset = self._normalization(level)
-        y = F.conv_transpose3d(activated, channels_last(up.weight * scale), stride=2, padding=1)
+        if up.weight.numel() > activated.numel():
+            doubled = F.conv_transpose3d(activated, up.weight, stride=2, padding=1) + double_resolution(x)
+            return doubled * scale + offset
+        weight = (up.weight * scale).contiguous(memory_format=torch.channels_last_3d)
+        y = F.conv_transpose3d(activated, weight, stride=2, padding=1)
         return y.add_(double_resolution(x * scale + offset))
 
     def _last_layers(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
@@ -88,8 +90,15 @@ class FastUNet(UNet):
         return scale.view(1, -1, 1, 1, 1), offset.view(1, -1, 1, 1, 1)
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """x with its channels last in memory, which makes convolutions fastest."""
+def laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
+    """x in the memory layout in which the convolution is fastest.
+
+    That is the one with the channels last, except where there are more weights than samples: there torch would spend
+    more time on the layout of the weights.
+    """
+    if convolution.weight.numel() > x.numel():
+        # Where an axis has one sample, torch takes a tensor for both layouts. Flattening it settles the strides.
+        return x.flatten().view(x.shape)
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 

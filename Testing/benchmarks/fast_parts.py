@@ -82,7 +82,7 @@ WITHOUT: dict[str, list[tuple[Any, str, Any]]] = {
         (fast_unet, "_ActivatedBeside", PlainActivatedBeside),
     ],
     "normalization in the weights": [(FastUNet, "_doubled", normalized_after)],
-    "channels last": [(fast_unet, "channels_last", lambda x: x)],
+    "layouts": [(fast_unet, "laid_out", lambda x, convolution: x)],
     "an entry per thread": [(GradientInverseConsistency, "_mapped", staticmethod(four_entries))],
 }
 
