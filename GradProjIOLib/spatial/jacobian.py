@@ -6,19 +6,18 @@ i → i + d(i) has the same Jacobian determinant as the physical map x → x + u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from GradProjIOLib.spatial.deformation import Deformation
 
 VOXELS_AT_ONCE = 1 << 17
 """How many voxels are computed at the same time, which bounds the memory."""
-
-FillBorder = Callable[[torch.Tensor, int, int, int], None]
-"""Fills the outermost samples of a block along one axis, at index 0 or −1; the last number points inward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ def folding(
     displacement = voxel_displacement(deformation, shape, affine)
     mask = np.empty(shape, dtype=bool)
     volume = 0.0
-    for slab, block in _blocks(displacement, _repeat):
+    for slab, block in _blocks(_padded(displacement)):
         mask[slab] = (_central_determinant(block) <= 0).numpy()
         folded = _folded_volume(block).numpy()
         volume += float((folded if region is None else folded[region[slab]]).sum(dtype=np.float64))
@@ -85,7 +84,7 @@ def non_diffeomorphic_volume(displacement: torch.Tensor) -> torch.Tensor:
     sum is the non-diffeomorphic volume of Liu et al. 2024.
     """
     volume = torch.empty(displacement.shape[1:], dtype=displacement.dtype)
-    for slab, block in _blocks(displacement, _repeat):
+    for slab, block in _blocks(_padded(displacement)):
         volume[slab] = _folded_volume(block)
     return volume
 
@@ -120,16 +119,35 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
     Central differences inside, one-sided ones at the border, so a linear map has the same value everywhere.
     """
     determinant = torch.empty(displacement.shape[1:], dtype=displacement.dtype)
-    for slab, block in _blocks(displacement, _extrapolate):
+    padded = _padded(displacement)
+    for axis, size in enumerate(displacement.shape[1:], start=1):
+        if size > 1:
+            for end, inward in ((0, 2), (-1, -3)):
+                padded.select(axis, end).mul_(2).sub_(padded.select(axis, inward))
+    for slab, block in _blocks(padded):
         determinant[slab] = _central_determinant(block)
     return determinant
+
+
+def _padded(displacement: torch.Tensor) -> torch.Tensor:
+    """The displacement with one more sample on every side, which repeats the border."""
+    return F.pad(displacement[None], (1,) * 6, mode="replicate")[0]
+
+
+def _blocks(padded: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Runs of slices k of the lattice, each with the block [3, k + 2, j + 2, i + 2] around it."""
+    depth, height, width = (size - 2 for size in padded.shape[1:])
+    thickness = max(1, VOXELS_AT_ONCE // (height * width))
+    for first in range(0, depth, thickness):
+        last = min(first + thickness, depth)
+        yield slice(first, last), padded[:, first : last + 2]
 
 
 def _central_determinant(block: torch.Tensor) -> torch.Tensor:
     """Determinants from central differences, at the inner points of `block` [3, k + 2, j + 2, i + 2]."""
     columns = []
     for axis in range(3):
-        column = _shifted(block, axis, 1).sub(_shifted(block, axis, -1)).mul_(0.5)
+        column = _neighbor(block, {axis: 1}).sub(_neighbor(block, {axis: -1})).mul_(0.5)
         column[axis] += 1
         columns.append(column)
     return _dot(columns[0], _cross(columns[1], columns[2]))
@@ -143,53 +161,36 @@ def _folded_volume(block: torch.Tensor) -> torch.Tensor:
     every cell of the lattice is covered twice, whence the factor 1/2. A tetrahedron has a sixth of its
     determinant as volume.
     """
-    forward: list[torch.Tensor] = []
-    backward: list[torch.Tensor] = []
-    for axis in range(3):
-        for sign, columns in ((1, forward), (-1, backward)):
-            column = (_shifted(block, axis, sign) - _inner(block)).mul_(sign)
-            column[axis] += 1
-            columns.append(column)
-    folded = torch.zeros_like(_inner(block)[0])
-    for along_j in (forward[1], backward[1]):
-        for along_i in (forward[2], backward[2]):
-            normal = _cross(along_j, along_i)
-            for along_k in (forward[0], backward[0]):
-                folded -= _dot(along_k, normal).clamp_(max=0)
+    along = [[_difference(block, {axis: sign}).mul_(sign) for sign in (1, -1)] for axis in range(3)]
+    folded = torch.zeros_like(along[0][0][0])
+    for along_j, along_i in itertools.product(along[1], along[2]):
+        normal = _cross(along_j, along_i)
+        for along_k in along[0]:
+            folded -= _dot(along_k, normal).clamp_(max=0)
     for sign in (1, -1):
-        kj, ki, ji = (_diagonal(block, axes, sign) for axes in ((0, 1), (0, 2), (1, 2)))
         # The order of the columns makes the determinant of the identity positive.
+        kj, ki, ji = (_difference(block, dict.fromkeys(axes, sign)) for axes in ((0, 1), (0, 2), (1, 2)))
         folded += (sign * _dot(kj, _cross(ki, ji))).clamp_(min=0)
     return folded / 12
 
 
-def _diagonal(block: torch.Tensor, axes: tuple[int, int], sign: int) -> torch.Tensor:
-    """Difference of the map between the diagonal neighbor along `axes` and the point itself."""
-    start = [1, 1, 1]
-    for axis in axes:
-        start[axis] += sign
-    difference = _window(block, start) - _inner(block)
-    for axis in axes:
-        difference[axis] += sign
+def _difference(block: torch.Tensor, offset: dict[int, int]) -> torch.Tensor:
+    """Difference of the map i + d(i) between the neighbors at `offset` and the inner points of `block`."""
+    difference = _neighbor(block, offset) - _neighbor(block, {})
+    for axis, step in offset.items():
+        difference[axis] += step
     return difference
 
 
-def _inner(block: torch.Tensor) -> torch.Tensor:
-    return _window(block, [1, 1, 1])
-
-
-def _shifted(block: torch.Tensor, axis: int, sign: int) -> torch.Tensor:
-    start = [1, 1, 1]
-    start[axis] += sign
-    return _window(block, start)
-
-
-def _window(block: torch.Tensor, start: list[int]) -> torch.Tensor:
-    k, j, i = (slice(first, first + n - 2) for first, n in zip(start, block.shape[1:], strict=True))
-    return block[:, k, j, i]
+def _neighbor(block: torch.Tensor, offset: dict[int, int]) -> torch.Tensor:
+    """The displacement at the neighbors of the inner points of `block`, by the steps along each axis."""
+    for axis in range(3):
+        block = block.narrow(axis + 1, 1 + offset.get(axis, 0), block.shape[axis + 1] - 2)
+    return block
 
 
 def _cross(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Cross product along the first axis; torch.linalg.cross takes several times as long along it."""
     product = torch.empty_like(a)
     for row in range(3):
         second, third = (row + 1) % 3, (row + 2) % 3
@@ -199,35 +200,3 @@ def _cross(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a[0] * b[0]).addcmul_(a[1], b[1]).addcmul_(a[2], b[2])
-
-
-def _blocks(displacement: torch.Tensor, fill_border: FillBorder) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Runs of slices k, each as a block with one more sample on every side.
-
-    `fill_border` fills the samples beyond the lattice. Along an axis of one sample they repeat it, so the map is not
-    deformed along that axis.
-    """
-    _, depth, height, width = displacement.shape
-    fill_k, fill_j, fill_i = (fill_border if size > 1 else _repeat for size in displacement.shape[1:])
-    thickness = max(1, VOXELS_AT_ONCE // (height * width))
-    for first in range(0, depth, thickness):
-        last = min(first + thickness, depth)
-        block = displacement.new_empty(3, last - first + 2, height + 2, width + 2)
-        below, above = max(first - 1, 0), min(last + 1, depth)
-        block[:, below - first + 1 : above - first + 1, 1:-1, 1:-1] = displacement[:, below:above]
-        if first == 0:
-            fill_k(block, 1, 0, 1)
-        if last == depth:
-            fill_k(block, 1, -1, -1)
-        for fill, axis in ((fill_j, 2), (fill_i, 3)):
-            fill(block, axis, 0, 1)
-            fill(block, axis, -1, -1)
-        yield slice(first, last), block
-
-
-def _repeat(block: torch.Tensor, axis: int, end: int, inward: int) -> None:
-    block.select(axis, end).copy_(block.select(axis, end + inward))
-
-
-def _extrapolate(block: torch.Tensor, axis: int, end: int, inward: int) -> None:
-    block.select(axis, end).copy_(2 * block.select(axis, end + inward) - block.select(axis, end + 2 * inward))
