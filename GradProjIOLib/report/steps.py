@@ -15,14 +15,10 @@ SIMILARITY_COLOR = (0.12, 0.47, 0.71)
 REGULARITY_COLOR = (0.89, 0.45, 0.13)
 
 
-def _value(step: Any, key: str) -> Any:
-    return step.get(key) if isinstance(step, Mapping) else getattr(step, key)
-
-
-def draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
+def draw_steps(figure: Figure, footer: float, steps: Sequence[Mapping[str, Any]]) -> None:
     """Draw both losses over the `steps` into the lowest `footer` inches of `figure`, and the gradients' cosine.
 
-    Steps in which a gradient was projected are marked. `steps` are `Step`s or the mappings of report.json.
+    Steps in which a gradient was projected are marked. `steps` are those of report.json.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -31,9 +27,9 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
         text = "No optimization steps: the network's deformation as it came."
         figure.text(0.75 / width, (footer - 1.15) / height, text, fontsize=11)
         return
-    index = np.array([_value(step, "index") for step in steps])
-    projected = np.array([_value(step, "projected") or "none" for step in steps])
-    cosines = [_value(step, "cosine") for step in steps]
+    index = np.array([step["index"] for step in steps])
+    projected = np.array([step["projected"] or "none" for step in steps])
+    cosines = [step["cosine"] for step in steps]
     known = all(cosine is not None for cosine in cosines)
     count = 3 if known else 2
     left, right, gap, bottom, top = 0.85, 0.25, 0.75, 0.55, footer - 1.2
@@ -45,7 +41,7 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Any]) -> None:
     ]  # fmt: skip
     losses = (("similarity", SIMILARITY_COLOR, "o"), ("regularity", REGULARITY_COLOR, "s"))
     for axes, (key, color, marker) in zip(plots, losses, strict=False):
-        values = np.array([_value(step, key) for step in steps], dtype=float)
+        values = np.array([step[key] for step in steps], dtype=float)
         hit = np.isin(projected, (key, "both"))
         axes.plot(index, values, ".-", color=color, linewidth=1.6, markersize=3)
         axes.plot(

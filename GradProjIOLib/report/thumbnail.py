@@ -10,7 +10,7 @@ from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.report.colors import determinant_colors
-from GradProjIOLib.report.overview import canonical_order, orient
+from GradProjIOLib.report.orientation import anatomical_affine, to_anatomical, worst_fold
 
 THUMBNAIL = "thumbnail.png"
 THUMBNAIL_HEIGHT = 128
@@ -24,22 +24,22 @@ def write_thumbnail(folder: Path, fixed: Volume) -> None:
     """
     from PIL import Image
 
-    axes, reverse = canonical_order(fixed.affine)
     warped, determinant, folding = (
-        orient(read_volume(folder / f"{name}.nii.gz").array, axes, reverse)
+        to_anatomical(read_volume(folder / f"{name}.nii.gz").array, fixed.affine)
         for name in ("warped", "jacobian", "folding")
     )
     folded = (folding > 0) | (determinant <= 0)
-    level = determinant.shape[2] // 2
-    if folded.any():
-        level = int(np.unravel_index(np.argmin(np.where(folded, determinant, np.inf)), folded.shape)[2])
-    panels = [_gray(orient(fixed.array, axes, reverse), level), _gray(warped, level)]
+    level = worst_fold(determinant, folded)[2] if folded.any() else determinant.shape[2] // 2
+    panels = [_gray(to_anatomical(fixed.array, fixed.affine), level), _gray(warped, level)]
     panels += [determinant_colors(determinant[:, :, level], folded[:, :, level])]
-    spacing = fixed.spacing[[2 - axis for axis in axes]]
     # Radiological: the subject's right is on the left, anterior is up.
-    upright = [_resized(panel[::-1, ::-1].swapaxes(0, 1), spacing[1], spacing[0]) for panel in panels]
+    row = np.concatenate([panel[::-1, ::-1].swapaxes(0, 1) for panel in panels], axis=1)
+    right, front, _ = np.linalg.norm(anatomical_affine(fixed.affine, fixed.shape)[:3, :3], axis=0)
+    height, width = row.shape[0] * front, row.shape[1] * right
+    picture = Image.fromarray(np.rint(255 * row).astype(np.uint8))
+    size = (max(round(THUMBNAIL_HEIGHT * width / height), 1), THUMBNAIL_HEIGHT)
     with atomic_path(folder / THUMBNAIL) as path:
-        Image.fromarray(np.rint(255 * np.concatenate(upright, axis=1)).astype(np.uint8)).save(path)
+        picture.resize(size, Image.Resampling.NEAREST).save(path)
 
 
 def _gray(array: np.ndarray, level: int) -> np.ndarray:
@@ -47,12 +47,3 @@ def _gray(array: np.ndarray, level: int) -> np.ndarray:
     low, high = float(array.min()), float(np.percentile(array[::2, ::2, ::2], BRIGHTEST_PERCENTILE))
     plane = (array[:, :, level].astype(np.float32) - low) / max(high - low, 1e-12)
     return np.repeat(plane.clip(0, 1)[..., None], 3, axis=-1)
-
-
-def _resized(plane: np.ndarray, row_spacing: float, column_spacing: float) -> np.ndarray:
-    """A plane [rows, columns, 3] with square pixels and THUMBNAIL_HEIGHT rows, by the nearest pixels."""
-    rows, columns = plane.shape[:2]
-    width = max(round(THUMBNAIL_HEIGHT * columns * column_spacing / (rows * row_spacing)), 1)
-    row = (np.arange(THUMBNAIL_HEIGHT) * rows) // THUMBNAIL_HEIGHT
-    column = (np.arange(width) * columns) // width
-    return plane[row][:, column]

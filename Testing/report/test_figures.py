@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from matplotlib.text import Text
 from GradProjIOLib.engine.optimization import Step
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.report.colors import FOLD_COLOR, determinant_colors
-from GradProjIOLib.report.overview import canonical_order, draw_overview
+from GradProjIOLib.report.orientation import anatomical_affine, to_anatomical
+from GradProjIOLib.report.overview import draw_overview
 from GradProjIOLib.spatial.deformation import Deformation
 
 AXIAL, CORONAL, SAGITTAL = range(3)
@@ -20,8 +22,11 @@ ORIENTATIONS = {
     "LIA": np.array([[-2.0, 0, 0], [0, 0, 3.0], [0, -2.0, 0]]),
     "ASR": np.array([[0, 0, 3.0], [2.0, 0, 0], [0, 2.0, 0]]),
 }
-STEPS = [Step(1, 0.5, 0.01, 0.2, "none", 0.1), Step(2, 0.4, 0.02, -0.1, "similarity", 0.1),
-         Step(3, 0.35, 0.03, -0.2, "both", 0.1)]  # fmt: skip
+STEPS = [
+    asdict(Step(1, 0.5, 0.01, 0.2, "none", 0.1)),
+    asdict(Step(2, 0.4, 0.02, -0.1, "similarity", 0.1)),
+    asdict(Step(3, 0.35, 0.03, -0.2, "both", 0.1)),
+]
 
 
 def scene(orientation: str = "RAS", tilt: float = 0.1) -> Volume:
@@ -94,16 +99,17 @@ def test_slices_are_shown_in_radiological_convention(orientation: str) -> None:
         assert np.ptp(columns) / np.ptp(rows) == pytest.approx(width / height, rel=0.09)
 
 
-def test_canonical_order_undoes_every_permutation_and_flip() -> None:
+def test_arrays_are_turned_to_the_anatomical_axes_from_every_permutation_and_flip() -> None:
     for matrix in ORIENTATIONS.values():
         affine = np.eye(4)
         affine[:3, :3] = matrix
-        axes, reverse = canonical_order(affine)
         index = np.stack(np.indices((3, 4, 5))[::-1], axis=-1)
-        ras = np.moveaxis(index @ matrix.T, axes, (0, 1, 2))
-        ras = ras[tuple(slice(None, None, -1 if flip else 1) for flip in reverse)]
+        ras = np.stack([to_anatomical(axis, affine) for axis in np.moveaxis(index @ matrix.T, -1, 0)], axis=-1)
         for axis in range(3):
             assert (np.diff(ras[..., axis], axis=axis) > 0).all()
+        turned = anatomical_affine(affine, (3, 4, 5))
+        found = np.stack(np.indices(ras.shape[:3]), axis=-1) @ turned[:3, :3].T + turned[:3, 3]
+        assert np.allclose(found, ras)
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LIA"])
