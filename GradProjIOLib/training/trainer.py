@@ -1,9 +1,5 @@
 """Training of a registration network with the losses of instance optimization, and of labels where there are any.
 
-Zhang, Zhao and Tao (Learn2Reg 2024), section 3.2: Adam, learning rate 5e-5, batches of 4 pairs, 80 epochs. The
-network stays in evaluation mode, as in the instance optimization: its normalization keeps the statistics it
-came with, so one pair more or less in a batch changes nothing in the others.
-
 All random numbers follow from the seed and the number of the step or pair, so a training is resumed exactly
 from the network's parameters, Adam's moments and the number of steps taken.
 """
@@ -15,15 +11,13 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader
 
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.similarity import SIGMA
@@ -43,7 +37,7 @@ VALIDATION_LOG = "validation.csv"
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train; the defaults are the paper's.
+    """How to train; the defaults are those of Zhang, Zhao and Tao (Learn2Reg 2024), section 3.2.
 
     batch: pairs per step, of all processes together. sigma: of LNCC's window, in samples. label_weight: of the
     overlap of the pairs' labels (``overlap.Overlap``). warm_up: steps in which the learning rate rises linearly.
@@ -85,15 +79,11 @@ class TrainingStep:
 class Trainer:
     """Trains ``network`` in place; iterating takes the steps that are left.
 
-    The folder gets ``checkpoint.pt`` every ``checkpoint_every`` steps and after every epoch, ``weights.pt`` (as
-    the commands' ``--weights`` reads it) after every epoch, ``steps.csv`` and ``validation.csv``. Where the folder
-    has a checkpoint, the training continues from there. loaders: processes that prepare the pairs; with 0 they
-    are prepared between the steps.
-
-        for step in Trainer(network, model, plan, training, validating, folder):
-            print(step)
-
-    Where torch.distributed is initialized, every process takes its share of each batch, and the first one writes.
+    The network stays in evaluation mode, as in the instance optimization. The folder gets ``checkpoint.pt`` every
+    ``checkpoint_every`` steps and after every epoch, ``weights.pt`` after every epoch, ``steps.csv`` and
+    ``validation.csv``. Where it has a checkpoint, the training continues from there. loaders: processes that prepare
+    the pairs; with 0 they are prepared between the steps. Where torch.distributed is initialized, every process takes
+    its share of each batch, and the first one writes.
 
     Raises InputError where the folder's checkpoint is of another plan or network or the batches cannot be made,
     and FloatingPointError when a loss is no longer finite.
@@ -132,9 +122,9 @@ class Trainer:
         self.saved = 0
         """The steps that the folder's checkpoint holds; 0 where there is none."""
         self._resume()
-        self.parallel: nn.Module = self.network
         if self.processes > 1:
-            self.parallel = DistributedDataParallel(self.network, broadcast_buffers=False)
+            for parameter in self.network.parameters():
+                distributed.broadcast(parameter.data, 0)
 
     def __iter__(self) -> Iterator[TrainingStep]:
         if self.taken == 0:
@@ -151,9 +141,7 @@ class Trainer:
         """This process' share of the coming batches: pairs with their numbers."""
         share = range(self.rank, self.plan.batch, self.processes)
         numbers = [self._first_of(step) + place for step in range(self.taken, self.steps) for place in share]
-        # Any source of pairs has what a Dataset needs.
-        chosen: Dataset = Subset(cast(Dataset, self.training), numbers)
-        loaded = DataLoader(chosen, batch_size=None, num_workers=self.loaders)
+        loaded = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)
         numbered = zip(numbers, loaded, strict=True)
         while batch := list(itertools.islice(numbered, len(share))):
             yield batch
@@ -169,12 +157,11 @@ class Trainer:
             group["lr"] = rate
         self.adam.zero_grad()
         found = torch.zeros(2, device=self.device)
-        for place, (pair_number, pair) in enumerate(batch):
-            with self._gathering(last=place == len(batch) - 1):
-                found += self._learn(pair_number, pair) / len(batch)
+        for pair_number, pair in batch:
+            found += self._learn(pair_number, pair) / self.plan.batch
         if self.processes > 1:
-            distributed.all_reduce(found)
-            found /= self.processes
+            for total in (found, *(parameter.grad for parameter in self.network.parameters())):
+                distributed.all_reduce(total)
         similarity, regularity = found.tolist()
         if not math.isfinite(similarity + regularity):
             raise FloatingPointError(f"The losses are not finite in step {number}; a smaller learning rate may help.")
@@ -184,7 +171,7 @@ class Trainer:
 
     def _learn(self, number: int, pair: TrainingPair) -> Tensor:
         """Add the gradient of a pair's share of the loss; returns its similarity and regularity."""
-        objective = self._objective(pair, self.parallel)
+        objective = self._objective(pair)
         noise = pairs.generator(self.plan.seed, pairs.JITTER, number, device=self.device)
         fields = objective.fields()
         losses = objective.losses_of(fields, objective.regularity.jitter(noise))
@@ -192,29 +179,31 @@ class Trainer:
         if self.plan.label_weight and pair.fixed_labels is not None and pair.moving_labels is not None:
             overlap = Overlap(pair.fixed_labels, pair.moving_labels, self.device)
             loss = loss + self.plan.label_weight * overlap(fields)
-        (loss * self.processes / self.plan.batch).backward()
+        (loss / self.plan.batch).backward()
         return torch.stack([losses.similarity, losses.regularity]).detach()
-
-    def _gathering(self, last: bool) -> AbstractContextManager:
-        """Several processes add up their gradients only once per step."""
-        if last or not isinstance(self.parallel, DistributedDataParallel):
-            return nullcontext()
-        return self.parallel.no_sync()
 
     def _record(self, step: TrainingStep) -> None:
         if self.rank == 0:
             _append(self.folder / STEP_LOG, asdict(step))
-        if self.taken % self.per_epoch == 0:
+        epoch_ends = self.taken % self.per_epoch == 0
+        if epoch_ends:
             self._validate()
-            self._save_weights()
-            self._save_checkpoint()
-        elif self.taken % self.checkpoint_every == 0:
-            self._save_checkpoint()
+            self._save(WEIGHTS, state_for_file(self.network, self.model))
+        if epoch_ends or self.taken % self.checkpoint_every == 0:
+            state = {"taken": self.taken, "plan": asdict(self.plan)}
+            state |= {"network": self.network.state_dict(), "adam": self.adam.state_dict()}
+            self._save(CHECKPOINT, state)
+            self.saved = self.taken
 
-    def _objective(self, pair: TrainingPair, network: nn.Module) -> Objective:
+    def _save(self, name: str, state: dict[str, Any]) -> None:
+        if self.rank == 0:
+            with atomic_path(self.folder / name) as path:
+                torch.save(state, path)
+
+    def _objective(self, pair: TrainingPair) -> Objective:
         def forward(source: Tensor, target: Tensor) -> list[Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "fast"):
-                return network(source, target)
+                return self.network(source, target)
 
         fixed, moving = (image[None].to(self.device) for image in (pair.fixed, pair.moving))
         return Objective(forward, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
@@ -222,26 +211,9 @@ class Trainer:
     def _validate(self) -> None:
         if self.rank > 0 or not len(self.validating):
             return
-        numbered = (self.validating[number] for number in range(len(self.validating)))
-        found = [validation.measure(self._objective(pair, self.network), pair) for pair in numbered]
+        held_out = (self.validating[number] for number in range(len(self.validating)))
+        found = [validation.measure(self._objective(pair), pair) for pair in held_out]
         _append(self.folder / VALIDATION_LOG, {"step": self.taken, **asdict(validation.mean(found))})
-
-    def _save_weights(self) -> None:
-        if self.rank == 0:
-            with atomic_path(self.folder / WEIGHTS) as path:
-                torch.save(state_for_file(self.network, self.model), path)
-
-    def _save_checkpoint(self) -> None:
-        if self.rank == 0:
-            state = {
-                "taken": self.taken,
-                "plan": asdict(self.plan),
-                "network": self.network.state_dict(),
-                "adam": self.adam.state_dict(),
-            }
-            with atomic_path(self.folder / CHECKPOINT) as path:
-                torch.save(state, path)
-        self.saved = self.taken
 
     def _resume(self) -> None:
         """Continue from the folder's checkpoint, and remove what the logs say of later steps."""
@@ -261,14 +233,14 @@ class Trainer:
             _keep_rows(self.folder / VALIDATION_LOG, self.taken + (self.taken > 0))
 
     def _check_plan(self, before: dict[str, Any], path: Path) -> None:
-        now, before = asdict(self.plan), asdict(Plan()) | before
-        changed = [name for name in now if name != "epochs" and now[name] != before[name]]
-        if changed:
-            name = changed[0]
-            raise InputError(
-                f"{path} is of a training with {name.replace('_', ' ')} {before[name]} instead of {now[name]}; "
-                "choose another folder, or the same settings."
-            )
+        # A checkpoint from before a setting existed was made with its default.
+        before = asdict(Plan()) | before
+        for name, value in asdict(self.plan).items():
+            if name != "epochs" and value != before[name]:
+                raise InputError(
+                    f"{path} is of a training with {name.replace('_', ' ')} {before[name]} instead of {value}; "
+                    "choose another folder, or the same settings."
+                )
 
     def _check_batches(self) -> None:
         if self.plan.batch % self.processes:

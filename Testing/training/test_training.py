@@ -266,7 +266,7 @@ def test_rate_rises_and_falls():
 def test_a_smaller_window_is_used(tmp_path):
     pair = SyntheticPairs(LATTICE, 4)[0]
     run = trainer(tmp_path, Plan(batch=1, sigma=2))
-    loss = run._objective(pair, run.network).losses(torch.zeros(1)).similarity
+    loss = run._objective(pair).losses(torch.zeros(1)).similarity
     images = torch.stack([pair.moving, pair.fixed])
     expected = LNCC(images.flip(0), sigma=2)(images).sum()
     torch.testing.assert_close(loss, expected)
@@ -349,7 +349,7 @@ def test_labels_have_their_share_in_the_gradient(tmp_path):
         pair = run.training[0]
         run._learn(0, pair)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in run.network.parameters()]))
-    overlap = Overlap(pair.fixed_labels, pair.moving_labels)(run._objective(pair, run.network).fields())
+    overlap = Overlap(pair.fixed_labels, pair.moving_labels)(run._objective(pair).fields())
     expected = torch.cat([part.flatten() for part in torch.autograd.grad(2 * overlap, list(run.network.parameters()))])
     assert expected.norm() > 0.01
     torch.testing.assert_close(gradients[1] - gradients[0], expected, rtol=1e-3, atol=1e-5)
