@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import distributed
 
-from GradProjIOLib.commands.options import add_output_option
+from GradProjIOLib.commands.options import add_output_option, number, whole_number
 from GradProjIOLib.engine.devices import find_device
 from GradProjIOLib.engine.memory import needed_memory, recycled_memory
 from GradProjIOLib.errors import InputError
@@ -19,41 +20,51 @@ from GradProjIOLib.models import registry
 from GradProjIOLib.settings import MODALITIES, SIMILARITIES
 from GradProjIOLib.training.pairs import VALIDATION, PairSource, SyntheticPairs, TrainingPair
 from GradProjIOLib.training.trainer import CHECKPOINT, VALIDATION_LOG, WEIGHTS, Plan, Trainer
-from GradProjIOLib.training.volumes import ImageFiles, Reader, ValidationPairs, VolumePairs, find_images
+from GradProjIOLib.training.volumes import Reader, ValidationPairs, VolumePairs, find_images
 
 SYNTHETIC_VOXELS = (96, 112, 80)
 SYNTHETIC_VALIDATION_PAIRS = 6
+POSITIVE = partial(whole_number, least=1)
+NOT_NEGATIVE = partial(whole_number, least=0)
 NUMBERS = (
-    ("epochs", Plan.epochs, "how often all pairs are seen"),
-    ("batch", Plan.batch, "pairs per step"),
-    ("learning-rate", Plan.learning_rate, "learning rate"),
-    ("warm-up", Plan.warm_up, "steps in which the rate rises"),
-    ("regularity-weight", Plan.regularity_weight, "weight of the regularity"),
-    ("sigma", float(Plan.sigma), "LNCC's window in samples"),
-    ("label-weight", Plan.label_weight, "weight of the overlap of labels in the loss, for synthetic pairs"),
-    ("augment-from", 50, "epoch from which images change"),
-    ("loaders", 1, "processes that prepare pairs"),
-    ("checkpoint-every", 100, "steps between checkpoints"),
-    ("seed", Plan.seed, "seed of everything that is random"),
+    ("epochs", POSITIVE, Plan.epochs, "how often all pairs are seen"),
+    ("batch", POSITIVE, Plan.batch, "pairs per step"),
+    ("learning-rate", number, Plan.learning_rate, "learning rate"),
+    ("warm-up", NOT_NEGATIVE, Plan.warm_up, "steps in which the rate rises"),
+    ("regularity-weight", number, Plan.regularity_weight, "weight of the regularity"),
+    ("sigma", number, Plan.sigma, "LNCC's window in samples"),
+    ("label-weight", number, Plan.label_weight, "weight of the overlap of labels in the loss, for synthetic pairs"),
+    ("augment-from", NOT_NEGATIVE, 50, "epoch from which images change"),
+    ("loaders", NOT_NEGATIVE, 1, "processes that prepare pairs"),
+    ("checkpoint-every", POSITIVE, 100, "steps between checkpoints"),
+    ("seed", NOT_NEGATIVE, Plan.seed, "seed of everything that is random"),
 )
-"""Options that are numbers, with their defaults."""
+"""Options that are numbers, with their types and defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("data", nargs="?", type=Path, metavar="DATA", help="folder of images, or LUMIR_dataset.json")
-    data.add_argument("--synthetic", type=int, metavar="N", help="learn from synthetic pairs, N new ones per epoch")
+    data.add_argument(
+        "--synthetic", type=POSITIVE, metavar="N", help="learn from synthetic pairs, N new ones per epoch"
+    )
     add_output_option(parser, "folder for weights, logs and checkpoint")
     parser.add_argument("--model", choices=tuple(registry.MODELS), default="unigradicon", help="network")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="FILE", help="weights to start from instead of the model's own")
     start.add_argument("--from-scratch", action="store_true", help="start from the identity")
-    parser.add_argument("--stages", type=int, metavar="N", help="only the N coarsest U-Nets, on a coarser lattice")
-    parser.add_argument("--lattice", type=int, nargs=3, metavar=("K", "J", "I"), help="instead of the model's own")
-    for name, default, help in NUMBERS:
-        metavar = "N" if isinstance(default, int) else "X"
-        parser.add_argument(f"--{name}", type=type(default), default=default, metavar=metavar, help=help)
+    parser.add_argument("--stages", type=POSITIVE, metavar="N", help="only the N coarsest U-Nets, on a coarser lattice")
+    parser.add_argument(
+        "--lattice",
+        type=partial(whole_number, least=registry.SMALLEST_LATTICE),
+        nargs=3,
+        metavar=("K", "J", "I"),
+        help="instead of the model's own",
+    )
+    for name, kind, default, help in NUMBERS:
+        metavar = "X" if kind is number else "N"
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=help)
     parser.add_argument("--decay", action="store_true", help="let the learning rate fall to nothing along a cosine")
     parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=Plan.similarity, help="image similarity")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps to validate with, named as the images")
@@ -76,16 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
         network = _network(arguments, model)
         lattice, training, validating = _pairs(arguments, model)
         trainer = Trainer(
-            network,
-            model,
-            plan,
-            training,
-            validating,
-            arguments.output,
-            device=device,
-            loaders=arguments.loaders,
-            checkpoint_every=arguments.checkpoint_every,
-        )
+            network, model, plan, training, validating, arguments.output,
+            device=device, loaders=arguments.loaders, checkpoint_every=arguments.checkpoint_every,
+        )  # fmt: skip
         with recycled_memory(device, needed_memory(network, lattice, "full", device)):
             return _train(trainer, arguments)
     finally:
@@ -94,20 +98,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("batch", "epochs", "checkpoint_every", "synthetic", "sigma", "learning_rate"):
-        value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be more than 0.")
-    for name in ("loaders", "warm_up", "augment_from", "seed", "regularity_weight", "label_weight"):
-        if getattr(arguments, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be 0 or more.")
+    if arguments.sigma <= 0 or arguments.learning_rate <= 0:
+        raise InputError("--sigma and --learning-rate must be more than 0.")
+    if arguments.regularity_weight < 0 or arguments.label_weight < 0:
+        raise InputError("--regularity-weight and --label-weight must be 0 or more.")
     if arguments.label_weight and not arguments.synthetic:
         raise InputError("--label-weight needs pairs with known labels; use it with --synthetic.")
     stages = len(registry.find(arguments.model).widths)
-    if arguments.stages is not None and not 1 <= arguments.stages <= stages:
+    if arguments.stages is not None and arguments.stages > stages:
         raise InputError(f"--stages is {arguments.stages}; the model {arguments.model} has 1 to {stages}.")
-    if arguments.lattice and min(arguments.lattice) < registry.SMALLEST_LATTICE:
-        raise InputError(f"The lattice must have at least {registry.SMALLEST_LATTICE} samples along each axis.")
 
 
 def _join_processes(device: str) -> torch.device:
@@ -144,18 +143,15 @@ def _pairs(
         new = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
         return lattice, new, [held_out[number] for number in range(len(held_out))]
     files = find_images(arguments.data, arguments.labels, arguments.seed)
-    lattice = tuple(arguments.lattice or _lattice_of(files, model))
+    lattice = model.lattice
+    if arguments.lattice:
+        lattice = tuple(arguments.lattice)
+    elif lattice is None:  # the lattice follows the proportions of the first image
+        first = read_volume(files.training[0].image)
+        lattice = model.lattice_for(first.shape, first.spacing.tolist())
     reader = Reader(lattice, arguments.cache or arguments.output / "cache", arguments.modality)
     source = VolumePairs(files.training, reader, arguments.augment_from, arguments.seed)
     return lattice, source, ValidationPairs(files.validation, reader)
-
-
-def _lattice_of(files: ImageFiles, model: registry.Model) -> registry.Lattice:
-    """The model's lattice, which may follow the proportions of the first image."""
-    if model.lattice is not None:
-        return model.lattice
-    first = read_volume(files.training[0].image)
-    return model.lattice_for(first.shape, first.spacing.tolist())
 
 
 def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:
@@ -163,14 +159,12 @@ def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:
     import tqdm
 
     shown = trainer.rank == 0 and not arguments.quiet
-    with tqdm.tqdm(
-        total=trainer.steps, initial=trainer.taken, unit="step", disable=not (shown and sys.stderr.isatty())
-    ) as bar:
+    hidden = not (shown and sys.stderr.isatty())
+    with tqdm.tqdm(total=trainer.steps, initial=trainer.taken, unit="step", disable=hidden) as bar:
         try:
             for step in trainer:
-                bar.set_postfix_str(
-                    f"similarity {step.similarity:.4f}, regularity {step.regularity:.4f}", refresh=False
-                )
+                losses = f"similarity {step.similarity:.4f}, regularity {step.regularity:.4f}"
+                bar.set_postfix_str(losses, refresh=False)
                 bar.update()
         except KeyboardInterrupt:
             if trainer.rank == 0:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from GradProjIOLib.engine.objective import Objective
@@ -48,10 +49,8 @@ def measure(objective: Objective, pair: TrainingPair) -> Quality:
 
 def mean(qualities: list[Quality]) -> Quality:
     """Mean of each figure, over those pairs that have it."""
-    columns = np.array([list(vars(quality).values()) for quality in qualities])
-    known = ~np.isnan(columns)
-    sums, counts = np.where(known, columns, 0).sum(axis=0), known.sum(axis=0)
-    return Quality(*(float(total / count) if count else math.nan for total, count in zip(sums, counts, strict=True)))
+    figures = np.ma.masked_invalid([astuple(quality) for quality in qualities])
+    return Quality(*figures.mean(axis=0).filled(np.nan).tolist())
 
 
 def _overlap(pair: TrainingPair, displacement: Tensor) -> tuple[float, float]:
@@ -61,9 +60,7 @@ def _overlap(pair: TrainingPair, displacement: Tensor) -> tuple[float, float]:
     structures = [int(label) for label in np.intersect1d(fixed, moving) if label != 0]
     if not structures:
         return math.nan, math.nan
-    nearest = np.indices(fixed.shape) + displacement.numpy()
-    index = tuple(
-        np.clip(np.rint(axis).astype(int), 0, size - 1) for axis, size in zip(nearest, fixed.shape, strict=True)
-    )
-    after, before = (dice_of(fixed, warped, structures) for warped in (moving[index], moving))
+    points = np.indices(fixed.shape) + displacement.numpy()
+    moved = ndimage.map_coordinates(moving, points, order=0, mode="nearest")
+    after, before = (dice_of(fixed, warped, structures) for warped in (moved, moving))
     return float(np.mean(after)), float(np.mean(before))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,22 +22,20 @@ from GradProjIOLib.geometry.volume import check_image
 from GradProjIOLib.models.registry import Lattice
 from GradProjIOLib.registration.preprocessing import normalize
 from GradProjIOLib.training.augmentation import random_change
-from GradProjIOLib.training.pairs import AUGMENTATION, ORDER, TrainingPair, derived_seed, generator
+from GradProjIOLib.training.pairs import AUGMENTATION, ORDER, TrainingPair, generator
 
 HELD_OUT = 0.1
 """Part of a folder's images that is for validation."""
 
 
-@dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """An image and, where there is one, its label map."""
 
     image: Path
     labels: Path | None = None
 
 
-@dataclass(frozen=True)
-class ImageFiles:
+class ImageFiles(NamedTuple):
     """The images to learn from, and pairs (fixed, moving) to validate with."""
 
     training: list[ImageFile]
@@ -57,8 +56,17 @@ def find_images(path: Path, labels: Path | None = None, seed: int = 0) -> ImageF
     if not path.is_dir():
         raise InputError(f"{path} does not exist; give {lumir.DATASET_FILE} or a folder of images.")
     images = sorted(file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES))
-    files = [ImageFile(image, _existing(labels / image.name) if labels else None) for image in images]
-    return _split(files, path, seed)
+    _check_count(images, path)
+    files = [ImageFile(image, _labels_of(image, labels)) for image in images]
+    held_out = max(round(HELD_OUT * len(files)), 2) if len(files) >= 4 else 0
+    order = torch.randperm(len(files), generator=generator(seed, ORDER)).tolist()
+    validating = [files[index] for index in order[:held_out]]
+    training = [files[index] for index in sorted(order[held_out:])]
+    return ImageFiles(training, list(zip(validating, validating[1:] + validating[:1], strict=True)))
+
+
+def _labels_of(image: Path, folder: Path | None) -> Path | None:
+    return folder / image.name if folder and (folder / image.name).exists() else None
 
 
 def _lumir_images(folder: Path) -> ImageFiles:
@@ -77,23 +85,9 @@ def _lumir_images(folder: Path) -> ImageFiles:
     return ImageFiles([ImageFile(image) for image in images], pairs)
 
 
-def _split(files: list[ImageFile], folder: Path, seed: int) -> ImageFiles:
-    _check_count(files, folder)
-    held_out = round(HELD_OUT * len(files))
-    held_out = max(held_out, 2) if len(files) >= 4 else 0
-    order = torch.randperm(len(files), generator=generator(seed, ORDER)).tolist()
-    validating = [files[index] for index in order[:held_out]]
-    training = [files[index] for index in sorted(order[held_out:])]
-    return ImageFiles(training, list(zip(validating, validating[1:] + validating[:1], strict=True))[:held_out])
-
-
-def _check_count(images: Sequence[object], folder: Path) -> None:
+def _check_count(images: Sequence[Path], folder: Path) -> None:
     if len(images) < 2:
         raise InputError(f"{folder} has {len(images)} images to learn from; at least 2 are needed.")
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -106,53 +100,42 @@ class Reader:
 
     def image(self, path: Path) -> Tensor:
         """Intensities in [0, 1], float32 [1, D, H, W], with a precision of 16 bits."""
-        return self._cached(path, "image").float()
+        return self._prepared(path, "image")["array"].float()
 
     def labels(self, path: Path) -> Tensor:
         """Labels, int32 [1, D, H, W]."""
-        return self._cached(path, "labels")
+        return self._prepared(path, "labels")["array"]
 
     def spacing(self, path: Path) -> Tensor:
         """Millimeters between the samples along (x, y, z)."""
-        return self._cached(path, "image", "spacing")
+        return self._prepared(path, "image")["spacing"]
 
-    def pair(self, files: tuple[ImageFile, ImageFile]) -> TrainingPair:
-        """A pair with its labels where both images have them."""
-        labels = [self.labels(file.labels) for file in files if file.labels is not None]
-        return TrainingPair(*(self.image(file.image) for file in files), *(labels if len(labels) == 2 else ()))
-
-    def _cached(self, path: Path, kind: str, name: str = "array") -> Tensor:
-        with np.load(self._prepared(path, kind)) as prepared:
-            return torch.from_numpy(prepared[name])
-
-    def _prepared(self, path: Path, kind: str) -> Path:
-        """The file in the cache; it is made where the cache has none for this state of the image."""
+    def _prepared(self, path: Path, kind: str) -> dict[str, Tensor]:
+        """What the cache has for this state of the image; it is made where the cache has nothing."""
         try:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); check the list of images.") from error
         identity = [str(path.resolve()), status.st_mtime_ns, status.st_size, self.lattice, self.modality, kind]
-        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        prepared = self.cache / f"{name}.npz"
-        if not prepared.exists():
+        file = self.cache / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.pt"
+        if not file.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            array, spacing = self._prepare(path, kind)
-            with atomic_path(prepared) as temporary:
-                np.savez(temporary, array=array, spacing=spacing)
-        return prepared
+            prepared = self._prepare(path, kind)
+            with atomic_path(file) as temporary:
+                torch.save(prepared, temporary)
+        return torch.load(file, weights_only=True, mmap=True)
 
-    def _prepare(self, path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        volume = read_volume(path) if kind == "image" else read_labels(path)
+    def _prepare(self, path: Path, kind: str) -> dict[str, Tensor]:
         if kind == "image":
+            volume = read_volume(path)
             check_image(volume)
-            array = self._stretched(normalize(volume, self.modality), "trilinear").astype(np.float16)
+            array, mode, dtype = normalize(volume, self.modality), "trilinear", torch.float16
         else:
-            array = self._stretched(volume.array.astype(np.float32), "nearest-exact").astype(np.int32)
-        extent = volume.spacing * volume.shape[::-1]
-        return array, (extent / self.lattice[::-1]).astype(np.float32)
-
-    def _stretched(self, array: np.ndarray, mode: str) -> np.ndarray:
-        return F.interpolate(torch.from_numpy(array)[None, None], self.lattice, mode=mode)[0].numpy()
+            volume = read_labels(path)
+            array, mode, dtype = volume.array.astype(np.float32), "nearest-exact", torch.int32
+        stretched = F.interpolate(torch.from_numpy(array)[None, None], self.lattice, mode=mode)[0].to(dtype)
+        spacing = volume.spacing * volume.shape[::-1] / self.lattice[::-1]
+        return {"array": stretched, "spacing": torch.from_numpy(spacing).float()}
 
 
 @dataclass(frozen=True)
@@ -176,17 +159,15 @@ class VolumePairs:
         chosen = [self.files[order[position]], self.files[order[(position + 1) % len(order)]]]
         images = [self.reader.image(file.image) for file in chosen]
         if epoch >= self.augmented_from:
-            noise = torch.Generator().manual_seed(derived_seed(self.seed, AUGMENTATION, number))
-            images = [
-                random_change(noise)(image, self.reader.spacing(file.image))
-                for image, file in zip(images, chosen, strict=True)
-            ]
+            noise = generator(self.seed, AUGMENTATION, number)
+            spacings = [self.reader.spacing(file.image) for file in chosen]
+            images = [random_change(noise)(image, spacing) for image, spacing in zip(images, spacings, strict=True)]
         return TrainingPair(*images)
 
 
 @dataclass(frozen=True)
 class ValidationPairs:
-    """The given pairs, without augmentation."""
+    """The given pairs, without augmentation, and with labels where both images have them."""
 
     files: Sequence[tuple[ImageFile, ImageFile]]
     reader: Reader
@@ -195,4 +176,6 @@ class ValidationPairs:
         return len(self.files)
 
     def __getitem__(self, number: int) -> TrainingPair:
-        return self.reader.pair(self.files[number])
+        files = self.files[number]
+        labels = [self.reader.labels(file.labels) for file in files if file.labels is not None]
+        return TrainingPair(*(self.reader.image(file.image) for file in files), *(labels if len(labels) == 2 else ()))

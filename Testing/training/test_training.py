@@ -551,9 +551,9 @@ def test_two_epochs_of_the_paper_s_protocol(lumir_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--synthetic", "4", "--batch", "0"], "--batch is 0; it must be more than 0"),
+        (["--synthetic", "4", "--batch", "0"], "--batch: 0 is too small; give 1 or more"),
         (["--synthetic", "4", "--stages", "9"], "--stages is 9; the model compact has 1 to 3"),
-        (["--synthetic", "4", "--loaders", "-1"], "--loaders is -1"),
+        (["--synthetic", "4", "--loaders", "-1"], "--loaders: -1 is too small; give 0 or more"),
         (["missing-folder"], "missing-folder does not exist"),
     ],
 )
