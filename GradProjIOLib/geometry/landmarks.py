@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix
 
 FRAMES = ("LPS", "RAS", "voxels")
 SUFFIXES = (".mrk.json", ".fcsv", ".csv")
@@ -60,15 +61,12 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
 
 def to_ras(points: np.ndarray, frame: str | None, affine: np.ndarray | None, path: str | os.PathLike) -> np.ndarray:
     """`points` [n, 3] in `frame` ("LPS", "RAS" or "voxels") as points in RAS mm. Raises InputError."""
-    if frame == "RAS":
-        return points
-    if frame == "LPS":
-        return points * [-1.0, -1.0, 1.0]
-    if frame == "voxels":
-        if affine is None:
-            raise InputError(f"{path} is in voxels, but of which image is unknown; give that image, too.")
-        return points @ affine[:3, :3].T + affine[:3, 3]
-    raise InputError(f"{path} does not say in which coordinates its points are; say {', '.join(FRAMES)}.")
+    if frame == "voxels" and affine is None:
+        raise InputError(f"{path} is in voxels, but of which image is unknown; give that image, too.")
+    to_mm = {"RAS": np.eye(4), "LPS": RAS_TO_LPS, "voxels": affine}.get(frame or "")
+    if to_mm is None:
+        raise InputError(f"{path} does not say in which coordinates its points are; say {', '.join(FRAMES)}.")
+    return apply_matrix(to_mm, points)
 
 
 def _read_markups(path: Path) -> tuple[list[str], list[list[float]], str]:

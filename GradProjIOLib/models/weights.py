@@ -1,8 +1,4 @@
-"""Network weights as files: where they lie, how they get there, how they are checked.
-
-Nothing here uses the network unless `download` is called, and nothing runs code from a file: a weights file
-is a zip archive of tensors as `torch.save` writes it, read with `weights_only=True`.
-"""
+"""Network weights as files: where they lie, how they are downloaded and checked. Reading one runs no code from it."""
 
 from __future__ import annotations
 
@@ -65,10 +61,9 @@ def download(
 ) -> Path:
     """Fetch the weights of model `name` over HTTPS and return their path (`cached_path` unless given).
 
-    `destination` appears, or is replaced, only when everything has arrived. `<destination>.lock` keeps a second
-    process out. `on_progress(received, total)` gets bytes, `total` is None where the server does not tell; it
-    cancels by returning False. `timeout` is the number of seconds without an answer after which the attempt
-    ends. The certificates are those of the package requests, or of the file that $REQUESTS_CA_BUNDLE names.
+    `destination` appears, or is replaced, only when everything has arrived; `<destination>.lock` keeps a second process
+    out. `on_progress(received, total)` gets bytes, `total` is None where the server does not tell; it cancels by
+    returning False. `timeout`: seconds without an answer. $REQUESTS_CA_BUNDLE names other certificates to trust.
 
     Raises InputError (not HTTPS, no connection, refused by the server, cut short, no space, another process is
     downloading) and DownloadCancelled.
@@ -81,12 +76,8 @@ def download(
             f"The weights of {name} can only be downloaded over HTTPS, not from {url}; give another address."
         )
     destination = cached_path(name, url) if destination is None else Path(destination)
-    fetch = pooch.HTTPDownloader(
-        progressbar=_Report(on_progress),
-        chunk_size=CHUNK,
-        timeout=timeout,
-        hooks={"response": _refuse_other_than_https},
-    )
+    hooks = {"response": _refuse_other_than_https}
+    fetch = pooch.HTTPDownloader(progressbar=_Report(on_progress), chunk_size=CHUNK, timeout=timeout, hooks=hooks)
     pooch.get_logger().setLevel("WARNING")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -171,14 +162,10 @@ def load_cached(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> tu
 def load_state(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Read network weights: key → tensor on the CPU, floating-point values as float32.
 
-    `expected` gives the shape of every key, for a torch module
-    `{key: tuple(value.shape) for key, value in module.state_dict().items()}`. At most one copy of the
-    weights is in memory.
-
-    Raises InputError unless the file is an undamaged zip archive of `torch.save` that holds exactly
-    these keys with these shapes, all finite. Objects other than tensors are refused, not created.
-    The formats from before torch 1.6, which are no zip archives, are refused too: until torch 2.6 reading
-    one of them could run code (CVE-2025-32434).
+    `expected` gives the shape of every key. Raises InputError unless the file is an undamaged zip archive of
+    `torch.save` that holds exactly these keys with these shapes, all finite. Objects other than tensors are refused,
+    not created. The formats from before torch 1.6, which are no zip archives, are refused too: until torch 2.6
+    reading one of them could run code (CVE-2025-32434).
     """
     import torch
 

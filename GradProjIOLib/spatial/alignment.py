@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,7 +55,7 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
     reached = [result for result in attempts if result is not None]
     if not reached:
         raise _failure(fixed, moving, "they do not overlap")
-    _, matrix = max(reached, key=lambda result: result[0])
+    _, matrix = max(reached, key=itemgetter(0))
     for step in ALIGNMENTS[2 : ALIGNMENTS.index(kind) + 1]:
         result = _optimized(*fine, matrix, step, (2, 1), seed)
         if result is None:
@@ -71,9 +72,7 @@ def overlap(fixed: Volume, moving: Volume, matrix: np.ndarray) -> float:
     into the moving image's field of view."""
     lattice = (24, 24, 24)
     to_index = np.linalg.inv(moving.affine) @ matrix @ lattice_affine(fixed.affine, fixed.shape, lattice)
-    index = lattice_points(lattice, to_index)
-    inside = (index >= -0.5) & (index <= np.array(moving.shape[::-1]) - 0.5)
-    return float(inside.all(axis=-1).mean())
+    return float(_inside(lattice_points(lattice, to_index), moving).mean())
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
@@ -83,6 +82,11 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
+
+
+def _inside(index: np.ndarray, volume: Volume) -> np.ndarray:
+    """Which of the voxel indices [..., 3] (i, j, k) lie in the field of view: [...]."""
+    return ((index >= -0.5) & (index <= np.array(volume.shape[::-1]) - 0.5)).all(axis=-1)
 
 
 def _reduced(volume: Volume, spacing: float) -> Volume:
@@ -134,20 +138,16 @@ def _starts(fixed: Volume, moving: Volume) -> list[np.ndarray]:
     for degrees in itertools.product(SEARCH_DEGREES, repeat=3):
         rotation = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
         candidates = [_about(center, rotation, shift) for shift in shifts]
-        scores = [(_fit(fixed, moving, points, matrix), matrix) for matrix in candidates]
-        scored.append(max(scores, key=_score))
-    return [matrix for _, matrix in sorted(scored, key=_score, reverse=True)[:STARTS]]
-
-
-def _score(result: tuple[float, np.ndarray]) -> float:
-    return result[0]
+        scores = [_fit(fixed, moving, points, matrix) for matrix in candidates]
+        scored.append((max(scores), candidates[int(np.argmax(scores))]))
+    return [matrix for _, matrix in sorted(scored, key=itemgetter(0), reverse=True)[:STARTS]]
 
 
 def _fit(fixed: Volume, moving: Volume, points: np.ndarray, matrix: np.ndarray) -> float:
     """Mutual information of `fixed` and the moving image under `matrix`, 0 outside the moving image."""
     index = apply_matrix(np.linalg.inv(moving.affine) @ matrix, points)
-    inside = ((index >= -0.5) & (index <= np.array(moving.shape[::-1]) - 0.5)).all(axis=-1)
-    return mutual_information(fixed.array, sample_linear(moving.array[..., None], index)[..., 0] * inside)
+    warped = sample_linear(moving.array[..., None], index)[..., 0] * _inside(index, moving)
+    return mutual_information(fixed.array, warped)
 
 
 def _optimized(
@@ -204,11 +204,11 @@ def _to_transform(matrix: np.ndarray, center: np.ndarray, kind: str) -> SimpleIT
     import SimpleITK as sitk
 
     lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
-    middle = RAS_TO_LPS[:3, :3] @ center
+    middle = apply_matrix(RAS_TO_LPS, center)
     transform = sitk.Euler3DTransform() if kind == "rigid" else sitk.AffineTransform(3)
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(lps[:3, :3].ravel().tolist())
-    transform.SetTranslation((lps[:3, :3] @ middle + lps[:3, 3] - middle).tolist())
+    transform.SetTranslation((apply_matrix(lps, middle) - middle).tolist())
     return transform
 
 
