@@ -143,10 +143,9 @@ def _pairs(
         new = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
         return lattice, new, [held_out[number] for number in range(len(held_out))]
     files = find_images(arguments.data, arguments.labels, arguments.seed)
-    lattice = model.lattice
     if arguments.lattice:
         lattice = tuple(arguments.lattice)
-    elif lattice is None:  # the lattice follows the proportions of the first image
+    else:
         first = read_volume(files.training[0].image)
         lattice = model.lattice_for(first.shape, first.spacing.tolist())
     reader = Reader(lattice, arguments.cache or arguments.output / "cache", arguments.modality)

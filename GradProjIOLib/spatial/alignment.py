@@ -86,7 +86,7 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
 
 def _inside(index: np.ndarray, volume: Volume) -> np.ndarray:
     """Which of the voxel indices [..., 3] (i, j, k) lie in the field of view: [...]."""
-    return ((index >= -0.5) & (index <= np.array(volume.shape[::-1]) - 0.5)).all(axis=-1)
+    return np.asarray(((index >= -0.5) & (index <= np.array(volume.shape[::-1]) - 0.5)).all(axis=-1))
 
 
 def _reduced(volume: Volume, spacing: float) -> Volume:
