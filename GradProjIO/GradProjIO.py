@@ -218,11 +218,11 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         )
         ui.statusLabel.setText(session.status() or problem)
         ui.progressBar.setVisible(session.active)
-        ui.progressBar.setMaximum(max(session.progress.total, 0))
-        ui.progressBar.setValue(len(session.progress.steps))
+        ui.progressBar.setMaximum(max(session.total, 0))
+        ui.progressBar.setValue(len(session.steps))
         for button in (ui.keepButton, ui.discardButton):
             button.setVisible(session.state is State.OFFERED)
-        ui.plotButton.setEnabled(session.active or bool(session.progress.steps))
+        ui.plotButton.setEnabled(session.active or bool(session.steps))
         self._updateOptions(parameters)
 
     def _updateOptions(self, parameters):

@@ -72,7 +72,7 @@ def register(panel, application, picture: Path | None = None) -> None:
     panel.ui.registerButton.click()
     while panel.session.active:
         wait(application)
-        if picture and len(panel.session.progress.steps) > panel.session.progress.total // 2:
+        if picture and len(panel.session.steps) > panel.session.total // 2:
             save_panel(panel, picture)
             picture = None
     print(panel.ui.statusLabel.property("text"), panel.ui.foldingSummaryLabel.property("text"))

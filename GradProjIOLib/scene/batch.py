@@ -111,7 +111,7 @@ class NodeBatch(Batch):
         if self._current is None:
             return super().status()
         return super().status() + _("; {moving} to {fixed}, step {steps}").format(
-            moving=self._current.moving, fixed=self._current.fixed, steps=len(self._session.progress.steps)
+            moving=self._current.moving, fixed=self._current.fixed, steps=len(self._session.steps)
         )
 
     def cancel(self) -> None:

@@ -14,14 +14,15 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import labels, nodes, transforms
-from GradProjIOLib.scene.placement import Destination
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, RegisterRequest
 
 # Initial transforms that bend are sampled on a lattice of at most this many points along an axis.
 LARGEST_INITIAL_LATTICE = 175
 
+# The wanted results, each with the node to fill, or None for a new one.
 Outputs = Mapping[str, slicer.vtkMRMLNode | None]
+ALL_NEW: Outputs = dict.fromkeys((TRANSFORM, INVERSE, WARPED, JACOBIAN, WARPED_LABELS))
 
 
 @dataclass(frozen=True)
@@ -48,39 +49,19 @@ class Inputs:
                 "choose no initial transform."
             )
 
-    def destination(self, outputs: Outputs | None) -> Destination:
-        """The nodes for the result. Without `outputs`, every kind of result becomes a new node."""
-        if outputs is None:
-            wanted = [TRANSFORM, INVERSE, WARPED, JACOBIAN, *([WARPED_LABELS] if self.moving_labels else [])]
-            outputs = dict.fromkeys(wanted)
-        return Destination(
-            names={
-                "fixed": self.fixed.GetName(),
-                "moving": self.moving.GetName(),
-                "labels": self.moving_labels.GetName() if self.moving_labels else "labels",
-            },
-            fixed_id=self.fixed.GetID(),
-            moving_id=self.moving.GetID(),
-            labels_id=self.moving_labels.GetID() if self.moving_labels else None,
-            mask_name=self.fixed_mask.GetName() if self.fixed_mask else "mask",
-            outputs={role: node.GetID() if node is not None else None for role, node in outputs.items()},
-        )
-
     def request(self, folder: Path, settings: Mapping[str, Any], allow_download: bool) -> RegisterRequest:
         """Write the images to `folder`; return the request for the worker. Raises InputError."""
-        fixed = nodes.volume_from_node(self.fixed, "fixed image")
-        moving = nodes.volume_from_node(self.moving, "moving image")
-        records: dict[str, Any] = {
-            "fixed": protocol.write_volume(fixed, folder, "fixed"),
-            "moving": protocol.write_volume(moving, folder, "moving"),
+        volumes = {
+            "fixed": nodes.volume_from_node(self.fixed, "fixed image"),
+            "moving": nodes.volume_from_node(self.moving, "moving image"),
         }
         for name, image in (("fixed_mask", self.fixed), ("moving_mask", self.moving), ("moving_labels", self.moving)):
             node = getattr(self, name)
             if node is not None:
-                volume = labels.labels_from_node(node, image, name.replace("_", " "))
-                records[name] = protocol.write_volume(volume, folder, name)
+                volumes[name] = labels.labels_from_node(node, image, name.replace("_", " "))
+        records = {name: protocol.write_volume(volume, folder, name) for name, volume in volumes.items()}
         if self.initial_transform is not None:
-            records["initial_transform"] = _initial(self.initial_transform, fixed, folder)
+            records["initial_transform"] = _initial(self.initial_transform, volumes["fixed"], folder)
         return RegisterRequest(folder=str(folder), settings=settings, allow_download=allow_download, **records)
 
 
@@ -89,7 +70,7 @@ def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> 
     matrix = transforms.matrix_from_node(node)
     if matrix is not None:
         return {"matrix": matrix.tolist()}
-    k, j, i = (int(min(size, LARGEST_INITIAL_LATTICE)) for size in fixed.shape)
+    k, j, i = (min(size, LARGEST_INITIAL_LATTICE) for size in fixed.shape)
     lattice = k, j, i
     affine = lattice_affine(fixed.affine, fixed.shape, lattice)
     displacement = transforms.displacement_from_node(node, lattice, affine)

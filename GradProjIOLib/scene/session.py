@@ -17,8 +17,8 @@ import slicer
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.inputs import Inputs, Outputs
-from GradProjIOLib.scene.placement import Destination, place, read_result
+from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
+from GradProjIOLib.scene.placement import NEW_NODES, place, read_result
 from GradProjIOLib.scene.plots import LossPlot
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker import protocol
@@ -38,25 +38,13 @@ class State(Enum):
 
 
 @dataclass
-class Progress:
-    """How far a run has come."""
-
-    total: int
-    steps: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def conflicts(self) -> int:
-        """In how many steps the two gradients pointed against each other."""
-        return sum(step.get("cosine") is not None and step["cosine"] < 0 for step in self.steps)
-
-
-@dataclass
 class _Run:
     """A registration that the worker has been asked for."""
 
     number: int
     folder: Path
-    destination: Destination
+    inputs: Inputs
+    outputs: Outputs
     started: float = field(default_factory=time.monotonic)
 
 
@@ -65,7 +53,7 @@ class SceneRegistration:
 
     After each change `message` says in one sentence what happened (empty while all is well), and `failed`
     whether it went wrong. Where the weights of the model have to be downloaded first, `question` asks for it.
-    `results` holds the nodes of the last finished run by their role.
+    `steps` are those done so far, of `total`. `results` holds the nodes of the last finished run by their role.
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
@@ -74,7 +62,8 @@ class SceneRegistration:
         self.state = State.IDLE
         self.message = ""
         self.failed = False
-        self.progress = Progress(0)
+        self.total = 0
+        self.steps: list[dict[str, Any]] = []
         self.question = ""
         self.devices: list[dict[str, Any]] = []
         self.results: dict[str, slicer.vtkMRMLNode] = {}
@@ -97,15 +86,14 @@ class SceneRegistration:
     def start(
         self,
         inputs: Inputs,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any],
         outputs: Outputs | None = None,
         allow_download: bool = False,
     ) -> None:
         """Copy the inputs and hand them to the worker; returns as soon as they are copied.
 
-        `settings` are names and values of `settings.Settings`. `outputs` names what is wanted, each with the node
-        to fill or None for a new one; without it everything is made, new. `allow_download` says that the
-        user has agreed to download the model's weights. Raises InputError.
+        `settings` are names and values of `settings.Settings`. Without `outputs` everything is made, new.
+        `allow_download` says that the user has agreed to download the model's weights. Raises InputError.
         """
         if self.active:
             raise InputError("A registration is running already; wait for it or cancel it.")
@@ -114,14 +102,16 @@ class SceneRegistration:
         self.question, self.results = "", {}
         folder = protocol.new_folder()
         try:
-            request = inputs.request(folder, dict(settings or {}), allow_download)
+            request = inputs.request(folder, settings, allow_download)
             number = self.client.submit(protocol.to_message(request))
         except BaseException:
             protocol.remove_folder(folder)
             raise
-        self._plot, self._run = None, _Run(number, folder, inputs.destination(outputs))
-        self._title = self._run.destination.title
-        self.progress = Progress(int(request.settings.get("steps", Settings.steps)))
+        self._plot, self._run = None, _Run(number, folder, inputs, ALL_NEW if outputs is None else outputs)
+        self._title = NEW_NODES[protocol.TRANSFORM][1].format(
+            moving=inputs.moving.GetName(), fixed=inputs.fixed.GetName()
+        )
+        self.total, self.steps = int(settings.get("steps", Settings.steps)), []
         self._become(State.STARTING)
 
     def try_start(self, *arguments: Any, **keywords: Any) -> None:
@@ -193,7 +183,7 @@ class SceneRegistration:
         """End a run at once because its scene is closed, and forget the nodes of the last one."""
         if self.active or self.state is State.OFFERED:
             self.stop_now(message)
-        self.results, self.progress, self._title, self._plot = {}, Progress(0), "", None
+        self.results, self.steps, self._title, self._plot = {}, [], "", None
 
     def start_worker(self) -> None:
         """Start the worker before it is needed; where that fails, `start` says so."""
@@ -202,14 +192,14 @@ class SceneRegistration:
 
     def status(self) -> str:
         """One sentence for the panel: what is going on, or what happened."""
-        steps, total = self.progress.steps, self.progress.total
+        steps = self.steps
         if self.state is State.STARTING:
             return self.message or _("Loading the model …")
         if self.state is State.CANCELING:
             return _("Canceling after this step …")
         if not self.active or (self.message and not steps):
             return self.message
-        if len(steps) >= total:
+        if len(steps) >= self.total:
             return _("Computing the results …")
         if not steps:
             return _("Computing the first step …")
@@ -219,7 +209,7 @@ class SceneRegistration:
         ).format(
             similarity=steps[-1]["similarity"],
             regularity=steps[-1]["regularity"],
-            conflicts=self.progress.conflicts,
+            conflicts=sum((step["cosine"] or 0) < 0 for step in steps),
             done=len(steps),
         )
         remaining = _("About {time} left.").format(time=duration(steps[-1]["remaining_seconds"]))
@@ -244,12 +234,12 @@ class SceneRegistration:
         """The chart of the losses, which from now on follows the run; None before there is a first run."""
         if self.chart is None and self._title:
             self._plot = LossPlot(self.scene, self._title)
-            self._plot.add(self.progress.steps)
+            self._plot.add(self.steps)
         return self.chart
 
     def _handle(self, kind: str, event: Mapping[str, Any]) -> None:
         if kind == protocol.STARTED and self.state is State.STARTING:
-            self.progress.total = int(event["total"])
+            self.total = event["total"]
             self._become(State.RUNNING)
         elif kind == protocol.DOWNLOAD:
             received, total = event["received"] / 1e6, (event["total"] or 0) / 1e6
@@ -278,7 +268,7 @@ class SceneRegistration:
             self._end_run(sentence.format(reason=reason), failed=True)
 
     def _add_steps(self, steps: list[dict[str, Any]]) -> None:
-        self.progress.steps += steps
+        self.steps += steps
         if steps and self.chart is not None and self._plot.table.GetScene() is self.scene:
             self._plot.add(steps)
 
@@ -299,7 +289,7 @@ class SceneRegistration:
         except (OSError, ValueError, KeyError) as error:
             self._end_run(f"The result could not be read ({error}); press Register to try again.", failed=True)
             return
-        self.results = place(self.scene, run.destination, result, report, self.chart)
+        self.results = place(self.scene, run.inputs, run.outputs, result, report, self.chart)
         done = _("Done in {time} with the model {model}.").format(
             time=duration(time.monotonic() - run.started), model=report["model"]["name"]
         )

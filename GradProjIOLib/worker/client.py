@@ -1,7 +1,7 @@
 """The application's end of a worker process: starts it, sends requests, collects events, ends it.
 
-Nothing here waits, and there are no threads: call `WorkerClient.poll` from a timer. The worker itself ends
-when its standard input is closed, so it cannot outlive the process that holds the client, however that ends.
+Nothing here waits, and there are no threads: call `WorkerClient.poll` from a timer. The worker ends when its standard
+input is closed, so it cannot outlive the process that holds the client, however that ends.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ EXIT_SECONDS = 5.0
 class WorkerClient:
     """A worker process, started when it is first needed and again when it has ended.
 
-    `command` is what to start, `environment` what to add to the environment of this process.
+    `command` is what to start, `environment` what to add to the environment of this process. `pid` is the process
+    number of the worker, once it has reported that it is ready.
     """
 
     def __init__(self, command: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> None:
+        self.pid: int | None = None
         self._command = list(command) if command else [python_executable(), "-m", "GradProjIOLib.worker.server"]
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self._worker_pid: int | None = None
         self._errors: BinaryIO | None = None
         self._unread = b""
         self._last_number = 0
         self._pending: dict[int, dict[str, Any]] = {}
-        self._started: set[int] = set()
         self._sent_again: set[int] = set()
 
     @property
@@ -49,23 +49,10 @@ class WorkerClient:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def busy(self) -> bool:
-        """Whether a request is waiting for its result."""
-        return bool(self._pending)
-
-    @property
-    def pid(self) -> int | None:
-        """The process number of the worker, once it has reported that it is ready."""
-        return self._worker_pid
-
     def start(self) -> None:
-        """Start the process where it is not running, so that the first request need not wait for it.
-
-        Raises InputError where the process cannot be started.
-        """
+        """Start the process where it is not running. Raises InputError where that fails."""
         if not self.running:
-            self._forget_process()
+            self._end()
             self._launch()
 
     def submit(self, request: Mapping[str, Any]) -> int:
@@ -93,35 +80,33 @@ class WorkerClient:
         ended = self._process.poll() is not None
         events = self._read_events()
         for event in events:
-            self._follow(event)
-        if ended:
-            events += self._after_exit()
-        return events
+            if event["event"] == READY:
+                self.pid = event["pid"]
+            elif event["event"] in LAST_EVENTS:
+                self._pending.pop(event["id"], None)
+        return events + self._after_exit() if ended else events
 
     def kill(self) -> None:
         """End the process at once. What was under way is lost; the next request starts a new process."""
         self._pending.clear()
-        if self._process is None:
-            return
-        # A launcher may stand between this process and the worker; ending only the launcher would leave the worker.
-        if self._worker_pid is not None and self._worker_pid != self._process.pid and self.running:
-            with contextlib.suppress(OSError):
-                os.kill(self._worker_pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-        self._process.kill()
-        self._wait_and_forget()
+        if self.running:
+            # A launcher may stand between this process and the worker; ending only the launcher would leave the worker.
+            if self.pid is not None:
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            self._process.kill()
+        self._end()
 
     def close(self) -> None:
         """End the process: a busy one at once, an idle one by closing its input."""
         if self._pending:
             self.kill()
-        if self._process is not None:
-            self._wait_and_forget()
+        self._end()
 
     def _launch(self) -> None:
         inherited = os.environ.get("PYTHONPATH")
         folders = [str(PACKAGE_FOLDER.parent), *([inherited] if inherited else [])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONIOENCODING": "utf-8"}
-        environment.update(self._environment)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         try:
             self._process = subprocess.Popen(
@@ -129,13 +114,13 @@ class WorkerClient:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=environment,
+                env=environment | self._environment,
                 bufsize=0,
                 # Without this Windows opens a console window.
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
-            self._forget_process()
+            self._errors.close()
             raise InputError(f"The worker process could not be started ({error}); reinstall GradProjIO.") from error
         os.set_blocking(self._process.stdout.fileno(), False)
 
@@ -151,33 +136,24 @@ class WorkerClient:
             while chunk := os.read(self._process.stdout.fileno(), 1 << 16):
                 self._unread += chunk
         *lines, self._unread = self._unread.split(b"\n")
-        return [event for line in lines if (event := _parse(line)) is not None]
-
-    def _follow(self, event: Mapping[str, Any]) -> None:
-        number = event.get("id")
-        if event["event"] == READY:
-            self._worker_pid = event.get("pid")
-        elif number is not None:
-            self._started.add(number)
-            if event["event"] in LAST_EVENTS:
-                self._pending.pop(number, None)
+        # A library or a launcher may have printed other lines.
+        return [json.loads(line) for line in lines if line.startswith(b'{"event"')]
 
     def _after_exit(self) -> list[dict[str, Any]]:
-        """The events of the requests that are lost; sends again those that the process never began."""
+        """The `died` events of the pending requests; none where these are sent again."""
         code, message = self._process.returncode, self._last_error_line()
-        self._forget_process()
-        again = set(self._pending) - self._started - self._sent_again if code == 0 else set()
-        if again:
+        self._end()
+        if self._pending and code == 0 and not self._sent_again & self._pending.keys():
+            self._sent_again |= self._pending.keys()
             try:
                 self._launch()
             except InputError as error:
-                again, message = set(), str(error)
-        for number in again:
-            self._send(self._pending[number])
-        self._sent_again |= again
-        lost = [number for number in self._pending if number not in again]
-        for number in lost:
-            del self._pending[number]
+                message = str(error)
+            else:
+                for request in self._pending.values():
+                    self._send(request)
+                return []
+        lost, self._pending = self._pending, {}
         return [{"event": DIED, "id": number, "code": code, "message": message} for number in lost]
 
     def _last_error_line(self) -> str:
@@ -187,27 +163,20 @@ class WorkerClient:
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
 
-    def _wait_and_forget(self) -> None:
-        """Close the process's input, which ends it, and wait until it is gone."""
-        self._close_pipes()
+    def _end(self) -> None:
+        """Close the process's input, which ends it; wait until it is gone."""
+        if self._process is None:
+            return
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
         try:
             self._process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._forget_process()
-
-    def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-    def _forget_process(self) -> None:
-        if self._process is not None:
-            self._close_pipes()
-        if self._errors is not None:
-            self._errors.close()
-        self._process = self._worker_pid = self._errors = None
+        self._errors.close()
+        self._process = self.pid = None
         self._unread = b""
 
 
@@ -216,12 +185,3 @@ def python_executable() -> str:
     if "python" in Path(sys.executable or "").name.lower():
         return sys.executable
     return shutil.which("PythonSlicer") or sys.executable or "python3"
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The event in a line; None for anything else a library may have printed."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None

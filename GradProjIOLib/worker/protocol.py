@@ -30,7 +30,7 @@ An event is `{"event": kind, …}`. All but the first two have an `id`. One of t
 Image data do not pass through the pipes. They lie as uncompressed .npy files in a folder that belongs to one request,
 and a record (a JSON object) says where each file is and where its image lies in space: `array` (path), `affine` (4x4,
 index to RAS mm) and `name`. Writing and reading such a file costs as much as copying the array. `result` holds
-records by the names below; it is null where the result was written as files for the user.
+records by the names below.
 """
 
 from __future__ import annotations
@@ -58,32 +58,29 @@ TRANSFORM, INVERSE, WARPED, WARPED_LABELS = "transform", "inverse", "warped", "w
 JACOBIAN, FOLDING = "jacobian", "folding"
 
 FOLDER_PREFIX = "gradprojio-"
-FIELD_AXES = 4
 
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class RegisterRequest:
-    """Register `moving` to `fixed`. Images are records of volumes or paths of files; masks and labels are records.
+    """Register `moving` to `fixed`. Images, masks and labels are records of volumes.
 
-    `folder` is the folder of this request's arrays. `settings` are names and values of `settings.Settings`.
-    `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed to moving points in
-    RAS mm. `allow_download` says that the user has agreed to fetch the model's weights. Where `output` names a folder,
-    the result is written there as files, like that of `gradprojio register`; else it comes as arrays in `folder`.
+    `folder` is the folder of this request's arrays, also those of the result. `settings` are names and values of
+    `settings.Settings`. `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed
+    to moving points in RAS mm. `allow_download` says that the user has agreed to fetch the model's weights.
     """
 
     kind: ClassVar[str] = "register"
     folder: str
-    fixed: str | Record
-    moving: str | Record
+    fixed: Record
+    moving: Record
     settings: Mapping[str, Any] = field(default_factory=dict)
     fixed_mask: Record | None = None
     moving_mask: Record | None = None
     moving_labels: Record | None = None
     initial_transform: Record | None = None
     allow_download: bool = False
-    output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,12 +110,10 @@ def to_message(request: Request) -> dict[str, Any]:
 
 
 def from_message(message: Mapping[str, Any]) -> Request:
-    """The request in a JSON object. Raises ValueError for an unknown kind, TypeError for unknown content."""
+    """The request in a JSON object. Raises KeyError for an unknown kind, TypeError for unknown content."""
+    kinds: dict[str, type[Request]] = {kind.kind: kind for kind in (RegisterRequest, EvaluateRequest)}
     content = {name: value for name, value in message.items() if name not in ("request", "id")}
-    for kind in (RegisterRequest, EvaluateRequest):
-        if message["request"] == kind.kind:
-            return kind(**content)
-    raise ValueError(f"the request {message['request']!r} is not known")
+    return kinds[message["request"]](**content)
 
 
 def new_folder() -> Path:
@@ -165,21 +160,14 @@ def _write(array: np.ndarray, affine: np.ndarray, path: Path, name: str) -> dict
 
 def read_volume(record: Record) -> Volume:
     """The volume of a record."""
-    return Volume(_read(record), np.array(record["affine"]), record["name"])
+    return Volume(np.load(record["array"], allow_pickle=False), np.array(record["affine"]), record["name"])
 
 
 def read_field(record: Record) -> tuple[np.ndarray, np.ndarray]:
     """The displacement [k, j, i, 3] in RAS mm and the affine (4x4) of a record."""
-    displacement = _read(record)
-    if displacement.ndim != FIELD_AXES or displacement.shape[-1] != 3:
-        raise ValueError(f"expected a displacement [k, j, i, 3], found the shape {displacement.shape}")
-    return displacement, np.array(record["affine"])
+    return np.load(record["array"], allow_pickle=False), np.array(record["affine"])
 
 
 def read_points(record: Record) -> Landmarks:
     """The landmarks of a record."""
     return Landmarks(record["names"], np.array(record["points"]), record["source"])
-
-
-def _read(record: Record) -> np.ndarray:
-    return np.load(record["array"], allow_pickle=False)

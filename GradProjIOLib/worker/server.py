@@ -7,7 +7,6 @@ the folder of the request under way. It also ends after a time without requests.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import queue
@@ -17,7 +16,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -91,14 +89,13 @@ class Connection:
         os._exit(0)
 
 
-class WeightsMissing(Exception):  # noqa: N818 - nothing went wrong
-    """The model's weights have to be fetched first, for which the user must be asked."""
-
-
 def answer(message: Mapping[str, Any], connection: Connection) -> None:
     """Do what a request asks for. An error becomes an event."""
     number = message["id"]
-    fail = partial(connection.send, protocol.FAILED, id=number)
+
+    def fail(message: str, kind: str) -> None:
+        connection.send(protocol.FAILED, id=number, message=message, kind=kind)
+
     try:
         request = protocol.from_message(message)
         connection.work_in(request.folder)
@@ -106,13 +103,11 @@ def answer(message: Mapping[str, Any], connection: Connection) -> None:
             _Registration(request, number, connection).run()
         else:
             connection.send(protocol.EVALUATED, id=number, row=evaluate(request))
-    except WeightsMissing as error:
-        fail(message=str(error), kind=protocol.WEIGHTS_MISSING)
     except (InputError, MemoryError) as error:
-        fail(message=str(error) or "There is not enough memory.", kind=protocol.INPUT_PROBLEM)
+        fail(str(error) or "There is not enough memory.", protocol.INPUT_PROBLEM)
     except Exception as error:
         traceback.print_exc()
-        fail(message=f"{type(error).__name__}: {error}", kind=protocol.INTERNAL_PROBLEM)
+        fail(f"{type(error).__name__}: {error}", protocol.INTERNAL_PROBLEM)
     finally:
         connection.work_in(None)
         free_memory()
@@ -133,23 +128,21 @@ class _Registration:
 
         self._send(protocol.STARTED, total=self.total)
         if not self._fetch_weights():
-            self._send(protocol.CANCELED)
             return
         request = self.request
-        fixed, moving = (
-            source if isinstance(source, str) else protocol.read_volume(source)
-            for source in (request.fixed, request.moving)
-        )
+        fixed_mask = read_optional(request.fixed_mask)
         registration = register(
-            fixed,
-            moving,
+            protocol.read_volume(request.fixed),
+            protocol.read_volume(request.moving),
             self.settings,
             initial_transform=read_initial(request.initial_transform),
-            fixed_mask=read_optional(request.fixed_mask),
+            fixed_mask=fixed_mask,
             moving_mask=read_optional(request.moving_mask),
             on_step=self._on_step,
         )
-        result = self._write(registration)
+        if fixed_mask is not None:
+            registration.report["jacobian_in_mask"] = figures_in_mask(registration, fixed_mask)
+        result = write_arrays(registration, read_optional(request.moving_labels), Path(request.folder))
         event = protocol.DONE if self._wanted() else protocol.CANCELED
         self._send(event, report=registration.report, result=result)
 
@@ -167,7 +160,7 @@ class _Registration:
         return self._wanted()
 
     def _fetch_weights(self) -> bool:
-        """Download the model's weights where they are missing and the user has agreed; False where canceled."""
+        """Download the model's weights where they are missing and the user has agreed; whether they are there now."""
         from GradProjIOLib.models import weights
         from GradProjIOLib.models.registry import MODELS
 
@@ -176,13 +169,16 @@ class _Registration:
         if url is None or weights.cached_path(settings.model, url).exists():
             return True
         if not self.request.allow_download:
-            raise WeightsMissing(
+            question = (
                 f"The weights of {settings.model} are not on this computer yet. They are about 283 MB, come "
                 f"from {url}, and are kept in {weights.cache_directory()}. Download them now?"
             )
+            self._send(protocol.FAILED, message=question, kind=protocol.WEIGHTS_MISSING)
+            return False
         try:
             weights.download(settings.model, url, on_progress=self._on_download)
         except weights.DownloadCancelled:
+            self._send(protocol.CANCELED)
             return False
         return True
 
@@ -191,16 +187,6 @@ class _Registration:
             self.last_download_event = time.monotonic()
             self._send(protocol.DOWNLOAD, received=received, total=total)
         return self._wanted()
-
-    def _write(self, registration: Any) -> dict[str, Any] | None:
-        labels = read_optional(self.request.moving_labels)
-        mask = read_optional(self.request.fixed_mask)
-        if mask is not None:
-            registration.report["jacobian_in_mask"] = figures_in_mask(registration, mask)
-        if self.request.output is not None:
-            registration.write(Path(self.request.output), labels=labels)
-            return None
-        return write_arrays(registration, labels, Path(self.request.folder))
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, Any]:
@@ -287,24 +273,16 @@ def free_memory() -> None:
         sys.modules["torch"].cuda.empty_cache()
 
 
-def serve(connection: Connection, idle_seconds: float) -> None:
-    """Answer requests until there are none for `idle_seconds`."""
+def main(idle_seconds: float = IDLE_SECONDS) -> None:
+    """Answer the requests of the application until there are none for `idle_seconds`."""
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    connection = Connection.of_this_process()
     connection.send(protocol.READY, pid=os.getpid())
     connection.send(protocol.DEVICES, devices=devices())
     while (message := connection.next_request(idle_seconds)) is not None:
         answer(message, connection)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Registers pairs of images on request.")
-    parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS, help="end after this long unused")
-    options = parser.parse_args(arguments)
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
-    serve(Connection.of_this_process(), options.idle_seconds)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -190,7 +190,7 @@ def test_a_registration_from_the_button_to_the_folds(panel, application):
 def test_cancel_offers_the_result_so_far(panel):
     panel._parameterNode.steps = 200
     panel.ui.registerButton.click()
-    wait_until(lambda: panel.session.progress.steps, process_events)
+    wait_until(lambda: panel.session.steps, process_events)
     assert "Similarity loss" in panel.ui.statusLabel.property("text")
     panel.ui.registerButton.click()
     assert panel.ui.registerButton.property("text") == "Stop now"
@@ -204,7 +204,7 @@ def test_cancel_offers_the_result_so_far(panel):
 def test_a_killed_worker_leaves_a_message_and_a_button_that_works(panel):
     panel._parameterNode.steps = 200
     panel.ui.registerButton.click()
-    wait_until(lambda: panel.session.progress.steps, process_events)
+    wait_until(lambda: panel.session.steps, process_events)
     os.kill(panel.session.client.pid, signal.SIGKILL)
     wait_until(lambda: not panel.session.active, process_events)
     assert "ended unexpectedly" in panel.ui.statusLabel.property("text")
@@ -217,7 +217,7 @@ def test_a_killed_worker_leaves_a_message_and_a_button_that_works(panel):
 def test_closing_the_scene_cancels_with_a_message(panel):
     panel._parameterNode.steps = 200
     panel.ui.registerButton.click()
-    wait_until(lambda: panel.session.progress.steps, process_events)
+    wait_until(lambda: panel.session.steps, process_events)
     pid = panel.session.client.pid
     slicer.mrmlScene.Clear(False)
     process_events()
@@ -235,7 +235,7 @@ def test_leaving_the_panel_and_ending_slicer_leave_no_process(application):
     panel._parameterNode.model, panel._parameterNode.steps = "compact", 200
     panel.ui.registerButton.click()
     panel.exit()
-    wait_until(lambda: panel.session.progress.steps, process_events)
+    wait_until(lambda: panel.session.steps, process_events)
     pid = panel.session.client.pid
     panel.cleanup()
     assert not is_alive(pid)

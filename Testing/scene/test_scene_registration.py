@@ -271,23 +271,23 @@ def test_unknown_settings_and_devices_give_a_sentence(session):
 def start_computing(session, steps=200):
     fixed, moving = add_pair(session.scene)
     session.start(Inputs(fixed, moving), QUICK | {"steps": steps})
-    wait_until(lambda: session.progress.steps, session.poll)
+    wait_until(lambda: session.steps, session.poll)
     return fixed, moving
 
 
 def test_cancel_ends_within_a_step_and_the_result_so_far_can_be_kept(session):
     start_computing(session)
-    done = len(session.progress.steps)
+    done = len(session.steps)
     session.cancel()
     assert session.state is State.CANCELING
     wait_until(lambda: session.state is State.OFFERED, session.poll)
-    assert len(session.progress.steps) <= done + 3  # those not reported yet, and the one under way
+    assert len(session.steps) <= done + 3  # those not reported yet, and the one under way
     assert session.results == {}
     session.keep()
     assert {"transform", "warped", "jacobian"} <= set(session.results)
     report = mrml.recall(session.results["transform"], "report")
     assert report["stopped"] == "by request"
-    assert len(report["steps"]) == len(session.progress.steps)
+    assert len(report["steps"]) == len(session.steps)
 
 
 def test_a_discarded_result_leaves_nothing(session, folder):
@@ -440,7 +440,7 @@ signal.pause()
 
 def test_an_unused_worker_ends(folder):
     worker = new_worker()
-    worker._command += ["--idle-seconds", "0.2"]
+    worker._command[1:] = ["-c", "from GradProjIOLib.worker.server import main; main(idle_seconds=0.2)"]
     worker.start()
     wait_until(lambda: not worker.running, worker.poll)
     assert worker._process is None or worker._process.returncode == 0
@@ -461,7 +461,7 @@ def test_fifty_cancels_at_random_moments_leave_nothing(folder):
         session.start_worker()
         session.start(Inputs(fixed, moving), QUICK | {"steps": 100})
         if chance.random() < 0.7:
-            wait_until(lambda: session.progress.steps, session.poll)
+            wait_until(lambda: session.steps, session.poll)
         end = time.perf_counter() + chance.choice([0.1, 0.3, 1.0]) * chance.random()
         wait_until(lambda end=end: time.perf_counter() > end, session.poll)
         pids.add(session.client.pid)

@@ -56,11 +56,11 @@ def is_alive(pid):
 
 def test_a_request_comes_back_with_its_number(client):
     first, second = client.submit({"request": "echo", "text": "ä"}), client.submit({"request": "hang"})
-    assert client.busy
+    assert client._pending
     done = next(event for event in wait_for(client, "done") if event["event"] == "done")
     assert (done["id"], done["text"]) == (first, "ä")
     assert second != first
-    assert client.busy
+    assert client._pending
 
 
 def test_polling_never_waits(client):
@@ -77,7 +77,7 @@ def test_a_killed_worker_is_reported_and_the_next_request_works(client):
     os.kill(client.pid, signal.SIGKILL)
     died = wait_for(client, "died")[-1]
     assert died["id"] == number
-    assert not client.busy
+    assert not client._pending
     client.submit({"request": "echo", "text": "again"})
     assert wait_for(client, "done")[-1]["text"] == "again"
 
@@ -98,7 +98,7 @@ def test_a_process_that_always_ends_at_once_is_started_twice_and_then_reported(t
     events = wait_for(client, "died")
     assert [event["id"] for event in events] == numbers
     assert {(event["code"], event["message"]) for event in events} == {(0, "no licence")}
-    assert not client.busy
+    assert not client._pending
     assert not client.running
     # The second request may have found that the first process had ended.
     assert count.read_text() in ("xx", "xxx")
@@ -113,7 +113,7 @@ def test_a_process_that_cannot_be_started_again_is_reported(tmp_path):
     (died,) = wait_for(client, "died")
     assert died["id"] == number
     assert "could not be started" in died["message"]
-    assert not client.busy
+    assert not client._pending
 
 
 def test_a_worker_that_went_idle_as_the_request_came_is_started_again(client):
@@ -167,7 +167,7 @@ def test_a_command_that_does_not_exist_gives_a_sentence_and_leaves_nothing_pendi
     client = WorkerClient(["/no/such/python"])
     with pytest.raises(InputError, match="no/such"):
         client.submit({"request": "echo", "text": "x"})
-    assert not client.busy
+    assert not client._pending
     client.close()
 
 
