@@ -1,12 +1,12 @@
-"""Where a deformation folds: colors and legend of the Jacobian map, the folds as a segmentation and as a list, a
-table of the figures. Needs slicer and vtk, no Qt.
+"""Where a deformation folds: colors of the Jacobian map, the folds as a segmentation and as a list, the figures.
 
 The Jacobian determinant says by how much a voxel of the fixed image grows on its way to the moving image: 1
-keeps its volume, 2 doubles it, 0.5 halves it, and where it is 0 or less the deformation folds.
+keeps its volume, 2 doubles it, 0.5 halves it, and where it is 0 or less the deformation folds. No Qt.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,8 +77,8 @@ def jacobian_colors() -> np.ndarray:
 
 def jacobian_color_node(scene: slicer.vtkMRMLScene) -> slicer.vtkMRMLColorTableNode:
     """The scene's color table for Jacobian maps; made where there is none yet."""
-    node = scene.GetFirstNodeByName(COLOR_TABLE_NAME)
-    if node is not None and node.IsA("vtkMRMLColorTableNode"):
+    node = scene.GetFirstNode(COLOR_TABLE_NAME, "vtkMRMLColorTableNode")
+    if node is not None:
         return node
     node = scene.AddNewNodeByClass("vtkMRMLColorTableNode", COLOR_TABLE_NAME)
     node.SetTypeToUser()
@@ -92,19 +92,12 @@ def jacobian_color_node(scene: slicer.vtkMRMLScene) -> slicer.vtkMRMLColorTableN
 def color_jacobian(
     node: slicer.vtkMRMLScalarVolumeNode,
 ) -> slicer.vtkMRMLColorLegendDisplayNode | None:
-    """Show the volume `node` in the diverging colors with a legend of numbers; return the legend.
-
-    A display node of the scene's Jacobian colors: 1 is white, smaller is blue, larger is orange, both by the
-    logarithm; folded is FOLD_COLOR.
-    """
-    scene = node.GetScene()
-    if node.GetDisplayNode() is None:
-        node.CreateDefaultDisplayNodes()
+    """Show the volume `node` in the colors of jacobian_colors with a legend of numbers; return the legend."""
+    node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
-    lower, upper = jacobian_window()
     display.AutoWindowLevelOff()
-    display.SetWindowLevelMinMax(lower, upper)
-    display.SetAndObserveColorNodeID(jacobian_color_node(scene).GetID())
+    display.SetWindowLevelMinMax(*jacobian_window())
+    display.SetAndObserveColorNodeID(jacobian_color_node(node.GetScene()).GetID())
     display.InterpolateOff()
     logic = slicer.vtkSlicerColorLogic
     legend = logic.GetColorLegendDisplayNode(node) or logic.AddDefaultColorLegendDisplayNode(node)
@@ -116,16 +109,13 @@ def color_jacobian(
     return legend
 
 
-def folding_to_segmentation(
-    mask: Volume, node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRMLVolumeNode
-) -> slicer.vtkMRMLSegmentationNode:
+def folding_to_segmentation(mask: Volume, node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRMLVolumeNode) -> None:
     """Put the folded voxels `mask` (in the world) into `node` as one segment in the fold color.
 
     `like` is the fixed image's node, see nodes.place_like. Without folded voxels the segment is empty.
     """
     clear_segmentation(node, like)
     add_segment(node, Volume(mask.array, mask.affine, SEGMENT_NAME), FOLD_COLOR)
-    return node
 
 
 def fill_table(
@@ -133,33 +123,27 @@ def fill_table(
     figures: Mapping[str, float],
     masked: Mapping[str, float] | None = None,
     mask_name: str = "mask",
-) -> slicer.vtkMRMLTableNode:
+) -> None:
     """Write the figures of the Jacobian (keys as in report.json) into `node`, in the mask beside them."""
     rows = [(label, key) for label, key in TABLE_ROWS if key in figures]
     columns = {"In the fixed image": figures} | ({f"In {mask_name}": masked} if masked else {})
     values = {title: [source.get(key) for _, key in rows] for title, source in columns.items()}
-    return fill_columns(node, "Jacobian determinant", [label for label, _ in rows], values)
+    fill_columns(node, "Jacobian determinant", [label for label, _ in rows], values)
 
 
 def fill_columns(
     node: slicer.vtkMRMLTableNode, title: str, labels: Sequence[str], columns: Mapping[str, Sequence[float | None]]
-) -> slicer.vtkMRMLTableNode:
+) -> None:
     """Write a column of `labels` and columns of numbers by their titles into `node`; None becomes NaN."""
     node.RemoveAllColumns()
-    first = vtk.vtkStringArray()
-    first.SetName(title)
-    for label in labels:
-        first.InsertNextValue(label)
-    node.AddColumn(first)
-    for name, numbers in columns.items():
-        values = vtk.vtkDoubleArray()
-        values.SetName(name)
-        for number in numbers:
-            values.InsertNextValue(float("nan") if number is None else float(number))
-        node.AddColumn(values)
+    for name, values in {title: labels, **columns}.items():
+        column = vtk.vtkStringArray() if name == title else vtk.vtkDoubleArray()
+        column.SetName(name)
+        for value in values:
+            column.InsertNextValue(math.nan if value is None else value)
+        node.AddColumn(column)
     node.SetUseColumnTitleAsColumnHeader(True)
     node.SetLocked(True)
-    return node
 
 
 def find_folds(
@@ -172,22 +156,21 @@ def find_folds(
     is not positive. The two differ at the border of the image, where the map takes one-sided differences.
     """
     determinant = volume_from_node(jacobian, "Jacobian map")
-    folded = determinant.array <= 0
-    if folding is not None:
-        folded = _segments_on(folding, jacobian)
+    folded = determinant.array <= 0 if folding is None else _segments_on(folding, jacobian)
     if not folded.any():
         return []
-    regions = _connected_regions(folded)
-    inside = np.flatnonzero(regions)
-    depths, labels = determinant.array.ravel()[inside], regions.ravel()[inside]
-    order = np.lexsort((depths, labels))
-    _, first, voxels = np.unique(labels[order], return_index=True, return_counts=True)
-    deepest = inside[order[first]]
-    k, j, i = np.unravel_index(deepest, determinant.shape)
+    from scipy import ndimage
+
+    # Voxels that touch, also at a corner, belong to one fold.
+    regions, count = ndimage.label(folded, structure=np.ones((3, 3, 3)))
+    inside = np.flatnonzero(folded)
+    depths, numbers = determinant.array.ravel()[inside], regions.ravel()[inside]
+    deepest = np.ravel(ndimage.minimum_position(depths, numbers, np.arange(1, count + 1)))
+    k, j, i = np.unravel_index(inside[deepest], determinant.shape)
     world = apply_matrix(determinant.affine, np.stack([i, j, k], axis=1))
     folds = [
-        Fold(tuple(position), int(count), float(depth))
-        for position, count, depth in zip(world.tolist(), voxels, determinant.array.ravel()[deepest], strict=True)
+        Fold(tuple(position), int(voxels), float(depth))
+        for position, voxels, depth in zip(world.tolist(), np.bincount(numbers)[1:], depths[deepest], strict=True)
     ]
     return sorted(folds, key=lambda fold: (fold.determinant, -fold.voxels))
 
@@ -200,10 +183,3 @@ def _segments_on(folding: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkM
     folding.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, lattice)
     voxels = vtk_to_numpy(merged.GetPointData().GetScalars())
     return voxels.reshape(lattice.GetDimensions()[::-1]) != 0
-
-
-def _connected_regions(folded: np.ndarray) -> np.ndarray:
-    """Number of its group (voxels that touch, also at a corner) for every folded voxel [k, j, i]; else 0."""
-    from scipy import ndimage
-
-    return ndimage.label(folded, structure=np.ones((3, 3, 3)))[0]

@@ -37,8 +37,7 @@ class FoldingView:
         """One sentence about how much folds."""
         if self.jacobian is None:
             return _("Register two images, or choose the Jacobian map of an earlier registration.")
-        report = nodes.recall(self.jacobian, "report") or {}
-        figures = report.get("jacobian", {})
+        figures = (nodes.recall(self.jacobian, "report") or {}).get("jacobian", {})
         if not self.folds:
             sentence = _("No voxel folds")
         else:
@@ -53,18 +52,14 @@ class FoldingView:
     @property
     def position(self) -> str:
         """Which fold the views are centered on."""
-        if self._at is None or not self.folds:
+        if self._at is None:
             return ""
         fold = self.folds[self._at]
         place = ", ".join(f"{value:.0f}" for value in fold.position)
-        return _(
-            "Fold {number} of {total}: smallest determinant {determinant}, {voxels} voxels, at ({place}) mm."
-        ).format(
-            number=self._at + 1,
-            total=len(self.folds),
-            determinant=f"{fold.determinant:.3g}",
-            voxels=fold.voxels,
-            place=place,
+        sentence = _("Fold {number} of {total}: smallest determinant {determinant}, {voxels} voxels, at ({place}) mm.")
+        number, determinant = self._at + 1, f"{fold.determinant:.3g}"
+        return sentence.format(
+            number=number, total=len(self.folds), determinant=determinant, voxels=fold.voxels, place=place
         )
 
     @property
@@ -83,11 +78,9 @@ class FoldingView:
         position, scene = self.folds[self._at].position, self.jacobian.GetScene()
         for node in nodes.nodes_of_class(scene, "vtkMRMLSliceNode"):
             node.JumpSliceByCentering(*position)
-        marker = scene.GetFirstNodeByName(MARKER_NAME)
-        if marker is None or not marker.IsA("vtkMRMLMarkupsFiducialNode"):
-            marker = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", MARKER_NAME)
-        if marker.GetDisplayNode() is None:
-            marker.CreateDefaultDisplayNodes()
+        kind = "vtkMRMLMarkupsFiducialNode"
+        marker = scene.GetFirstNode(MARKER_NAME, kind) or scene.AddNewNodeByClass(kind, MARKER_NAME)
+        marker.CreateDefaultDisplayNodes()
         marker.SetLocked(True)
         marker.RemoveAllControlPoints()
         label = _("fold {number} of {total}").format(number=self._at + 1, total=len(self.folds))
@@ -113,11 +106,9 @@ class FoldingView:
         """Show `foreground` over `background` in all slice views."""
         scene = self.jacobian.GetScene()
         for composite in nodes.nodes_of_class(scene, "vtkMRMLSliceCompositeNode"):
-            was_modifying = composite.StartModify()
             composite.SetBackgroundVolumeID(background.GetID())
             composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
             composite.SetForegroundOpacity(opacity)
-            composite.EndModify(was_modifying)
         # Slice views look at a legend only when it changes, not when its volume is shown or hidden.
         for legend in nodes.nodes_of_class(scene, "vtkMRMLColorLegendDisplayNode"):
             legend.Modified()
@@ -131,10 +122,8 @@ class FoldingView:
         transform = linked(self.jacobian, TRANSFORM)
         if transform is None:
             return
-        if transform.GetDisplayNode() is None:
-            transform.CreateDefaultDisplayNodes()
+        transform.CreateDefaultDisplayNodes()
         display = transform.GetDisplayNode()
-        was_modifying = display.StartModify()
         display.SetVisualizationMode(slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID)
         display.SetGridSpacingMm(GRID_SPACING_MM)
         display.SetGridResolutionMm(GRID_SPACING_MM / 5)
@@ -146,7 +135,6 @@ class FoldingView:
         display.SetVisibility(visible)
         display.SetVisibility2D(visible)
         display.SetVisibility3D(False)
-        display.EndModify(was_modifying)
 
     @property
     def table(self) -> slicer.vtkMRMLTableNode | None:

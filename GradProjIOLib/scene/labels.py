@@ -1,7 +1,4 @@
-"""Label maps and segmentation nodes of a MRML scene as Volumes of whole numbers, and back.
-
-Needs slicer and vtk, no Qt.
-"""
+"""Label maps and segmentation nodes of a MRML scene as Volumes of whole numbers, and back. No Qt."""
 
 from __future__ import annotations
 
@@ -78,7 +75,7 @@ def labels_to_segmentation(
     node: slicer.vtkMRMLSegmentationNode,
     like: slicer.vtkMRMLVolumeNode | None = None,
     source: slicer.vtkMRMLNode | None = None,
-) -> slicer.vtkMRMLSegmentationNode:
+) -> None:
     """Put whole-number `labels` (in the world) into a segmentation node, one segment for each value above 0.
 
     Names and colors come from `source`, the segmentation or label map the labels were read from by
@@ -88,7 +85,6 @@ def labels_to_segmentation(
     for value in np.unique(labels.array[labels.array > 0]).tolist():
         name, color = _name_and_color(source, int(value))
         add_segment(node, Volume(labels.array == value, labels.affine, name), color)
-    return node
 
 
 def clear_segmentation(node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRMLVolumeNode | None) -> None:
@@ -98,8 +94,7 @@ def clear_segmentation(node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRM
     nodes.place_like(node, like)
     if like is not None:
         node.SetReferenceImageGeometryParameterFromVolumeNode(like)
-    if node.GetDisplayNode() is None and node.GetScene() is not None:
-        node.CreateDefaultDisplayNodes()
+    node.CreateDefaultDisplayNodes()
 
 
 def add_segment(node: slicer.vtkMRMLSegmentationNode, mask: Volume, color: Color) -> str:

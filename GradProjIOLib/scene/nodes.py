@@ -1,4 +1,4 @@
-"""Volume nodes of a MRML scene as the package's Volumes, and back. Needs slicer and vtk, no Qt.
+"""Volume nodes of a MRML scene as the package's Volumes, and back. No Qt.
 
 Everything that leaves a node is in the world (RAS mm), so parent transforms are respected: a linear parent
 that keeps right angles only changes the affine, any other parent (a grid, a B-spline, a shear) resamples the
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import get_vtk_array_type, numpy_to_vtk, vtk_to_numpy
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import apply_matrix, check_affine, is_rectangular
@@ -91,11 +91,7 @@ def parent_matrix(node: slicer.vtkMRMLTransformableNode) -> np.ndarray | None:
     parent = node.GetParentTransformNode()
     if parent is None:
         return np.eye(4)
-    if not parent.IsTransformToWorldLinear():
-        return None
-    matrix = vtk.vtkMatrix4x4()
-    parent.GetMatrixTransformToWorld(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
+    return slicer.util.arrayFromTransformMatrix(parent, toWorld=True) if parent.IsTransformToWorldLinear() else None
 
 
 def world_affine(node: slicer.vtkMRMLVolumeNode) -> np.ndarray | None:
@@ -115,14 +111,8 @@ def place_like(node: slicer.vtkMRMLTransformableNode, like: slicer.vtkMRMLVolume
 
 
 def local_matrix(node: slicer.vtkMRMLTransformableNode, affine: np.ndarray) -> vtk.vtkMatrix4x4:
-    """The matrix that puts voxels below the parent of `node` where `affine` says in the world.
-
-    Raises ValueError where the parent is not linear.
-    """
-    parent = parent_matrix(node)
-    if parent is None:
-        raise ValueError(f"{node.GetName()} lies below a transform that is not linear")
-    return slicer.util.vtkMatrixFromArray(np.linalg.inv(parent) @ affine)
+    """The matrix that puts voxels below the parent of `node`, which is linear, where `affine` says in the world."""
+    return slicer.util.vtkMatrixFromArray(np.linalg.inv(parent_matrix(node)) @ affine)
 
 
 def volume_to_node(
@@ -130,24 +120,13 @@ def volume_to_node(
     node: slicer.vtkMRMLScalarVolumeNode,
     like: slicer.vtkMRMLVolumeNode | None = None,
 ) -> slicer.vtkMRMLScalarVolumeNode:
-    """Put `volume` (in the world) into the volume node `node`, copying the voxels.
-
-    `like` is the node whose parent transform `node` gets, see place_like; usually it is the fixed image.
-    """
+    """Put a copy of `volume` (in the world) into `node`, below the parent transform of `like` as place_like says."""
     stored = STORED_TYPES.get(volume.array.dtype.name, volume.array.dtype)
-    array = np.ascontiguousarray(volume.array, dtype=stored)
-    image = vtk.vtkImageData()
-    image.SetDimensions(*volume.shape[::-1])
-    scalars = numpy_to_vtk(array.ravel(), deep=True, array_type=get_vtk_array_type(array.dtype))
-    scalars.SetName("ImageScalars")
-    image.GetPointData().SetScalars(scalars)
-    was_modifying = node.StartModify()
     place_like(node, like)
     node.SetIJKToRASMatrix(local_matrix(node, volume.affine))
-    node.SetAndObserveImageData(image)
-    node.EndModify(was_modifying)
-    if node.GetDisplayNode() is None and node.GetScene() is not None:
-        node.CreateDefaultDisplayNodes()
+    node.SetAndObserveImageData(vtk.vtkImageData())
+    slicer.util.updateVolumeFromArray(node, volume.array.astype(stored, copy=False))
+    node.CreateDefaultDisplayNodes()
     return node
 
 

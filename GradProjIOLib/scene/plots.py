@@ -1,4 +1,4 @@
-"""The two losses of a registration as Slicer plots, step by step. Needs slicer and vtk, no Qt."""
+"""The two losses of a registration as Slicer plots, step by step. No Qt."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import vtk
 
 from GradProjIOLib.scene.nodes import add_node
 
-STEP, SIMILARITY, REGULARITY = "Step", "Similarity loss", "Regularity loss"
-COLORS = {SIMILARITY: (0.12, 0.47, 0.71), REGULARITY: (0.89, 0.45, 0.13)}
+STEP = "Step"
+COLORS = {"Similarity loss": (0.12, 0.47, 0.71), "Regularity loss": (0.89, 0.45, 0.13)}
 
 
 class LossPlot:
@@ -23,38 +23,34 @@ class LossPlot:
 
     def __init__(self, scene: slicer.vtkMRMLScene, name: str) -> None:
         self.table = add_node(scene, "vtkMRMLTableNode", f"{name} loss table")
+        self.table.SetUseColumnTitleAsColumnHeader(True)
         self.chart = add_node(scene, "vtkMRMLPlotChartNode", f"{name} losses")
         self.chart.SetTitle(name)
         self.chart.SetXAxisTitle(STEP)
         self.chart.SetYAxisTitle("Loss")
         self.chart.SetYAxisLogScale(True)
-        for title in (STEP, SIMILARITY, REGULARITY):
+        for title in (STEP, *COLORS):
             column = vtk.vtkDoubleArray()
             column.SetName(title)
             self.table.AddColumn(column)
-        self.table.SetUseColumnTitleAsColumnHeader(True)
-        for title in (SIMILARITY, REGULARITY):
-            self._add_series(scene, title)
-
-    def _add_series(self, scene: slicer.vtkMRMLScene, title: str) -> None:
-        series = add_node(scene, "vtkMRMLPlotSeriesNode", title)
-        series.SetAndObserveTableNodeID(self.table.GetID())
-        series.SetXColumnName(STEP)
-        series.SetYColumnName(title)
-        series.SetPlotType(slicer.vtkMRMLPlotSeriesNode.PlotTypeScatter)
-        series.SetLineStyle(slicer.vtkMRMLPlotSeriesNode.LineStyleSolid)
-        series.SetMarkerStyle(slicer.vtkMRMLPlotSeriesNode.MarkerStyleCircle)
-        series.SetColor(*COLORS[title])
-        self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
+        for title, color in COLORS.items():
+            series = add_node(scene, "vtkMRMLPlotSeriesNode", title)
+            series.SetAndObserveTableNodeID(self.table.GetID())
+            series.SetXColumnName(STEP)
+            series.SetYColumnName(title)
+            series.SetPlotType(series.PlotTypeScatter)
+            series.SetLineStyle(series.LineStyleSolid)
+            series.SetMarkerStyle(series.MarkerStyleCircle)
+            series.SetColor(*color)
+            self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
 
     def add(self, steps: Iterable[Mapping[str, float]]) -> None:
         """Append `steps`, mappings with index, similarity and regularity as in report.json."""
         table = self.table.GetTable()
         for step in steps:
             row = table.InsertNextBlankRow()
-            table.SetValue(row, 0, vtk.vtkVariant(float(step["index"])))
-            for column, key in ((1, "similarity"), (2, "regularity")):
-                loss = float(step[key])
-                table.SetValue(row, column, vtk.vtkVariant(loss if loss > 0 else math.nan))
+            losses = (step[key] if step[key] > 0 else math.nan for key in ("similarity", "regularity"))
+            for column, value in enumerate((step["index"], *losses)):
+                table.SetValue(row, column, vtk.vtkVariant(float(value)))
         table.Modified()
         self.table.Modified()

@@ -1,11 +1,11 @@
-"""Transform nodes of a MRML scene as point maps of the package, and back. Needs slicer and vtk, no Qt."""
+"""Transform nodes of a MRML scene as point maps of the package, and back. No Qt."""
 
 from __future__ import annotations
 
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+from vtk.util.numpy_support import numpy_to_vtk
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_points
@@ -78,9 +78,9 @@ def grid_from_node(node: slicer.vtkMRMLTransformNode) -> tuple[np.ndarray, np.nd
     directions = slicer.util.arrayFromVTKMatrix(transform.GetGridDirectionMatrix())
     affine[:3, :3] = directions[:3, :3] * np.array(grid.GetSpacing())
     affine[:3, 3] = grid.GetOrigin()
-    values = vtk_to_numpy(grid.GetPointData().GetScalars())
+    values = slicer.util.arrayFromGridTransform(node)
     displacement = values * transform.GetDisplacementScale() + transform.GetDisplacementShift()
-    return displacement.astype(np.float32).reshape(*grid.GetDimensions()[::-1], 3), affine
+    return displacement.astype(np.float32), affine
 
 
 def is_under(node: slicer.vtkMRMLTransformableNode, transform: slicer.vtkMRMLTransformNode) -> bool:

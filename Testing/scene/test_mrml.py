@@ -265,7 +265,8 @@ def test_label_maps_are_read_and_empty_ones_refused(scene):
 def test_labels_without_a_color_table_get_different_colors(scene):
     values = np.zeros((9, 10, 11), np.int16)
     values[2:4, 2:4, 2:4], values[5:7, 5:7, 5:7] = 1035, 1036
-    node = labels_to_segmentation(Volume(values, OBLIQUE), scene.AddNewNodeByClass("vtkMRMLSegmentationNode"))
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    labels_to_segmentation(Volume(values, OBLIQUE), node)
     segments = [node.GetSegmentation().GetNthSegment(number) for number in range(2)]
     assert [segment.GetName() for segment in segments] == ["Label 1035", "Label 1036"]
     assert np.abs(np.subtract(*(segment.GetColor() for segment in segments))).max() > 0.3
