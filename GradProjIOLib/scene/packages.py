@@ -9,52 +9,43 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-REQUESTER = "GradProjIO"
-
-
-@dataclass(frozen=True)
-class Package:
-    """A package: the `module` to look for, what to ask pip for, and about how much it downloads."""
-
-    module: str
-    requirement: str
-    megabytes: int
-
-
 TORCH_VERSION = ">=2.6"
-TORCH = Package("torch", f"torch{TORCH_VERSION}", 200)
-TORCH_NOTE = "200 MB for the processor, 2500 MB for an NVIDIA graphics card"
-OTHERS = (
-    Package("filelock", "filelock>=3.12", 1),
-    Package("scipy", "scipy>=1.11", 40),
-    Package("matplotlib", "matplotlib>=3.7", 10),
-    Package("pooch", "pooch>=1.8", 1),
-    Package("nibabel", "nibabel>=5.2", 4),
-    Package("platformdirs", "platformdirs>=4", 1),
-    Package("surface_distance", "surface-distance==0.1", 1),
-    Package("tqdm", "tqdm>=4.60", 1),
-    Package("loky", "loky>=3.4", 1),
-)
+# What to ask pip for, and about how many megabytes are downloaded.
+MEGABYTES = {
+    f"torch{TORCH_VERSION}": "200 MB for the processor, 2500 MB for an NVIDIA graphics card",
+    "filelock>=3.12": "1 MB",
+    "scipy>=1.11": "40 MB",
+    "matplotlib>=3.7": "10 MB",
+    "pooch>=1.8": "1 MB",
+    "nibabel>=5.2": "4 MB",
+    "platformdirs>=4": "1 MB",
+    "surface-distance==0.1": "1 MB",
+    "tqdm>=4.60": "1 MB",
+    "loky>=3.4": "1 MB",
+}
+TORCH, *OTHERS = MEGABYTES
 # Replacing these under a running Slicer breaks it, or makes passing images to SimpleITK slow.
 KEPT = ("numpy", "SimpleITK", "vtk")
 
 
-def missing() -> list[Package]:
-    """The packages that are not installed, looked up without importing them."""
-    return [package for package in (TORCH, *OTHERS) if importlib.util.find_spec(package.module) is None]
+def module_of(requirement: str) -> str:
+    """The module that a requirement brings."""
+    return re.split("[>=]", requirement)[0].replace("-", "_")
 
 
-def question(packages: Sequence[Package]) -> str:
-    """What to ask the user before `packages` are installed."""
-    lines = [
-        f"- {package.module} ({TORCH_NOTE if package is TORCH else f'{package.megabytes} MB'})" for package in packages
-    ]
+def missing() -> list[str]:
+    """The requirements that are not installed, looked up without importing them."""
+    return [requirement for requirement in MEGABYTES if importlib.util.find_spec(module_of(requirement)) is None]
+
+
+def question(requirements: Sequence[str]) -> str:
+    """What to ask the user before `requirements` are installed."""
+    lines = [f"- {module_of(requirement)} ({MEGABYTES[requirement]})" for requirement in requirements]
     return (
         "GradProjIO needs these Python packages, which are downloaded and installed into Slicer once:\n\n"
         + "\n".join(lines)
@@ -66,36 +57,24 @@ def constraints() -> list[str]:
     """pip constraints that keep the installed version of the packages in KEPT."""
     found = []
     for name in KEPT:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name}=={installed_version(name)}")
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            # Slicer ships some packages without pip's records.
+            version = importlib.import_module(name).__version__
+        found.append(f"{name}=={version}")
     return found
 
 
-def installed_version(name: str) -> str:
-    """Version of an installed package, also of those that Slicer ships without pip's records.
-
-    Raises PackageNotFoundError where it is not there at all.
-    """
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(name)
-    try:
-        found = getattr(importlib.import_module(name), "__version__", None)
-    except ImportError:
-        found = None
-    if not found:
-        raise importlib.metadata.PackageNotFoundError(name)
-    return found
-
-
-def install(packages: Sequence[Package]) -> None:
-    """Install `packages` into the running Slicer: torch through the PyTorch extension, the rest with pip.
+def install(requirements: Sequence[str]) -> None:
+    """Install `requirements` into the running Slicer: torch through the PyTorch extension, the rest with pip.
 
     Raises RuntimeError with a sentence for the user where torch cannot be installed.
     """
-    if TORCH in packages:
+    if TORCH in requirements:
         install_torch()
-    if requirements := [package.requirement for package in packages if package is not TORCH]:
-        install_with_pip(requirements)
+    if others := [requirement for requirement in requirements if requirement != TORCH]:
+        install_with_pip(others)
     importlib.invalidate_caches()
 
 
@@ -125,4 +104,4 @@ def install_with_pip(requirements: list[str]) -> None:
 
             pip_install([*requirements, "-c", str(file)])
         else:
-            pip_ensure(requirements, constraints=str(file), prompt_install=False, requester=REQUESTER)
+            pip_ensure(requirements, constraints=str(file), prompt_install=False, requester="GradProjIO")

@@ -6,7 +6,6 @@ settings are named like those, in Slicer's spelling: `fixed_modality` is `fixedM
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -20,19 +19,8 @@ from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker import protocol
 
 LEARNING_RATE_UNIT = 1e-5
-SETTINGS = (
-    "fixed_modality",
-    "moving_modality",
-    "align",
-    "model",
-    "steps",
-    "method",
-    "similarity",
-    "regularity_weight",
-    "projection",
-    "seed",
-    "device",
-)
+NOT_ON_THE_PANEL = ("weights", "learning_rate", "lattice", "precision", "memory")
+SETTINGS = [one.name for one in fields(Settings) if one.name not in NOT_ON_THE_PANEL]
 OUTPUTS = (protocol.TRANSFORM, protocol.INVERSE, protocol.WARPED, protocol.WARPED_LABELS, protocol.JACOBIAN)
 
 
@@ -121,18 +109,18 @@ def evaluation_inputs(parameters: Any) -> EvaluationInputs:
 
 def problem(parameters: Any) -> str:
     """Why these choices cannot be registered, in one sentence; empty where they can."""
-    return _sentence_of(inputs(parameters).check, lambda: _check_outputs(parameters))
+    try:
+        inputs(parameters).check()
+        _check_outputs(parameters)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def evaluation_problem(parameters: Any) -> str:
     """Why the chosen result cannot be evaluated, in one sentence; empty where it can."""
-    return _sentence_of(evaluation_inputs(parameters).check)
-
-
-def _sentence_of(*checks: Callable[[], None]) -> str:
     try:
-        for check in checks:
-            check()
+        evaluation_inputs(parameters).check()
     except InputError as error:
         return str(error)
     return ""
@@ -142,12 +130,11 @@ def _check_outputs(parameters: Any) -> None:
     wanted = outputs(parameters)
     if not wanted:
         raise InputError("No output is chosen; choose at least one under Outputs.")
-    taken = {node.GetID() for node in vars(inputs(parameters)).values() if node is not None}
-    for node in wanted.values():
-        if node is not None and node.GetID() in taken:
+    taken = list(vars(inputs(parameters)).values())
+    for node in filter(None, wanted.values()):
+        if node in taken:
             raise InputError(
                 f"{node.GetName()} is chosen twice, as output and as input or another output; "
                 "choose Create new for the output."
             )
-        if node is not None:
-            taken.add(node.GetID())
+        taken.append(node)
