@@ -32,7 +32,7 @@ POLL_MILLISECONDS = 100
 
 
 class GradProjIO(ScriptedLoadableModule):
-    """Description of the module. Nothing heavy is imported with it."""
+    """What Slicer shows about the module."""
 
     def __init__(self, parent):
         ScriptedLoadableModule.__init__(self, parent)
@@ -110,7 +110,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = self._parameterNode = self._guiTag = self._newest = None
 
     def setup(self):
-        """Called when the module is opened for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/GradProjIO.ui"))
         self.layout.addWidget(uiWidget)
@@ -138,16 +137,15 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.deviceComboBox.currentIndexChanged.connect(self.onDevice)
         ui.overlayCheckBox.toggled.connect(self.onOverlay)
         ui.opacitySliderWidget.valueChanged.connect(self.onOverlay)
-        ui.gridCheckBox.toggled.connect(self.onGrid)
+        ui.gridCheckBox.toggled.connect(self.folding.grid)
         ui.beforeButton.clicked.connect(lambda *_: self.folding.compare(after=False))
         ui.afterButton.clicked.connect(lambda *_: self.folding.compare(after=True))
-        ui.worstButton.clicked.connect(lambda *_: self.onFold(self.folding.go_to, 0))
-        ui.previousButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, -1))
-        ui.nextButton.clicked.connect(lambda *_: self.onFold(self.folding.go_on, 1))
+        ui.worstButton.clicked.connect(lambda *_: self.onFold(0))
+        ui.previousButton.clicked.connect(lambda *_: self.onFold(self.folding.number - 1))
+        ui.nextButton.clicked.connect(lambda *_: self.onFold(self.folding.number + 1))
         ui.evaluateButton.clicked.connect(self.onEvaluate)
 
     def cleanup(self):
-        """Called when Slicer ends or the module is reloaded."""
         self._timer.stop()
         self.setParameterNode(None)
         self.removeObservers()
@@ -155,14 +153,13 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.session.close()
 
     def enter(self):
-        """Called each time the module is opened."""
         self.initializeParameterNode()
         if not packages.missing():
             self.session.start_worker()
             self._timer.start()
 
     def exit(self):
-        """Called each time another module is opened. A run goes on."""
+        """Another module is opened. A run goes on."""
         self._disconnectGui()
 
     def onSceneStartClose(self, caller, event):
@@ -223,20 +220,18 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for button in (ui.keepButton, ui.discardButton):
             button.setVisible(session.state is State.OFFERED)
         ui.plotButton.setEnabled(session.active or bool(session.steps))
-        self._updateOptions(parameters)
+        if parameters:
+            self._updateOptions(parameters)
 
     def _updateOptions(self, parameters):
         ui = self.ui
-        if not parameters:
-            return
         ui.alignComboBox.setEnabled(parameters.initialTransform is None)
         ui.methodComboBox.setEnabled(parameters.steps > 0)
         ui.warpedLabelsCheckBox.setEnabled(parameters.movingSegmentation is not None)
         if ui.deviceComboBox.count != len(self.session.devices) + 1:
             chosen = parameters.device
             ui.deviceComboBox.clear()
-            ui.deviceComboBox.addItem(_("automatic"), "auto")
-            for device in self.session.devices:
+            for device in ({"label": _("automatic"), "name": "auto"}, *self.session.devices):
                 ui.deviceComboBox.addItem(device["label"], device["name"])
             ui.deviceComboBox.setCurrentIndex(max(ui.deviceComboBox.findData(chosen), 0))
         if parameters.result is not self.folding.jacobian:
@@ -290,18 +285,15 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         return not packages.missing()
 
     def onKeep(self, *_args):
-        """Keep the result of a canceled run."""
         self.session.keep()
         self._showNewResult()
         self.update()
 
     def onDiscard(self, *_args):
-        """Forget the result of a canceled run."""
         self.session.discard()
         self.update()
 
     def onPlot(self, *_args):
-        """Show the losses in Slicer's plot view."""
         chart = self.session.show_plot()
         if chart is not None:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
@@ -329,27 +321,19 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _updateFold(self):
         ui, folding = self.ui, self.folding
         ui.worstButton.setEnabled(bool(folding.folds))
-        ui.previousButton.setEnabled(folding.can_go_back)
-        ui.nextButton.setEnabled(folding.can_go_on)
+        ui.previousButton.setEnabled(folding.number > 0)
+        ui.nextButton.setEnabled(folding.number < len(folding.folds) - 1)
         ui.foldLabel.setText(folding.position)
 
     def onOverlay(self, *_args):
-        """Show the Jacobian map over the fixed image."""
         if self.folding.jacobian is not None:
             self.folding.overlay(self.ui.overlayCheckBox.isChecked(), self.ui.opacitySliderWidget.value)
 
-    def onGrid(self, *_args):
-        """Draw the deformation as grid lines."""
-        if self.folding.jacobian is not None:
-            self.folding.grid(self.ui.gridCheckBox.isChecked())
-
-    def onFold(self, go, number):
-        """Go to a fold."""
-        go(number)
+    def onFold(self, number):
+        self.folding.go_to(number)
         self._updateFold()
 
     def onEvaluate(self, *_args):
-        """Measure the result with labels and landmarks."""
         if self._agreeToPackages():
             self.evaluation.try_start(panel_choices.evaluation_inputs(self._parameterNode))
             self._timer.start()
@@ -365,7 +349,6 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         self.evaluation = SceneEvaluation(slicer.mrmlScene)
 
     def getParameterNode(self):
-        """The parameter node of this module in the scene."""
         return GradProjIOParameterNode(super().getParameterNode())
 
     def register(
@@ -428,18 +411,16 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
 
 class GradProjIOTest(ScriptedLoadableModuleTest):
-    """A small registration inside Slicer, without network access."""
+    """Registers two small synthetic images inside Slicer, without network access."""
 
     def setUp(self):
         slicer.mrmlScene.Clear()
 
     def runTest(self):
-        """Run all tests."""
         self.setUp()
         self.test_registration()
 
     def test_registration(self):
-        """Two synthetic images; the result must bring them closer and hold how it was made."""
         if missing := packages.missing():
             self.skipTest(f"not installed: {', '.join(missing)}")
         self.delayDisplay("Registering two small synthetic images")

@@ -1,12 +1,8 @@
-"""Many registrations from Slicer's console: of nodes or files, to nodes or files.
-
-This needs slicer and vtk, no Qt, and nothing here waits unless asked to: call `poll` from a timer, or `wait`. With
-nodes as results the pairs are registered one after the other in the session. With a folder for files a process of its
-own runs the same loop as the command ``gradprojio batch``.
-"""
+"""Many registrations from Slicer's console: of nodes or files, to nodes or files. No Qt."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -45,12 +41,13 @@ class Result:
 
 
 class Batch:
-    """Many registrations under way. `results` has an entry for each pair that has ended; a failed one stops nothing."""
+    """Many registrations under way. `results` has an entry for each pair that has ended; a failed one stops nothing.
 
-    def __init__(self, pairs: Sequence[tuple[Image, Image]], settings: Mapping[str, Any] | None) -> None:
-        if not pairs:
-            raise InputError("There are no pairs to register; give at least one.")
-        Settings.from_mapping(settings or {})
+    Call `poll` from a timer while `active`, or `wait`. Raises InputError where a setting makes no sense.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Image, Image]], settings: Mapping[str, Any]) -> None:
+        Settings.from_mapping(settings)
         self.total = len(pairs)
         self.results: list[Result] = []
         self.active = True
@@ -86,24 +83,22 @@ class Batch:
 
 
 class NodeBatch(Batch):
-    """Registers `pairs` (fixed, moving), each a volume node or a file, with `session`, which does nothing else.
+    """Registers `pairs` (fixed, moving), each a volume node or a file, one after the other with `session`.
 
-    Every result becomes nodes of the session's scene, also the images where they are files. Model and process stay from
-    pair to pair. Raises InputError where the session is busy, there is no pair, or a setting makes no sense.
+    Every result becomes nodes of the session's scene, also the images where they are files.
     """
 
     def __init__(
         self,
         session: SceneRegistration,
         pairs: Sequence[tuple[Image, Image]],
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any],
         allow_download: bool = False,
     ) -> None:
-        if session.active:
-            raise InputError("A registration is running already; wait for it or cancel it.")
+        session.check_idle()
         super().__init__(pairs, settings)
         self._session, self._pairs = session, pairs
-        self._settings, self._allow_download = dict(settings or {}), allow_download
+        self._settings, self._allow_download = settings, allow_download
         self._current: Result | None = None
 
     def status(self) -> str:
@@ -130,7 +125,7 @@ class NodeBatch(Batch):
                     yield
                     session.poll()
                 result.message = session.question or ("" if session.results else session.message)
-                result.nodes = {} if result.message else dict(session.results)
+                result.nodes = {} if result.message else session.results
             except (InputError, OSError) as error:
                 result.message = str(error)
             except GeneratorExit:
@@ -144,26 +139,21 @@ class NodeBatch(Batch):
     def _as_node(self, image: Image) -> slicer.vtkMRMLScalarVolumeNode:
         if not isinstance(image, (str, Path)):
             return image
-        node = mrml.add_node(self._session.scene, "vtkMRMLScalarVolumeNode", _name(image))
-        try:
-            return mrml.volume_to_node(read_volume(image), node)
-        except BaseException:
-            self._session.scene.RemoveNode(node)
-            raise
+        volume = read_volume(image)
+        return mrml.volume_to_node(volume, mrml.add_node(self._session.scene, "vtkMRMLScalarVolumeNode", _name(image)))
 
 
 class FolderBatch(Batch):
     """Registers `pairs` (fixed, moving), each a volume node or a file, into folders of their own in `folder`.
 
     It is the batch of ``gradprojio batch`` in a process of its own: it goes on where an earlier one ended, writes a
-    summary, and uses all graphics cards. The scene stays as it is.
-    Raises InputError where there is no pair, a setting makes no sense, or a node cannot be copied.
+    summary, and uses all graphics cards. The scene stays as it is. A node that cannot be copied is an InputError.
     """
 
     def __init__(
         self,
         pairs: Sequence[tuple[Image, Image]],
-        settings: Mapping[str, Any] | None,
+        settings: Mapping[str, Any],
         folder: str | Path,
         allow_download: bool = False,
     ) -> None:
@@ -177,7 +167,7 @@ class FolderBatch(Batch):
                 "request": "batch",
                 "folder": str(self._folder),
                 "pairs": self._as_files(pairs),
-                "settings": dict(settings or {}),
+                "settings": dict(settings),
                 "allow_download": allow_download,
             }
             self._number = self._client.submit(request)
@@ -217,19 +207,17 @@ class FolderBatch(Batch):
 
     def _as_files(self, pairs: Sequence[tuple[Image, Image]]) -> list[dict[str, str]]:
         """The pairs as the process wants them; images of nodes are copied to files, each once."""
-        paths: dict[int, Path] = {}
+        paths: dict[Image, str] = {}
         found = []
         for fixed, moving in pairs:
             for image in (fixed, moving):
-                if id(image) not in paths:
-                    paths[id(image)] = self._as_file(image, self._copies / str(len(paths)))
-            name = case = _file_name(f"{_name(moving)} to {_name(fixed)}")
-            number = 1
-            while case in self._open:
-                number += 1
-                case = f"{name} {number}"
+                if image not in paths:
+                    paths[image] = str(self._as_file(image, self._copies / str(len(paths))))
+            name = _file_name(f"{_name(moving)} to {_name(fixed)}")
+            names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
+            case = next(name for name in names if name not in self._open)
             self._open[case] = Result(_name(fixed), _name(moving))
-            found.append({"case": case, "fixed": str(paths[id(fixed)]), "moving": str(paths[id(moving)])})
+            found.append({"case": case, "fixed": paths[fixed], "moving": paths[moving]})
         return found
 
     def _as_file(self, image: Image, own: Path) -> Path:
@@ -269,7 +257,10 @@ def pairs_of(source: Source, fixed: Image | int | None, scene: slicer.vtkMRMLSce
     Raises InputError where there is nothing to register.
     """
     if fixed is None:
-        return _checked_pairs(source)
+        pairs = [] if isinstance(source, (str, Path, int)) else [tuple(pair) for pair in source]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise InputError("Give a list of pairs (fixed, moving), or the fixed image that all others go to.")
+        return pairs
     if isinstance(source, slicer.vtkMRMLSequenceNode):
         images = _frames(source, scene)
         fixed = images[fixed] if isinstance(fixed, int) else fixed
@@ -279,17 +270,10 @@ def pairs_of(source: Source, fixed: Image | int | None, scene: slicer.vtkMRMLSce
         images = _files_in(Path(source))
     else:
         images = list(source)
-    moving = [image for image in images if not _same(image, fixed)]
+    moving = [image for image in images if _identity(image) != _identity(fixed)]
     if not moving:
         raise InputError(f"There is nothing to register to {_name(fixed)}; choose another folder, item or sequence.")
     return [(fixed, image) for image in moving]
-
-
-def _checked_pairs(source: Source) -> list[tuple[Image, Image]]:
-    pairs = [] if isinstance(source, (str, Path, int)) else [tuple(pair) for pair in source]
-    if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise InputError("Give a list of pairs (fixed, moving), or the fixed image that all others are registered to.")
-    return pairs
 
 
 def _frames(sequence: slicer.vtkMRMLSequenceNode, scene: slicer.vtkMRMLScene) -> list[slicer.vtkMRMLScalarVolumeNode]:
@@ -307,14 +291,9 @@ def _frames(sequence: slicer.vtkMRMLSequenceNode, scene: slicer.vtkMRMLScene) ->
 
 def _volumes_below(item: int, scene: slicer.vtkMRMLScene) -> list[slicer.vtkMRMLScalarVolumeNode]:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    children = vtk.vtkIdList()
-    hierarchy.GetItemChildren(item, children, True)
-    nodes = (hierarchy.GetItemDataNode(children.GetId(index)) for index in range(children.GetNumberOfIds()))
-    return [
-        node
-        for node in nodes
-        if node is not None and node.IsA("vtkMRMLScalarVolumeNode") and not node.IsA("vtkMRMLLabelMapVolumeNode")
-    ]
+    below = vtk.vtkCollection()
+    hierarchy.GetDataNodesInBranch(item, below, "vtkMRMLScalarVolumeNode")
+    return [node for node in mrml.image_nodes(scene) if below.IsItemPresent(node)]
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -323,13 +302,11 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES))
 
 
-def _same(image: Image, fixed: Image) -> bool:
-    if isinstance(image, (str, Path)) and isinstance(fixed, (str, Path)):
-        return Path(image).absolute() == Path(fixed).absolute()
-    return image is fixed
+def _identity(image: Image) -> Image:
+    return Path(image).absolute() if isinstance(image, (str, Path)) else image
 
 
 def _name(image: Image) -> str:
-    if not isinstance(image, (str, Path)):
-        return image.GetName() if image is not None else _("none")
-    return image_stem(image)
+    if isinstance(image, (str, Path)):
+        return image_stem(image)
+    return image.GetName() if image is not None else _("none")

@@ -1,11 +1,8 @@
-"""Evaluate a registration result of the scene with labels and landmarks; the worker does it. No Qt.
-
-The panel, a script and the tests use the same object, like SceneRegistration.
-"""
+"""Evaluate a registration result of the scene with labels and landmarks; the worker does it. No Qt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +89,7 @@ class EvaluationInputs:
 class SceneEvaluation:
     """Evaluates one result at a time. Call `poll` from a timer while `active`; `message` then says what happened.
 
-    `table` is the node with the figures of the last one, `row` the figures themselves.
+    `table` is the node with the figures of the last one.
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
@@ -101,7 +98,6 @@ class SceneEvaluation:
         self.client = client or WorkerClient(environment={"CUDA_VISIBLE_DEVICES": ""})
         self.message = ""
         self.table: slicer.vtkMRMLTableNode | None = None
-        self.row: dict[str, Any] = {}
         self._number: int | None = None
         self._folder: Path | None = None
         self._names: dict[int, str] = {}
@@ -140,8 +136,7 @@ class SceneEvaluation:
             if not self.active or event.get("id") != self._number or event["event"] not in protocol.LAST_EVENTS:
                 continue
             if event["event"] == protocol.EVALUATED:
-                self.row = event["row"]
-                self._fill_table()
+                self._fill_table(event["row"])
                 self._end(_("Measured."))
             elif event["event"] == protocol.DIED:
                 self._end(_("The process that measures ended unexpectedly; try again."))
@@ -154,7 +149,7 @@ class SceneEvaluation:
         """Forget what was under way, and end the process: the scene or the panel is closed."""
         self.client.close()
         self._end("")
-        self.table, self.row = None, {}
+        self.table = None
 
     def _end(self, message: str) -> None:
         if self._folder is not None:
@@ -179,20 +174,19 @@ class SceneEvaluation:
             **records,
         )
 
-    def _fill_table(self) -> None:
-        rows = [(title, self.row[key]) for key, title in FIGURES if key in self.row]
-        for structure in self.row.get("structures", []):
+    def _fill_table(self, row: Mapping[str, Any]) -> None:
+        rows = [(title, row[key]) for key, title in FIGURES if key in row]
+        for structure in row.get("structures", []):
             name = self._names.get(structure["structure"], str(structure["structure"]))
             rows += [(f"Dice, {name}", structure["dice"]), (f"HD95 [mm], {name}", structure["hd95_mm"])]
-        for landmark in self.row.get("landmarks", []):
+        for landmark in row.get("landmarks", []):
             rows.append((f"TRE [mm], {landmark['name']}", landmark["after_mm"]))
+        titles, values = zip(*rows, strict=True)
         if self.table is None or self.table.GetScene() is not self.scene:
             self.table = nodes.add_node(self.scene, "vtkMRMLTableNode", self._title)
         self.table.SetName(self._title)
-        folding.fill_columns(
-            self.table, _("Measure"), [title for title, _value in rows], {_("Value"): [value for _title, value in rows]}
-        )
-        nodes.remember(self.table, evaluation=self.row)
+        folding.fill_columns(self.table, _("Measure"), titles, {_("Value"): values})
+        nodes.remember(self.table, evaluation=row)
 
 
 def _labels(
@@ -229,11 +223,9 @@ def _segment_names(node: slicer.vtkMRMLSegmentationNode) -> list[str]:
 
 def _points(node: slicer.vtkMRMLMarkupsFiducialNode) -> Landmarks:
     """The points that were placed, in the world. Raises InputError for none."""
-    names, positions = [], []
-    for index in range(node.GetNumberOfControlPoints()):
-        if node.GetNthControlPointPositionStatus(index) == slicer.vtkMRMLMarkupsNode.PositionDefined:
-            names.append(node.GetNthControlPointLabel(index))
-            positions.append(node.GetNthControlPointPositionWorld(index))
-    if not names:
+    numbers = range(node.GetNumberOfControlPoints())
+    placed = [number for number in numbers if node.GetNthControlPointPositionStatus(number) == node.PositionDefined]
+    if not placed:
         raise InputError(f"{node.GetName()} has no point; place some, or choose another list.")
-    return Landmarks(names, np.array(positions), node.GetName())
+    names = [node.GetNthControlPointLabel(number) for number in placed]
+    return Landmarks(names, slicer.util.arrayFromMarkupsControlPoints(node, world=True)[placed], node.GetName())

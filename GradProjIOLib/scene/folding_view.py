@@ -19,16 +19,19 @@ MARKER_NAME = "GradProjIO fold"
 
 
 class FoldingView:
-    """Shows the folding of one registration result, known by its Jacobian map node."""
+    """Shows the folding of one registration result, known by its Jacobian map node.
+
+    `number` is that of the fold on which the views are centered, counted from 0; -1 before the first.
+    """
 
     def __init__(self) -> None:
         self.jacobian: slicer.vtkMRMLScalarVolumeNode | None = None
         self.folds: list[Fold] = []
-        self._at: int | None = None
+        self.number = -1
 
     def show(self, jacobian: slicer.vtkMRMLScalarVolumeNode | None) -> None:
         """Show another result; None for none."""
-        self.jacobian, self._at = jacobian, None
+        self.jacobian, self.number = jacobian, -1
         usable = jacobian is not None and jacobian.GetImageData() is not None
         self.folds = find_folds(jacobian, linked(jacobian, FOLDING)) if usable else []
 
@@ -52,30 +55,20 @@ class FoldingView:
     @property
     def position(self) -> str:
         """Which fold the views are centered on."""
-        if self._at is None:
+        if self.number < 0:
             return ""
-        fold = self.folds[self._at]
+        fold = self.folds[self.number]
         place = ", ".join(f"{value:.0f}" for value in fold.position)
         sentence = _("Fold {number} of {total}: smallest determinant {determinant}, {voxels} voxels, at ({place}) mm.")
-        number, determinant = self._at + 1, f"{fold.determinant:.3g}"
+        number, determinant = self.number + 1, f"{fold.determinant:.3g}"
         return sentence.format(
             number=number, total=len(self.folds), determinant=determinant, voxels=fold.voxels, place=place
         )
 
-    @property
-    def can_go_back(self) -> bool:
-        """Whether there is a deeper fold."""
-        return self._at is not None and self._at > 0
-
-    @property
-    def can_go_on(self) -> bool:
-        """Whether there is a less deep fold."""
-        return bool(self.folds) and (self._at is None or self._at < len(self.folds) - 1)
-
     def go_to(self, number: int) -> None:
         """Center the slice views on fold `number`, counted from 0, and mark it with a point."""
-        self._at = min(max(number, 0), len(self.folds) - 1)
-        position, scene = self.folds[self._at].position, self.jacobian.GetScene()
+        self.number = number
+        position, scene = self.folds[number].position, self.jacobian.GetScene()
         for node in nodes.nodes_of_class(scene, "vtkMRMLSliceNode"):
             node.JumpSliceByCentering(*position)
         kind = "vtkMRMLMarkupsFiducialNode"
@@ -83,12 +76,8 @@ class FoldingView:
         marker.CreateDefaultDisplayNodes()
         marker.SetLocked(True)
         marker.RemoveAllControlPoints()
-        label = _("fold {number} of {total}").format(number=self._at + 1, total=len(self.folds))
+        label = _("fold {number} of {total}").format(number=number + 1, total=len(self.folds))
         marker.AddControlPointWorld(vtk.vtkVector3d(*position), label)
-
-    def go_on(self, by: int) -> None:
-        """Go `by` folds on, to the worst one at first."""
-        self.go_to(0 if self._at is None else self._at + by)
 
     def overlay(self, visible: bool, opacity: float) -> None:
         """Show the map over the fixed image with `opacity` (0 to 1), or hide it."""

@@ -1,7 +1,4 @@
-"""A registration from nodes to nodes: hands the images to the worker, follows its steps, has the result placed.
-
-Needs slicer and vtk, no Qt. The panel, a script and the tests use the same object.
-"""
+"""A registration from nodes to nodes: hands the images to the worker, follows its steps, places the result. No Qt."""
 
 from __future__ import annotations
 
@@ -77,6 +74,11 @@ class SceneRegistration:
         """Whether a run is under way."""
         return self.state in (State.STARTING, State.RUNNING, State.CANCELING)
 
+    def check_idle(self) -> None:
+        """Raise InputError where a run is under way."""
+        if self.active:
+            raise InputError("A registration is running already; wait for it or cancel it.")
+
     @property
     def chart(self) -> slicer.vtkMRMLPlotChartNode | None:
         """The chart of the losses of the current or last run, where it was shown and is still in the scene."""
@@ -95,8 +97,7 @@ class SceneRegistration:
         `settings` are names and values of `settings.Settings`. Without `outputs` everything is made, new.
         `allow_download` says that the user has agreed to download the model's weights. Raises InputError.
         """
-        if self.active:
-            raise InputError("A registration is running already; wait for it or cancel it.")
+        self.check_idle()
         inputs.check()
         self.discard()
         self.question, self.results = "", {}
@@ -139,19 +140,11 @@ class SceneRegistration:
     def poll(self) -> bool:
         """Handle the worker's events since the last call, without waiting. True where something changed."""
         events = self.client.poll()
-        steps = []
         for event in events:
-            kind = event["event"]
-            if kind == protocol.DEVICES:
+            if event["event"] == protocol.DEVICES:
                 self.devices = event["devices"]
             elif self._run is not None and event.get("id") == self._run.number:
-                if kind == protocol.STEP:
-                    steps.append(event)
-                else:
-                    self._add_steps(steps)
-                    steps = []
-                    self._handle(kind, event)
-        self._add_steps(steps)
+                self._handle(event["event"], event)
         return bool(events)
 
     def wait(self, meanwhile: Callable[[], None] | None = None) -> None:
@@ -203,15 +196,11 @@ class SceneRegistration:
             return _("Computing the results …")
         if not steps:
             return _("Computing the first step …")
+        conflicts = sum((step["cosine"] or 0) < 0 for step in steps)
         losses = _(
             "Similarity loss {similarity:.4f}, regularity loss {regularity:.3g}; "
             "the gradients conflicted in {conflicts} of {done} steps."
-        ).format(
-            similarity=steps[-1]["similarity"],
-            regularity=steps[-1]["regularity"],
-            conflicts=sum((step["cosine"] or 0) < 0 for step in steps),
-            done=len(steps),
-        )
+        ).format(**steps[-1], conflicts=conflicts, done=len(steps))
         remaining = _("About {time} left.").format(time=duration(steps[-1]["remaining_seconds"]))
         return f"{losses} {remaining}"
 
@@ -237,8 +226,12 @@ class SceneRegistration:
             self._plot.add(self.steps)
         return self.chart
 
-    def _handle(self, kind: str, event: Mapping[str, Any]) -> None:
-        if kind == protocol.STARTED and self.state is State.STARTING:
+    def _handle(self, kind: str, event: dict[str, Any]) -> None:
+        if kind == protocol.STEP:
+            self.steps.append(event)
+            if self.chart is not None and self._plot.table.GetScene() is self.scene:
+                self._plot.add([event])
+        elif kind == protocol.STARTED and self.state is State.STARTING:
             self.total = event["total"]
             self._become(State.RUNNING)
         elif kind == protocol.DOWNLOAD:
@@ -248,7 +241,7 @@ class SceneRegistration:
         elif kind == protocol.DONE:
             self._place(event)
         elif kind == protocol.CANCELED and event.get("result"):
-            self._offer = dict(event)
+            self._offer = event
             self._become(State.OFFERED, _("Canceled. The result so far can be kept."))
         elif kind == protocol.CANCELED:
             self._end_run(_("Registration canceled before there was a result."))
@@ -266,11 +259,6 @@ class SceneRegistration:
                 "the processor if the memory of the graphics card was short."
             )
             self._end_run(sentence.format(reason=reason), failed=True)
-
-    def _add_steps(self, steps: list[dict[str, Any]]) -> None:
-        self.steps += steps
-        if steps and self.chart is not None and self._plot.table.GetScene() is self.scene:
-            self._plot.add(steps)
 
     def _become(self, state: State, message: str = "", failed: bool = False) -> None:
         self.state, self.message, self.failed = state, message, failed
