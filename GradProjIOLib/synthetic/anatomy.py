@@ -52,9 +52,6 @@ STRUCTURES = {
 }
 """Label values of `paint`; 0 is air and everything else outside. Left and right are the subject's."""
 
-FIRST_OUTER_LABEL = 23
-"""Labels from here on lie outside the brain and its fluid."""
-
 T1_INTENSITIES = {
     0: 2.0, 1: 96.0, 2: 150.0, 3: 30.0, 4: 30.0, 5: 126.0, 6: 126.0, 7: 114.0, 8: 114.0, 9: 104.0, 10: 104.0,
     11: 92.0, 12: 138.0, 13: 144.0, 14: 94.0, 15: 94.0, 16: 134.0, 17: 134.0, 18: 96.0, 19: 96.0, 20: 30.0,
@@ -114,13 +111,6 @@ class _Canvas:
     edge: float
     image: Tensor
     labels: Tensor
-
-    @staticmethod
-    def empty(points: Tensor, intensities: Tensor, edge: float) -> _Canvas:
-        shape = points.shape[1:]
-        image = torch.full(shape, float(intensities[0]))
-        labels = torch.zeros(shape, dtype=torch.uint8)
-        return _Canvas(points, intensities, edge, image, labels)
 
     def crop(self, low: Sequence[float], high: Sequence[float]) -> _Canvas:
         """The part of the canvas that holds all points between the corners `low` and `high` (mm).
@@ -221,10 +211,6 @@ STEM = [
     (0.0, -41.0, -78.0, 6.0),
     (0.0, -44.0, -130.0, 5.5),
 ]
-
-
-def _stem(x: Tensor, y: Tensor, z: Tensor, anatomy: Anatomy) -> Tensor:
-    return _tube(x, y, z, STEM) - anatomy.growth.get(12, 0.0)
 
 
 def _fissures(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -368,18 +354,19 @@ def paint(
     everything outside the brain and the fluid in it is 0, like after brain extraction.
     Returns the image (float32) and the labels (uint8), both [D, H, W].
     """
-    canvas = _Canvas.empty(points, intensities, edge)
+    image = torch.full(points.shape[1:], float(intensities[0]))
+    canvas = _Canvas(points, intensities, edge, image, torch.zeros(image.shape, dtype=torch.uint8))
     brain = canvas
     if with_skull:
         x, y, z = points
-        stem = _stem(x, y, z, anatomy)
+        stem = _tube(x, y, z, STEM) - anatomy.growth.get(12, 0.0)
         cavity = _merge(_merge(_cerebrum(x, y, z), _cerebellum(x, y, z), 12.0), stem, 8.0) - 3.0
         _paint_outside(canvas, cavity, anatomy)
         canvas.stroke(22, cavity)
     else:
         brain = canvas.crop(BRAIN_LOW, BRAIN_HIGH)
         x, y, z = brain.points
-        stem = torch.maximum(_stem(x, y, z, anatomy), BRAIN_LOW[2] - z)
+        stem = torch.maximum(_tube(x, y, z, STEM) - anatomy.growth.get(12, 0.0), BRAIN_LOW[2] - z)
     _paint_cerebellum(brain, anatomy)
     _paint_cerebrum(brain, anatomy)
     brain.stroke(12, stem)

@@ -13,11 +13,11 @@ wavelength of the folds, contrast) varies more widely from pair to pair than it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
@@ -85,7 +85,7 @@ class _Draw:
 
 def synthetic_pair(
     seed: int,
-    lattice: tuple[int, int, int] = (96, 112, 80),
+    lattice: Sequence[int] = (96, 112, 80),
     *,
     kind: Kind | None = None,
 ) -> SyntheticPair:
@@ -125,12 +125,12 @@ def _placement(
     return matrix, center + shift - matrix @ ((size - 1) / 2), float(spacing.log().mean().exp())
 
 
-def _velocity(draw: _Draw, lattice: tuple[int, int, int], strength: float) -> Tensor:
+def _velocity(draw: _Draw, lattice: Sequence[int], strength: float) -> Tensor:
     """Random velocity field on a third of the lattice, in its voxels: [3, d, h, w].
 
     Three wavelengths with random shares; `strength` is the typical displacement as a part of the lattice.
     """
-    coarse = (-(-lattice[0] // 3), -(-lattice[1] // 3), -(-lattice[2] // 3))
+    coarse = [-(-length // 3) for length in lattice]
     size = sum(coarse) / 3
     velocity = torch.zeros(3, *coarse)
     for wavelength, share in ((0.5, 0.5), (0.25, 0.3), (0.12, 0.12)):
@@ -139,11 +139,10 @@ def _velocity(draw: _Draw, lattice: tuple[int, int, int], strength: float) -> Te
     return velocity
 
 
-def _moved_points(velocity: Tensor, lattice: tuple[int, int, int]) -> Tensor:
+def _moved_points(velocity: Tensor, lattice: Sequence[int]) -> Tensor:
     """Index coordinates [3, D, H, W] moved by the diffeomorphism of a velocity field on a coarser lattice."""
-    displacement = integrate(velocity, squarings=5)
     factors = torch.tensor([full / part for full, part in zip(lattice, velocity.shape[1:], strict=True)])
-    displacement *= factors[:, None, None, None]
+    displacement = integrate(velocity, squarings=5) * factors[:, None, None, None]
     return identity_points(lattice) + resize(displacement, lattice)
 
 
@@ -152,12 +151,12 @@ def _transform(points: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     return moved.reshape(points.shape)
 
 
-def _heads(draw: _Draw, lattice: tuple[int, int, int]) -> tuple[list[Tensor], list[Tensor]]:
+def _heads(draw: _Draw, lattice: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
     with_skull = draw.chance(WITH_SKULL)
     matrix, offset, voxel = _placement(draw, lattice, HEAD if with_skull else BRAIN)
     residual = 4.0 if draw.chance(MISALIGNED) else 1.0
     contrast = _head_contrast(draw)
-    common = _common_anatomy(draw)
+    subject = _family(draw)
     velocity = _velocity(draw, lattice, 0.03)
     strength = draw.uniform(0.008, 0.022)
     blur = draw.uniform(-0.5, 0.8)
@@ -166,7 +165,7 @@ def _heads(draw: _Draw, lattice: tuple[int, int, int]) -> tuple[list[Tensor], li
         change, shift = _affine_change(draw, degrees=residual, scale=0.012 * residual, shift=residual)
         points = _moved_points(velocity + _velocity(draw, lattice, strength), lattice)
         points = _transform(points, change @ matrix, change @ offset + shift)
-        anatomy = _subject(draw, common)
+        anatomy = subject()
         intensities = contrast * (1 + draw.normals(0.04, len(contrast)))
         image, structures = paint(points, anatomy, intensities, voxel * draw.uniform(0.8, 1.4), with_skull)
         images.append(_acquire(draw, image, None if with_skull else structures > 0, blur))
@@ -174,48 +173,32 @@ def _heads(draw: _Draw, lattice: tuple[int, int, int]) -> tuple[list[Tensor], li
     return images, labels
 
 
-@dataclass(frozen=True)
-class _CommonAnatomy:
-    """What the two subjects of a pair have in common."""
-
-    wavelength: float
-    folds: Tensor
-    agreement: float
-    """Correlation of each subject's folds with `folds`."""
-    thickness: float
-    depth: float
-    shifts: Tensor
-    growth: Tensor
-
-
-def _common_anatomy(draw: _Draw) -> _CommonAnatomy:
+def _family(draw: _Draw) -> Callable[[], Anatomy]:
+    """Draws what the two subjects of a pair have in common; returns a function that draws one of them."""
     wavelength = draw.uniform(18.0, 29.0)
-    return _CommonAnatomy(
-        wavelength=wavelength,
-        folds=random_folds(draw.generator, wavelength),
-        agreement=draw.uniform(0.5, 1.0),
-        thickness=draw.uniform(2.4, 3.8),
-        depth=draw.uniform(10.0, 20.0),
-        shifts=draw.normals(1.5, LAST_NUCLEUS + 1, 3),
-        growth=draw.normals(0.8, LAST_NUCLEUS + 1),
-    )
+    common_folds = random_folds(draw.generator, wavelength)
+    agreement = draw.uniform(0.5, 1.0)
+    thickness, depth = draw.uniform(2.4, 3.8), draw.uniform(10.0, 20.0)
+    common_shifts = draw.normals(1.5, LAST_NUCLEUS + 1, 3)
+    common_growth = draw.normals(0.8, LAST_NUCLEUS + 1)
 
+    def subject() -> Anatomy:
+        # The older, the more fluid and the thinner the cortex.
+        age = draw.uniform(0, 1)
+        own_folds = random_folds(draw.generator, wavelength)
+        shifts = common_shifts + draw.normals(0.5, LAST_NUCLEUS + 1, 3)
+        growth = common_growth + draw.normals(0.3, LAST_NUCLEUS + 1)
+        return Anatomy(
+            folds=agreement * common_folds + (1 - agreement**2) ** 0.5 * own_folds,
+            ventricle_growth=tuple((0.3 + 4.5 * age * draw.uniform(0.4, 1.0) + draw.normals(0.3, 2)).tolist()),
+            cortex_thickness=thickness - 0.4 * age,
+            sulcus_width=0.4 + 1.8 * age * draw.uniform(0.4, 1.0),
+            sulcus_depth=depth,
+            shifts={label: tuple(shifts[label].tolist()) for label in NUCLEI},
+            growth={label: float(growth[label]) for label in NUCLEI},
+        )
 
-def _subject(draw: _Draw, common: _CommonAnatomy) -> Anatomy:
-    """One of the two subjects. The older, the more fluid and the thinner the cortex."""
-    age = draw.uniform(0, 1)
-    own = random_folds(draw.generator, common.wavelength)
-    shifts = common.shifts + draw.normals(0.5, LAST_NUCLEUS + 1, 3)
-    growth = common.growth + draw.normals(0.3, LAST_NUCLEUS + 1)
-    return Anatomy(
-        folds=common.agreement * common.folds + (1 - common.agreement**2) ** 0.5 * own,
-        ventricle_growth=tuple((0.3 + 4.5 * age * draw.uniform(0.4, 1.0) + draw.normals(0.3, 2)).tolist()),
-        cortex_thickness=common.thickness - 0.4 * age,
-        sulcus_width=0.4 + 1.8 * age * draw.uniform(0.4, 1.0),
-        sulcus_depth=common.depth,
-        shifts={label: tuple(shifts[label].tolist()) for label in NUCLEI},
-        growth={label: float(growth[label]) for label in NUCLEI},
-    )
+    return subject
 
 
 def _head_contrast(draw: _Draw) -> Tensor:
@@ -233,7 +216,7 @@ def _head_contrast(draw: _Draw) -> Tensor:
     return base * (1 + draw.normals(0.06, len(base)))
 
 
-def _shapes(draw: _Draw, lattice: tuple[int, int, int]) -> tuple[list[Tensor], list[Tensor]]:
+def _shapes(draw: _Draw, lattice: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
     """Labels are the cells between the level sets of two smooth random fields, often within one big blob."""
     levels = (draw.integer(4, 5), draw.integer(4, 5))
     size = sum(lattice) / 3
@@ -260,7 +243,7 @@ def _shapes(draw: _Draw, lattice: tuple[int, int, int]) -> tuple[list[Tensor], l
     return images, labels
 
 
-def _blob(draw: _Draw, lattice: tuple[int, int, int]) -> Tensor:
+def _blob(draw: _Draw, lattice: Sequence[int]) -> Tensor:
     """A field [1, D, H, W] that is positive within a dented ball."""
     axes = [torch.linspace(-1, 1, size) for size in lattice]
     radii = draw.uniforms(0.65, 1.0)
@@ -272,8 +255,7 @@ def _blob(draw: _Draw, lattice: tuple[int, int, int]) -> Tensor:
 
 def _cells(field: Tensor, count: int) -> Tensor:
     """Index 0 … count − 1 (uint8) of equally probable intervals of standard normal noise."""
-    bounds = torch.special.ndtri(torch.arange(1, count, dtype=torch.float32) / count).tolist()
-    return sum((field > bound).to(torch.uint8) for bound in bounds)
+    return torch.bucketize(field, torch.special.ndtri(torch.arange(1, count) / count)).to(torch.uint8)
 
 
 def _acquire(draw: _Draw, image: Tensor, inside: Tensor | None, blur: float) -> Tensor:
@@ -281,35 +263,20 @@ def _acquire(draw: _Draw, image: Tensor, inside: Tensor | None, blur: float) -> 
 
     `blur`: about the standard deviation of the blur in voxels; there is none where it is negative.
     """
-    depth, height, width = image.shape
-    lattice = (depth, height, width)
-    image = _blur(image, blur + draw.uniform(-0.2, 0.2))
+    spread = blur + draw.uniform(-0.2, 0.2)
+    if spread >= 0.2:
+        image = torch.from_numpy(ndimage.gaussian_filter(image.numpy(), spread, mode="constant", radius=2))
     if draw.chance(LOW_RESOLUTION):
         image = _thick_slices(draw, image)
-    wavelength = max(lattice) * draw.uniform(0.3, 0.7)
-    bias = smooth_noise(lattice, wavelength, draw.generator)[0]
+    wavelength = max(image.shape) * draw.uniform(0.3, 0.7)
+    bias = smooth_noise(image.shape, wavelength, draw.generator)[0]
     image = image * (draw.uniform(0.02, 0.18) * bias).exp_()
-    grain = torch.randn(lattice, generator=draw.generator)
+    grain = torch.randn(image.shape, generator=draw.generator)
     image = (image + grain * draw.uniform(0.5, 7.0)).abs_()
     if inside is not None:
         image = image * inside
     image = _normalize(image)
     return image.pow_(draw.uniform(0.8, 1.25))
-
-
-def _blur(image: Tensor, spread: float) -> Tensor:
-    """Gaussian blur with this standard deviation in voxels; none below 0.2."""
-    if spread < 0.2:
-        return image
-    offsets = torch.arange(-2, 3)
-    kernel = torch.exp(-0.5 * (offsets / spread) ** 2)
-    kernel /= kernel.sum()
-    image = image[None, None]
-    for axis in range(3):
-        shape, padding = [1, 1, 1], [0, 0, 0]
-        shape[axis], padding[axis] = 5, 2
-        image = functional.conv3d(image, kernel.reshape(1, 1, *shape), padding=padding)
-    return image[0, 0]
 
 
 def _thick_slices(draw: _Draw, image: Tensor) -> Tensor:
@@ -318,8 +285,7 @@ def _thick_slices(draw: _Draw, image: Tensor) -> Tensor:
     reduced = list(image.shape)
     reduced[axis] = max(4, round(reduced[axis] / draw.uniform(1.5, 3.5)))
     averaged = functional.adaptive_avg_pool3d(image[None], (reduced[0], reduced[1], reduced[2]))
-    depth, height, width = image.shape
-    return resize(averaged, (depth, height, width))[0]
+    return resize(averaged, image.shape)[0]
 
 
 def _normalize(image: Tensor) -> Tensor:

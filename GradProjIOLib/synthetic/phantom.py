@@ -63,38 +63,17 @@ def _points(shape: tuple[int, int, int], affine: np.ndarray) -> Tensor:
     return torch.from_numpy(lattice_points(shape, affine)).float().movedim(-1, 0)
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The moving head: formulas of a point in RAS mm."""
+def _to_head(points: Tensor, wobble: Tensor) -> Tensor:
+    """From RAS mm to the frame of `anatomy.paint`.
 
-    anatomy: Anatomy
-    wobble: Tensor
-    """Displacement in mm [3, n, n, n] every 4 mm of the head's frame, that makes its shapes irregular."""
-
-    @staticmethod
-    def random(generator: torch.Generator) -> _Subject:
-        growth = 1.0 + 1.5 * torch.rand(2, generator=generator)
-        anatomy = Anatomy(random_folds(generator), tuple(growth.tolist()))
-        coarse, fine = (smooth_noise((64, 64, 64), wavelength, generator, 3) for wavelength in (12, 5))
-        return _Subject(anatomy, 2.3 * coarse + 0.7 * fine)
-
-    def to_head(self, points: Tensor) -> Tensor:
-        """From RAS mm to the frame of `anatomy.paint`."""
-        turn = _rotation(LATTICE_ANGLES) @ _rotation(HEAD_ANGLES)
-        origin = SCANNER_CENTER + turn @ HEAD_OFFSET
-        matrix = torch.from_numpy(turn.T.copy()).float()
-        centered = points - torch.from_numpy(origin).float()[:, None, None, None]
-        head = torch.einsum("ab,bkji->akji", matrix, centered)
-        return head + sample(self.wobble, head.flip(0) / 4 + 31.5)
-
-    def paint(self, points: Tensor, edge: float, with_skull: bool) -> tuple[Tensor, np.ndarray]:
-        """Intensities and labels (`LABELS`) at points in RAS mm."""
-        intensities = torch.tensor([T1_INTENSITIES[label] for label in sorted(T1_INTENSITIES)])
-        image, structures = paint(self.to_head(points), self.anatomy, intensities, edge, with_skull)
-        labels = structures.numpy()
-        labels[labels == CEREBELLAR_WHITE_MATTER] = 11
-        labels[labels > max(LABELS)] = 0
-        return image, labels
+    `wobble` is a displacement in mm [3, n, n, n] every 4 mm of that frame, which makes the shapes irregular.
+    """
+    turn = _rotation(LATTICE_ANGLES) @ _rotation(HEAD_ANGLES)
+    origin = SCANNER_CENTER + turn @ HEAD_OFFSET
+    matrix = torch.from_numpy(turn.T.copy()).float()
+    centered = points - torch.from_numpy(origin).float()[:, None, None, None]
+    head = torch.einsum("ab,bkji->akji", matrix, centered)
+    return head + sample(wobble, head.flip(0) / 4 + 31.5)
 
 
 def _random_displacement(
@@ -118,10 +97,8 @@ def _random_displacement(
 
 def _acquire(image: Tensor, generator: torch.Generator, noise: float) -> np.ndarray:
     """Add what a scanner adds: a bias field of about ±12 % and Rician noise of this standard deviation."""
-    depth, height, width = image.shape
-    shape = (depth, height, width)
-    bias = (0.12 * smooth_noise(shape, max(shape) / 2, generator)[0]).clamp(-0.3, 0.3).exp()
-    real, imaginary = (noise * torch.randn(shape, generator=generator) for _ in range(2))
+    bias = (0.12 * smooth_noise(image.shape, max(image.shape) / 2, generator)[0]).clamp(-0.3, 0.3).exp()
+    real, imaginary = (noise * torch.randn(image.shape, generator=generator) for _ in range(2))
     return ((image * bias + real).square() + imaginary.square()).sqrt().numpy()
 
 
@@ -148,7 +125,19 @@ def make_pair(
     if min(shape) < 16:
         raise InputError(f"A phantom of {shape} voxels is too small; choose at least 16 along each axis.")
     generator = torch.Generator().manual_seed(seed)
-    subject = _Subject.random(generator)
+    growth = 1.0 + 1.5 * torch.rand(2, generator=generator)
+    anatomy = Anatomy(random_folds(generator), tuple(growth.tolist()))
+    coarse, fine = (smooth_noise((64, 64, 64), wavelength, generator, 3) for wavelength in (12, 5))
+    wobble = 2.3 * coarse + 0.7 * fine
+    intensities = torch.tensor([T1_INTENSITIES[label] for label in sorted(T1_INTENSITIES)])
+
+    def painted(points: Tensor, edge: float, with_skull: bool) -> tuple[Tensor, np.ndarray]:
+        image, structures = paint(_to_head(points, wobble), anatomy, intensities, edge, with_skull)
+        labels = structures.numpy()
+        labels[labels == CEREBELLAR_WHITE_MATTER] = 11
+        labels[labels > max(LABELS)] = 0
+        return image, labels
+
     affine = _centered_affine(shape, np.full(3, spacing), _rotation(LATTICE_ANGLES))
     moving_shape, moving_affine = shape, affine
     if not common_lattice:
@@ -158,13 +147,13 @@ def make_pair(
         moving_affine = _centered_affine(moving_shape, spacing * stretch, _rotation((-5.0, 7.0, -4.0)))
 
     fixed_points = _points(shape, affine)
-    undeformed, _ = subject.paint(fixed_points, 2 * spacing, with_skull=True)
+    undeformed, _ = painted(fixed_points, 2 * spacing, with_skull=True)
     weight = (undeformed > 20).float()
     displacement = _random_displacement(shape, spacing, weight, mean_displacement, generator)
     physical = torch.einsum("ab,bkji->akji", torch.from_numpy(affine[:3, :3]).float(), displacement.flip(0))
 
-    fixed, fixed_labels = subject.paint(fixed_points + physical, spacing, with_skull)
-    moving, moving_labels = subject.paint(_points(moving_shape, moving_affine), spacing, with_skull)
+    fixed, fixed_labels = painted(fixed_points + physical, spacing, with_skull)
+    moving, moving_labels = painted(_points(moving_shape, moving_affine), spacing, with_skull)
     images = []
     for image in (fixed, moving):
         brain = 1.0 if with_skull else (image > T1_INTENSITIES[0]).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,17 +21,12 @@ def spline_weights(size: int, knots: int) -> Tensor:
     return torch.where(distance < 1, near, far).float()
 
 
-def resize(field: Tensor, lattice: tuple[int, int, int]) -> Tensor:
+def resize(field: Tensor, lattice: Sequence[int]) -> Tensor:
     """Stretch `field` [C, d, h, w] linearly to `lattice` over the same field of view."""
-    return functional.interpolate(field[None], lattice, mode="trilinear", align_corners=False)[0]
+    return functional.interpolate(field[None], tuple(lattice), mode="trilinear", align_corners=False)[0]
 
 
-def smooth_noise(
-    lattice: tuple[int, int, int],
-    wavelength: float,
-    generator: torch.Generator,
-    channels: int = 1,
-) -> Tensor:
+def smooth_noise(lattice: Sequence[int], wavelength: float, generator: torch.Generator, channels: int = 1) -> Tensor:
     """Zero-mean Gaussian noise of about unit variance that is twice continuously differentiable.
 
     Independent normal coefficients of cubic B-splines whose knots lie `wavelength` voxels apart.
@@ -44,7 +40,7 @@ def smooth_noise(
     return torch.einsum("cdhw,Dd,Hh,Ww->cDHW", coefficients, *weights) / spread
 
 
-def identity_points(lattice: tuple[int, int, int]) -> Tensor:
+def identity_points(lattice: Sequence[int]) -> Tensor:
     """Index coordinates (d, h, w) of every voxel: float32 [3, D, H, W]."""
     axes = [torch.arange(size, dtype=torch.float32) for size in lattice]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -66,8 +62,7 @@ def integrate(velocity: Tensor, squarings: int = 6) -> Tensor:
     `velocity` [3, D, H, W] in voxels per unit time, component order (d, h, w); the displacement has the same
     shape and unit. Arsigny et al., A log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
     """
-    depth, height, width = velocity.shape[1:]
-    identity = identity_points((depth, height, width))
+    identity = identity_points(velocity.shape[1:])
     displacement = velocity / 2**squarings
     for _ in range(squarings):
         displacement = displacement + sample(displacement, identity + displacement)
