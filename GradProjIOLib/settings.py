@@ -16,7 +16,7 @@ from typing import Any
 
 from GradProjIOLib.errors import InputError, suggestion
 
-MODELS = ("unigradicon", "multigradicon", "compact")
+MODELS = ("unigradicon", "multigradicon", "compact", "none")
 METHODS = ("projected", "vanilla", "direct")
 SIMILARITIES = ("lncc", "lncc2", "mind")
 MODALITIES = ("mri", "ct")
@@ -59,7 +59,8 @@ class Settings:
 
     model: str = _setting(
         "auto",
-        "network; auto is unigradicon where its weights are on this computer, else compact",
+        "network that gives the first deformation, or none; auto is unigradicon where its weights are on this "
+        "computer, else compact",
         choices=("auto", *MODELS),
     )
     weights: str | None = _setting(
@@ -71,6 +72,19 @@ class Settings:
         choices=METHODS,
     )
     steps: int = _setting(50, "optimization steps on the network's parameters", least=0, metavar="N")
+    refine_steps: int = _setting(
+        60,
+        "optimization steps on the displacement fields at each resolution, after those of the network",
+        least=0,
+        metavar="N",
+    )
+    resolution: float | None = _setting(
+        None,
+        "finest spacing of the displacement fields in mm, instead of one that gives about 860,000 samples (2 mm for a "
+        "brain)",
+        above=0,
+        metavar="MM",
+    )
     similarity: str = _setting("lncc", "image similarity that is optimized", choices=SIMILARITIES)
     fixed_modality: str = _setting("mri", "how the fixed image's intensities are scaled", choices=MODALITIES)
     moving_modality: str = _setting("mri", "how the moving image's intensities are scaled", choices=MODALITIES)
@@ -103,14 +117,46 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
-        """The settings with the given names and values. Raises InputError for a name that is not known."""
-        for name in values:
+        """The settings with the given names and values; those that are not named are a preset's.
+
+        The name "preset" chooses one of PRESETS. Raises InputError for a name that is not known.
+        """
+        chosen = dict(values)
+        preset = chosen.pop("preset", None)
+        for name in chosen:
             if name not in SETTING_NAMES:
-                raise InputError(f"The setting {name!r} is not known; {suggestion(name, SETTING_NAMES)}")
-        return cls(**values)
+                raise InputError(f"The setting {name!r} is not known; {suggestion(name, ('preset', *SETTING_NAMES))}")
+        return cls(**(preset_values(preset) | chosen))
 
 
 SETTING_NAMES = tuple(one.name for one in fields(Settings))
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"steps": 0, "refine_steps": 60, "projection": "both"},
+    "standard": {},
+    "thorough": {"steps": 50, "refine_steps": 60, "projection": "both"},
+    "paper": {"steps": 50, "refine_steps": 0, "projection": "random"},
+}
+"""Settings that differ from the defaults, by name: fast; the default; as accurate as we know; the paper's protocol."""
+
+
+def preset_values(name: str | None) -> dict[str, Any]:
+    """The settings of a preset that differ from the defaults. Raises InputError for one that is not known."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise InputError(f"The preset {name!r} is not known; {suggestion(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_of(settings: Settings) -> str:
+    """The name of the preset that has these steps, resolution and projection; "custom" where none has."""
+    names = sorted({name for values in PRESETS.values() for name in values})
+    for preset in PRESETS:
+        same = Settings.from_mapping({"preset": preset})
+        if all(getattr(same, name) == getattr(settings, name) for name in names):
+            return preset
+    return "custom"
 
 
 def value_type(name: str) -> type:

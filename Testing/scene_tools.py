@@ -16,7 +16,7 @@ from GradProjIOLib.worker.client import WorkerClient
 
 # One thread, like the tests themselves; weights that a developer may have must not matter.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GRADPROJIO_CACHE": "/nonexistent/gradprojio"}
-QUICK = {"model": "compact", "steps": 2, "device": "cpu"}
+QUICK = {"model": "compact", "steps": 2, "refine_steps": 0, "device": "cpu"}
 OBLIQUE = np.array([[2.8, 0.5, -0.6, -30.0], [-0.6, 2.9, 0.3, -25.0], [0.4, -0.35, 4.1, -35.0], [0, 0, 0, 1.0]])
 
 

@@ -18,7 +18,7 @@ from GradProjIOLib.geometry.volume import to_sitk
 from GradProjIOLib.synthetic import phantom
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = {"model": "compact", "device": "cpu", "lattice": (16, 16, 16)}
+SHORT = {"model": "compact", "refine_steps": 0, "device": "cpu", "lattice": (16, 16, 16)}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ class TestExamples:
 
     def test_the_readmes_python_example(self, folder_with_images):
         text = (ROOT / "README.md").read_text(encoding="utf-8")
-        code = text.partition("```python\n")[2].partition("```")[0].replace("steps=50", "steps=1")
+        code = text.partition("```python\n")[2].partition("```")[0].replace("steps=50", "steps=1, refine_steps=0")
         run = subprocess.run([sys.executable, "-c", code], cwd=folder_with_images, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         assert run.stdout.startswith("Registration(moving.nii.gz → fixed.nii.gz · compact, projected, 1 steps")

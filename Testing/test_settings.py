@@ -17,7 +17,15 @@ from GradProjIOLib.commands.main import VERBS
 from GradProjIOLib.commands.options import add_setting_options, settings_from
 from GradProjIOLib.commands.parser import Parser
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.settings import LARGEST_SEED, SETTING_NAMES, SMALLEST_LATTICE, Settings, value_type
+from GradProjIOLib.settings import (
+    LARGEST_SEED,
+    PRESETS,
+    SETTING_NAMES,
+    SMALLEST_LATTICE,
+    Settings,
+    preset_of,
+    value_type,
+)
 
 CHOICES = {one.name: one.metadata["choices"] for one in fields(Settings) if one.metadata["choices"]}
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
@@ -26,6 +34,8 @@ VALID = {
     **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
     "weights": st.none() | st.text(),
     "steps": st.integers(min_value=0, max_value=10**9),
+    "refine_steps": st.integers(min_value=0, max_value=10**9),
+    "resolution": st.none() | POSITIVE,
     "regularity_weight": st.just(0.0) | POSITIVE,
     "learning_rate": st.none() | POSITIVE,
     "seed": st.integers(0, LARGEST_SEED),
@@ -41,6 +51,8 @@ INVALID = {
     },
     "weights": st.integers() | st.booleans() | st.just([]),
     "steps": NO_NUMBER | st.integers(max_value=-1) | st.floats(),
+    "refine_steps": NO_NUMBER | st.integers(max_value=-1) | st.floats(),
+    "resolution": NO_NUMBER.filter(lambda value: value is not None) | NEGATIVE | st.just(0),
     "regularity_weight": NO_NUMBER | NEGATIVE,
     "learning_rate": NO_NUMBER.filter(lambda value: value is not None) | NEGATIVE | st.just(0),
     "seed": NO_NUMBER | st.integers(max_value=-1) | st.integers(min_value=LARGEST_SEED + 1) | st.floats(),
@@ -104,7 +116,7 @@ def test_a_misspelled_name_or_choice_brings_a_suggestion():
         Settings.from_mapping({"stpes": 5})
     with pytest.raises(InputError, match=r"model cannot be 'compct'; did you mean compact\?"):
         Settings(model="compct")
-    with pytest.raises(InputError, match=r"'quux' is not known; choose one of model, .*memory\."):
+    with pytest.raises(InputError, match=r"'quux' is not known; choose one of preset, model, .*memory\."):
         Settings.from_mapping({"quux": 5})
 
 
@@ -115,10 +127,21 @@ class TestCommandLine:
         return parser
 
     def test_it_offers_exactly_the_settings(self):
-        offered = vars(self.parser().parse_args([]))
-        assert offered == asdict(Settings())
-        assert set(vars(self.parser(without=("steps",)).parse_args([]))) == {*SETTING_NAMES} - {"steps"}
-        assert set(vars(self.parser(only=("seed",)).parse_args([]))) == {"seed"}
+        assert vars(self.parser().parse_args([])) == {}
+        assert settings_from(self.parser().parse_args([])) == Settings()
+        assert self.offered() == {"preset", *SETTING_NAMES}
+        assert self.offered(without=("steps",)) == {"preset", *SETTING_NAMES} - {"steps"}
+        assert self.offered(only=("seed",)) == {"seed"}
+
+    def offered(self, **options):
+        return {action.dest for action in self.parser(**options)._actions} - {"help"}
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_a_preset_gives_what_is_not_typed(self, preset):
+        found = settings_from(self.parser().parse_args(["--preset", preset, "--seed", "3", "--refine-steps", "60"]))
+        assert found == Settings(**(PRESETS[preset] | {"seed": 3, "refine_steps": 60}))
+        assert preset_of(settings_from(self.parser().parse_args(["--preset", preset]))) == preset
+        assert preset_of(Settings(steps=7)) == "custom"
 
     @pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
     def test_its_help_tells_default_choices_and_range(self, one):

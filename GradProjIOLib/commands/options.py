@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from GradProjIOLib.settings import SETTING_NAMES, Settings, allowed_range, value_type
+from GradProjIOLib.settings import PRESETS, SETTING_NAMES, Settings, allowed_range, value_type
 
 TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as transform.h5"
 
@@ -16,15 +16,27 @@ TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as 
 def add_setting_options(
     parser: argparse._ActionsContainer, only: Sequence[str] = SETTING_NAMES, without: Sequence[str] = ()
 ) -> None:
-    """Add an option for each setting in ``only`` that is not in ``without``."""
+    """Add an option for each setting in ``only`` that is not in ``without``, and ``--preset``.
+
+    An option that is not typed leaves nothing in the parsed arguments, so that a preset can have its own value.
+    """
+    if "refine_steps" in only and "refine_steps" not in without:
+        parser.add_argument(
+            "--preset",
+            choices=tuple(PRESETS),
+            default=argparse.SUPPRESS,
+            help="values for the settings below that are not given; paper is the published method without refinement "
+            "(default: standard)",
+        )
     for one in fields(Settings):
         if one.name not in only or one.name in without:
             continue
         kind, rules = value_type(one.name), one.metadata
         parser.add_argument(
             f"--{one.name.replace('_', '-')}",
-            default=one.default,
-            help=", ".join(filter(None, (rules["help"], allowed_range(one)))),
+            default=argparse.SUPPRESS,
+            help=", ".join(filter(None, (rules["help"], allowed_range(one))))
+            + ("" if one.default is None else f" (default: {one.default})"),
             choices=rules["choices"] or None,
             metavar=rules["metavar"],
             type={int: whole_number, tuple: whole_number, float: number}.get(kind, str),
@@ -33,8 +45,9 @@ def add_setting_options(
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
-    """The settings among the arguments; defaults for those that the verb does not have."""
-    return Settings(**{name: getattr(arguments, name) for name in SETTING_NAMES if hasattr(arguments, name)})
+    """The settings among the arguments; those of the preset for the others."""
+    names = ("preset", *SETTING_NAMES)
+    return Settings.from_mapping({name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
 
 
 def add_output_option(parser: argparse.ArgumentParser, help: str, default: Path | None = None) -> None:

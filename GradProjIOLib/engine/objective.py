@@ -13,78 +13,110 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from GradProjIOLib.engine.folding import folding_penalty
 from GradProjIOLib.engine.regularity import GradientInverseConsistency
-from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES
+from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars: similarity (the sum of both directions) and regularity (without its weight)."""
+    """Scalars, without weights: similarity and folding (sums of both directions), and regularity."""
 
     similarity: Tensor
     regularity: Tensor
+    folding: Tensor
 
 
 class Objective:
-    """Losses of a network for one pair of images [1, 1, D, H, W] with intensities in [0, 1].
+    """Losses of a deformation model for one pair of images [1, 1, D, H, W] with intensities in [0, 1].
+
+    A deformation model is a module that gives, for source and target images, the chain of displacement fields
+    [2, 3, …] of both directions, fixed → moving first (see ``maps.displace``).
 
     similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
-    say where each image counts.
+    say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
+    mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
     """
+
+    names = ("similarity", "regularity")
 
     def __init__(
         self,
-        network: nn.Module,
+        model: nn.Module,
         fixed: Tensor,
         moving: Tensor,
         similarity: str = "lncc",
         fixed_mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
         sigma: float = SIGMA,
+        regularity_weight: float = 1.5,
+        folding_weight: float = 0.0,
     ):
-        self.network = network
+        self.model = model
         self.sources = torch.cat([moving, fixed])
         self.targets = torch.cat([fixed, moving])
         self.lattice = tuple(fixed.shape[2:])
         self.points = maps.identity(self.lattice, fixed.device)
-        masks = _stack_masks(fixed, fixed_mask, moving_mask)
+        self.masks = _stack_masks(self.targets, fixed_mask, moving_mask, similarity)
         window = {} if similarity == "mind" else {"sigma": sigma}
-        self.similarity = SIMILARITIES[similarity](self.targets, masks, **window)
+        self.similarity = SIMILARITIES[similarity](self.targets, **window)
         self.regularity = GradientInverseConsistency(self.lattice, fixed.device)
+        self.regularity_weight = regularity_weight
+        self.folding_weight = folding_weight
 
     def losses(self, jitter: Tensor) -> Losses:
-        """Both losses; jitter comes from ``self.regularity.jitter`` and keeps the regulariser's points random."""
+        """All losses; jitter comes from ``self.regularity.jitter`` and keeps the regularizer's points random."""
         return self.losses_of(self.fields(), jitter)
 
     def fields(self) -> list[Tensor]:
-        """The network's chain of displacement fields [2, 3, …], see ``maps.displace``; fixed → moving first."""
-        return self.network(self.sources, self.targets)
+        """The model's chain of displacement fields [2, 3, …], see ``maps.displace``; fixed → moving first."""
+        return self.model(self.sources, self.targets)
 
     def losses_of(self, fields: Sequence[Tensor], jitter: Tensor) -> Losses:
         """``losses`` of fields that are there already."""
-        return Losses(self._similarity_of(fields), self._regularity_of(fields, jitter))
+        return Losses(self.similarity_of(fields), self._regularity_of(fields, jitter), self._folding_of(fields))
 
-    def gradients(self, fields: Sequence[Tensor], jitter: Tensor) -> tuple[Losses, list[Tensor], list[Tensor]]:
-        """Both losses and their gradients with respect to the fields: of the similarity, of the regularity.
+    def gradients(self, fields: Sequence[Tensor], jitter: Tensor) -> tuple[Losses, list[list[Tensor]]]:
+        """All losses, and for each objective the gradient of its weighted loss with respect to the fields.
 
-        One loss after the other, so that the intermediate results of the two, and those of the network's backward
+        One loss after the other, so that the intermediate results of two losses, and those of the model's backward
         pass after them, are never there at the same time.
         """
         ends = [field.detach().requires_grad_() for field in fields]
-        similarity = self._similarity_of(ends)
+        similarity = self.similarity_of(ends)
         of_similarity = list(torch.autograd.grad(similarity, ends))
         regularity = self._regularity_of(ends, jitter)
         of_regularity = list(torch.autograd.grad(regularity, ends))
-        return Losses(similarity.detach(), regularity.detach()), of_similarity, of_regularity
+        torch._foreach_mul_(of_regularity, self.regularity_weight)
+        folding = self._folding_of(ends)
+        if folding.requires_grad:
+            of_folding = torch.autograd.grad(folding, ends)
+            torch._foreach_add_(of_regularity, of_folding, alpha=self.folding_weight)
+        losses = Losses(similarity.detach(), regularity.detach(), folding.detach())
+        return losses, [of_similarity, of_regularity]
 
-    def _similarity_of(self, fields: Sequence[Tensor]) -> Tensor:
-        warped = maps.sample(self.sources, maps.displaced_identity(fields, self.points), padding="zeros")
-        return self.similarity(warped).sum()
+    def similarity_of(self, fields: Sequence[Tensor]) -> Tensor:
+        """The similarity loss of fields that are there already, a scalar."""
+        mapped = maps.displaced_identity(fields, self.points)
+        warped = maps.sample(self.sources, mapped, padding="zeros")
+        return self.similarity(warped, self._weights(mapped)).sum()
+
+    @torch.no_grad()
+    def _weights(self, mapped: Tensor) -> Tensor | None:
+        """How much each sample counts: its mask's value times that of the other image's mask where it is mapped."""
+        if self.masks is None:
+            return None
+        return self.masks * maps.sample(self.masks.flip(0), mapped, padding="zeros")
 
     def _regularity_of(self, fields: Sequence[Tensor], jitter: Tensor) -> Tensor:
         forward, backward = [field[:1] for field in fields], [field[1:] for field in fields]
         return self.regularity(forward, backward, jitter)
+
+    def _folding_of(self, fields: Sequence[Tensor]) -> Tensor:
+        if not self.folding_weight:
+            return torch.zeros((), device=self.points.device)
+        return folding_penalty(self.displacements_of(fields))
 
     @torch.no_grad()
     def displacements(self) -> Tensor:
@@ -97,8 +129,18 @@ class Objective:
         return ((mapped - self.points) * maps.voxels_per_unit(self.lattice, mapped.device)).movedim(-1, 1)
 
 
-def _stack_masks(image: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None) -> Tensor | None:
-    if fixed_mask is None and moving_mask is None:
-        return None
-    everywhere = torch.ones_like(image)
-    return torch.cat([everywhere if mask is None else mask for mask in (fixed_mask, moving_mask)])
+def _stack_masks(
+    targets: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None, similarity: str
+) -> Tensor | None:
+    """What counts of the targets: [2, 1, D, H, W] of zeros and ones; None where everything does."""
+    masks = torch.ones_like(targets)
+    for entry, mask in zip(masks, (fixed_mask, moving_mask), strict=True):
+        if mask is not None:
+            entry.copy_(mask[0] > 0)
+    if similarity == "mind":
+        masks = masks * has_structure(targets)
+    return None if _hides_nothing(masks) else masks
+
+
+def _hides_nothing(masks: Tensor) -> bool:
+    return bool(masks.all())

@@ -6,39 +6,45 @@ sum of the two losses, for ``projected`` on the projected sum of their gradients
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from GradProjIOLib.engine.objective import Objective
-from GradProjIOLib.engine.projection import ProjectionRule, Weighting, combine_, gram_matrix, weighting
+from GradProjIOLib.engine.projection import Weighting, combine_, gram_matrix, weighting
 from GradProjIOLib.settings import METHODS, PROJECTION_RULES
 
-Method = Literal["projected", "vanilla", "direct"]
-
-REGULARITY_WEIGHT = 1.5
 WEIGHT_DECAY = 1e-3
+EPSILON = 1e-8
+"""Added to the size of a gradient before it divides the step; PyTorch's default."""
 
 
 @dataclass(frozen=True)
 class Step:
     """What one step saw and did.
 
-    Losses are those before the update; ``regularity`` is without its weight. ``cosine`` is that of the angle
-    between the two gradients, ``projected`` which of them was projected ("none", "similarity", "regularity",
-    "both"); vanilla steps know neither: None. ``seconds`` is the time the step took.
+    Losses are those before the update, without weights. ``cosine`` is that of the angle between the gradients of
+    similarity and regularity, ``projected`` which of them was projected ("none", "similarity", "regularity",
+    "both"); vanilla steps know neither: None. ``seconds`` is the time the step took. ``stage`` says what was optimized
+    ("network" or "refinement") and ``level`` on which of its lattices, coarsest first. ``remaining_seconds`` estimates
+    the time of all steps to come. Whoever runs several optimizations in a row fills in these three.
     """
 
     index: int
     similarity: float
     regularity: float
+    folding: float
     cosine: float | None
     projected: str | None
     seconds: float
+    stage: str = "network"
+    level: int = 0
+    remaining_seconds: float = 0.0
 
 
 class InstanceOptimizer:
@@ -66,29 +72,29 @@ class InstanceOptimizer:
         *,
         learning_rate: float,
         steps: int,
-        method: Method = "projected",
-        regularity_weight: float = REGULARITY_WEIGHT,
-        projection: ProjectionRule = "random",
+        method: str = "projected",
+        weight_decay: float = WEIGHT_DECAY,
+        epsilon: float = EPSILON,
+        projection: str = "random",
         seed: int = 0,
     ):
         if method not in METHODS:
             raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
         if projection not in PROJECTION_RULES:
             raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {projection!r}.")
-        if steps < 0 or learning_rate <= 0 or regularity_weight < 0:
-            raise ValueError("Steps and the regularity weight cannot be negative, the learning rate must be positive.")
+        if steps < 0 or learning_rate <= 0:
+            raise ValueError("Steps cannot be negative, and the learning rate must be positive.")
         self.objective = objective
         self.method = method
         self.steps = 0 if method == "direct" else steps
         self.learning_rate = learning_rate
-        self.regularity_weight = regularity_weight
         self.projection = projection
-        self.parameters = [p for p in objective.network.parameters() if p.requires_grad]
+        self.parameters = [p for p in objective.model.parameters() if p.requires_grad]
         self.choice = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.parameters[0].device).manual_seed(seed)
         fused = self.parameters[0].device.type in ("cpu", "cuda")
         self.adam = torch.optim.Adam(
-            self.parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY, amsgrad=True, fused=fused
+            self.parameters, lr=learning_rate, weight_decay=weight_decay, eps=epsilon, amsgrad=True, fused=fused
         )
         self.taken = 0
         self.saved: list[Tensor] | None = None
@@ -133,19 +139,17 @@ class InstanceOptimizer:
 
     def _step(self, index: int) -> Step:
         start = time.perf_counter()
-        objective = self.objective
-        fields = objective.fields()
-        jitter = objective.regularity.jitter(self.noise)
-        losses, of_similarity, of_regularity = objective.gradients(fields, jitter)
+        fields = self.objective.fields()
+        jitter = self.objective.regularity.jitter(self.noise)
+        losses, of_fields = self.objective.gradients(fields, jitter)
         if self.method == "projected":
-            torch._foreach_mul_(of_regularity, self.regularity_weight)
-            gradients, weights = self._projected_gradient(fields, of_similarity, of_regularity)
+            gradients, weights = self._projected_gradient(fields, of_fields)
         else:
-            torch._foreach_add_(of_similarity, of_regularity, alpha=self.regularity_weight)
-            gradients, weights = self._gradient(fields, of_similarity), None
+            combine_(of_fields, [1.0] * len(of_fields))
+            gradients, weights = self._gradient(fields, of_fields[0]), None
         # Read only now: a graphics card has its work for the whole step by then.
-        similarity, regularity = losses.similarity.item(), losses.regularity.item()
-        if not (abs(similarity) + abs(regularity) < float("inf")):
+        values = {name: getattr(losses, name).item() for name in ("similarity", "regularity", "folding")}
+        if not all(math.isfinite(value) for value in values.values()):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -153,20 +157,26 @@ class InstanceOptimizer:
         self.adam.zero_grad(set_to_none=True)
         return Step(
             index,
-            similarity,
-            regularity,
-            weights.cosine if weights else None,
-            weights.projected if weights else None,
-            time.perf_counter() - start,
+            **values,
+            cosine=weights.cosine if weights else None,
+            projected=self._names(weights.projected) if weights else None,
+            seconds=time.perf_counter() - start,
         )
 
+    def _names(self, projected: Sequence[int]) -> str:
+        """Which objectives were projected, in a word."""
+        if len(projected) < 2:
+            return self.objective.names[projected[0]] if projected else "none"
+        return "both" if len(self.objective.names) == 2 else ", ".join(self.objective.names[i] for i in projected)
+
     def _projected_gradient(
-        self, fields: list[Tensor], of_similarity: list[Tensor], of_regularity: list[Tensor]
-    ) -> tuple[list[Tensor], Weighting]:
-        similarity = self._gradient(fields, of_similarity, retain_graph=True)
-        regularity = self._gradient(fields, of_regularity)
-        weights = weighting(gram_matrix(similarity, regularity), self.projection, self.choice)
-        return combine_(similarity, regularity, weights), weights
+        self, fields: list[Tensor], of_fields: list[list[Tensor]]
+    ) -> tuple[Sequence[Tensor], Weighting]:
+        *rest, last = of_fields
+        gradients = [self._gradient(fields, part, retain_graph=True) for part in rest]
+        gradients.append(self._gradient(fields, last))
+        weights = weighting(gram_matrix(gradients), self.projection, self.choice)
+        return combine_(gradients, weights.weights), weights
 
     def _gradient(self, fields: list[Tensor], of_fields: list[Tensor], retain_graph: bool = False) -> list[Tensor]:
         """From the gradient with respect to the fields, which it clears, that with respect to the parameters.

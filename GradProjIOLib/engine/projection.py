@@ -1,101 +1,122 @@
-"""Gradient projection for two objectives (the heart of the method).
+"""Gradient projection (the heart of the method).
 
-Instance optimisation follows two gradients with respect to the same parameters: ``a``, of the image
-similarity, and ``b``, of the regularity (already multiplied by its weight λ). Where they conflict,
-⟨a, b⟩ < 0, one of them is replaced by its part normal to the other (PCGrad: Yu et al., "Gradient surgery
-for multi-task learning", NeurIPS 2020, algorithm 1; used for instance optimisation by Zhang, Zhao and Tao,
-Learn2Reg 2024, section 2.4):
+Instance optimization follows several gradients with respect to the same parameters: ``a``, of the image similarity,
+and ``b``, of the regularity (already multiplied by its weight λ), and perhaps those of further objectives. Where two of
+them conflict, ⟨a, b⟩ < 0, one is replaced by its part normal to the other (PCGrad: Yu et al., "Gradient surgery for
+multi-task learning", NeurIPS 2020, algorithm 1; used for instance optimization by Zhang, Zhao and Tao, Learn2Reg 2024,
+section 2.4):
 
     a ← a − (⟨a, b⟩ / ‖b‖²) b        or        b ← b − (⟨a, b⟩ / ‖a‖²) a
 
-The update is the sum of the two. Either way it is a combination ``w_a · a + w_b · b``, and the weights
-depend on nothing but the 2x2 Gram matrix of the two gradients, so the vectors themselves, millions of
-numbers long, are read once for the matrix and once for the sum.
+The update is the sum of all gradients after that. It is a weighted sum of the gradients as they were, and the weights
+depend on nothing but the matrix of their inner products (the Gram matrix). So the gradients themselves, millions of
+numbers long, are read once for the matrix and once for the sum, however many objectives there are.
 
-The paper's eq. (3) prints ‖a‖² as the denominator while it projects a; the result would not be normal
-to b. The denominator above is that of the algorithm that the paper cites.
+The paper's eq. (3) prints ‖a‖² as the denominator while it projects a; the result would not be normal to b. The
+denominator above is that of the algorithm that the paper cites.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from GradProjIOLib.settings import PROJECTION_RULES
 
-ProjectionRule = Literal["random", "both", "similarity", "regularity"]
-
 
 @dataclass(frozen=True)
 class Weighting:
-    """How two gradients are combined: ``similarity · a + regularity · b``.
+    """The update as the sum of ``weights[i]`` times gradient i.
 
-    ``cosine`` is that of the angle between them (0 where one of them is zero) and ``projected`` says
-    which was projected: "none", "similarity", "regularity" or "both".
+    cosine: cosine of the angle between the first two gradients, 0 where one of them is zero. conflicts: the pairs
+    (i, j), i < j, of gradients with a negative inner product. projected: the gradients that were projected.
     """
 
-    similarity: float
-    regularity: float
+    weights: tuple[float, ...]
     cosine: float
-    projected: str
+    conflicts: tuple[tuple[int, int], ...]
+    projected: tuple[int, ...]
 
 
-def gram_matrix(similarity: Sequence[Tensor], regularity: Sequence[Tensor]) -> Tensor:
-    """Inner products of two gradients, each given as one tensor per parameter.
-
-    Returns a [2, 2] float64 tensor on the CPU, [[⟨a, a⟩, ⟨a, b⟩], [⟨a, b⟩, ⟨b, b⟩]].
-    """
-    products = [
-        torch.stack([torch.dot(a, a), torch.dot(a, b), torch.dot(b, b)]).double()
-        for a, b in (_flat_pair(a, b) for a, b in zip(similarity, regularity, strict=True))
-    ]
-    aa, ab, bb = torch.stack(products).sum(dim=0).cpu()
-    return torch.stack([torch.stack([aa, ab]), torch.stack([ab, bb])])
+def gram_matrix(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Inner products of n gradients, each given as one tensor per parameter: [n, n], float64, on the CPU."""
+    pairs = [(i, j) for i in range(len(gradients)) for j in range(i, len(gradients))]
+    products = [torch.stack([_dot(parts[i], parts[j]) for i, j in pairs]) for parts in zip(*gradients, strict=True)]
+    sums = torch.stack(products).cpu().double().sum(dim=0)
+    gram = torch.empty(len(gradients), len(gradients), dtype=torch.float64)
+    for (i, j), value in zip(pairs, sums, strict=True):
+        gram[i, j] = gram[j, i] = value
+    return gram
 
 
-def weighting(gram: Tensor, rule: ProjectionRule = "random", generator: torch.Generator | None = None) -> Weighting:
-    """Weights of the projected update from the Gram matrix of the two gradients.
+def weighting(gram: Tensor, rule: str = "random", generator: torch.Generator | None = None) -> Weighting:
+    """Weights of the projected update from the Gram matrix [n, n] of the gradients, the similarity's first.
 
-    gram: [2, 2], similarity first. rule: which gradient is projected where they conflict: one chosen at
-    random (the paper's), both (PCGrad's for two tasks), or always the named one. generator: a CPU generator
-    for the choice; it is asked only where the gradients conflict.
+    rule: which gradient is projected where two conflict. "both": each of the two onto the normal space of the other
+    (PCGrad). "random": one of the two, chosen at random (the paper). "similarity": always the first. "regularity":
+    never the first. generator: a CPU generator for the choices; it is asked only where gradients conflict.
     Raises ValueError for an unknown rule.
     """
     if rule not in PROJECTION_RULES:
         raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {rule!r}.")
-    aa, ab, bb = gram[0, 0].item(), gram[0, 1].item(), gram[1, 1].item()
-    if ab >= 0 or aa == 0 or bb == 0:
-        return Weighting(1.0, 1.0, _cosine(aa, ab, bb), "none")
+    inner = gram.tolist()
+    count = len(inner)
+    conflicts = tuple((i, j) for i, j in combinations(range(count), 2) if inner[i][j] < 0)
+    gives_way = _who_gives_way(conflicts, count, rule, generator)
+    total, projected = [0.0] * count, []
+    for i in range(count):
+        # The projected gradient i, as weights of the gradients as they were.
+        weights = [float(j == i) for j in range(count)]
+        for j in _order(count, generator) if conflicts else ():
+            along = sum(weight * product for weight, product in zip(weights, inner[j], strict=True) if weight)
+            if j != i and along < 0 < inner[j][j] and gives_way[i][j]:
+                weights[j] -= along / inner[j][j]
+                projected.append(i)
+        total = [a + b for a, b in zip(total, weights, strict=True)]
+    return Weighting(tuple(total), _cosine(inner), conflicts, tuple(dict.fromkeys(projected)))
+
+
+def combine_(gradients: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> Sequence[Tensor]:
+    """Write the weighted sum of the gradients over the tensors of the first and return them."""
+    first, *others = gradients
+    if weights[0] != 1.0:
+        torch._foreach_mul_(first, weights[0])
+    for other, weight in zip(others, weights[1:], strict=True):
+        torch._foreach_add_(first, other, alpha=weight)
+    return first
+
+
+def _who_gives_way(
+    conflicts: Sequence[tuple[int, int]], count: int, rule: str, generator: torch.Generator | None
+) -> list[list[bool]]:
+    """Whether gradient i (row) is projected where it conflicts with j (column)."""
+    gives_way = [[rule in ("random", "both") or (rule == "similarity") == (i == 0)] * count for i in range(count)]
     if rule == "random":
-        rule = "similarity" if torch.rand((), generator=generator) < 0.5 else "regularity"
-    return Weighting(
-        similarity=1.0 - ab / aa if rule in ("regularity", "both") else 1.0,
-        regularity=1.0 - ab / bb if rule in ("similarity", "both") else 1.0,
-        cosine=_cosine(aa, ab, bb),
-        projected=rule,
-    )
+        for i, j in conflicts:
+            if torch.rand((), generator=generator) < 0.5:
+                gives_way[j][i] = False
+            else:
+                gives_way[i][j] = False
+    return gives_way
 
 
-def combine_(similarity: Sequence[Tensor], regularity: Sequence[Tensor], weights: Weighting) -> Sequence[Tensor]:
-    """Writes ``w_a · a + w_b · b`` over the tensors of ``a`` and returns them."""
-    if weights.similarity != 1.0:
-        torch._foreach_mul_(similarity, weights.similarity)
-    torch._foreach_add_(similarity, regularity, alpha=weights.regularity)
-    return similarity
+def _order(count: int, generator: torch.Generator | None) -> list[int]:
+    """The order in which a gradient meets the others: random, as in PCGrad, where that makes a difference."""
+    return [0, 1] if count == 2 else torch.randperm(count, generator=generator).tolist()
 
 
-def _cosine(aa: float, ab: float, bb: float) -> float:
-    norm = (aa * bb) ** 0.5
-    return max(-1.0, min(1.0, ab / norm)) if norm > 0 else 0.0
+def _cosine(inner: Sequence[Sequence[float]]) -> float:
+    norm = (inner[0][0] * inner[1][1]) ** 0.5
+    return max(-1.0, min(1.0, inner[0][1] / norm)) if norm > 0 else 0.0
 
 
-def _flat_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as vectors, in the order of the memory where they share it (no copy), else of the indices."""
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product, read in the order of the memory where both share it (no copy), else of the indices."""
     if a.stride() == b.stride() and torch.ops.aten.is_non_overlapping_and_dense(a):
         flat = (a.numel(),), (1,)
-        return a.as_strided(*flat), b.as_strided(*flat)
-    return a.reshape(-1), b.reshape(-1)
+        return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
+    return torch.dot(a.reshape(-1), b.reshape(-1))

@@ -1,8 +1,11 @@
 """Image similarity losses, each made for the images that do not move.
 
-A loss is made from the target images [N, 1, D, H, W] (intensities in [0, 1]), whose local statistics never change. It
-is called with the warped images of the same shape and returns one value per batch entry [N]. A mask [N, 1, D, H, W]
-says which samples of each target count; without one all do.
+A loss is made from the target images [N, 1, D, H, W] (intensities in [0, 1]). It is called with the warped images of
+the same shape and returns one value per batch entry [N].
+
+Weights [N, 1, D, H, W] say how much each sample counts; those that cannot be seen in both images have none. A sample
+without weight counts nowhere, in no window and in no mean (normalized convolution: Knutsson and Westin, CVPR 1993).
+Without weights all samples count.
 
 LNCC: Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", Medical Image
 Analysis 2008, with the Gaussian window of uniGradICON. MIND-SSC: Heinrich et al., "Towards realtime multimodal
@@ -15,6 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SIGMA = 5
@@ -22,51 +26,93 @@ SIGMA = 5
 VARIANCE_FLOOR = 1e-5
 MIND_RADIUS = 2
 MIND_DILATION = 2
+LEAST_STRUCTURE = 1e-4
+"""Intensities closer than that are one value."""
+LEAST_TOTAL = 1e-6
+"""A window or an image with less weight than that has nothing in it."""
 
-Similarity = Callable[[Tensor], Tensor]
+Similarity = Callable[..., Tensor]
+
+
+class Window:
+    """Gaussian means around every sample.
+
+    weights [N, 1, D, H, W]: the mean is over what they let through. Without them, samples outside the lattice count as
+    zero, as in uniGradICON.
+    """
+
+    def __init__(self, sigma: float, weights: Tensor | None = None):
+        self.sigma, self.weights = sigma, weights
+        if weights is not None:
+            self.total = gaussian_blur(weights, sigma).clamp_(min=LEAST_TOTAL)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The means of values [N, 1, D, H, W]."""
+        if self.weights is None:
+            return gaussian_blur(values, self.sigma)
+        return gaussian_blur(values * self.weights, self.sigma).div_(self.total)
 
 
 class LNCC:
     """1 − mean local normalized cross-correlation, in [0, 2]. sigma: standard deviation of the window in samples."""
 
-    def __init__(self, targets: Tensor, masks: Tensor | None = None, sigma: float = SIGMA):
+    def __init__(self, targets: Tensor, sigma: float = SIGMA):
         self.targets = targets
         self.sigma = sigma
-        self.weights = _weights(masks, targets)
-        self.mean = gaussian_blur(targets, sigma)
-        self.variance = self._variance(targets, self.mean)
+        self.window = Window(sigma)
+        self.mean, self.variance = _moments(targets, self.window)
 
-    def __call__(self, warped: Tensor) -> Tensor:
-        return 1 - _mean(self.correlation(warped), self.weights)
+    def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
+        return 1 - weighted_mean(self.correlation(warped, weights), weights)
 
-    def correlation(self, warped: Tensor) -> Tensor:
+    def correlation(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
         """The correlation of the warped images with the targets in the window around every sample."""
-        mean = gaussian_blur(warped, self.sigma)
-        covariance = gaussian_blur(warped * self.targets, self.sigma) - mean * self.mean
-        return covariance * torch.rsqrt(self._variance(warped, mean) * self.variance)
+        window, target_mean, target_variance = self._in_window(weights)
+        mean, variance = _moments(warped, window)
+        covariance = window.mean(warped * self.targets) - mean * target_mean
+        return covariance * torch.rsqrt(variance * target_variance)
 
-    def _variance(self, images: Tensor, mean: Tensor) -> Tensor:
-        # Rounding can make the difference negative.
-        return torch.relu(gaussian_blur(images.square(), self.sigma) - mean.square()) + VARIANCE_FLOOR
+    def _in_window(self, weights: Tensor | None) -> tuple[Window, Tensor, Tensor]:
+        """The window with weights, and mean and variance of the targets in it."""
+        if weights is None:
+            return self.window, self.mean, self.variance
+        window = Window(self.sigma, weights)
+        return window, *_moments(self.targets, window)
 
 
 class SquaredLNCC(LNCC):
     """1 − mean squared local normalized cross-correlation, in [0, 1]. The sign of the contrast does not count."""
 
-    def __call__(self, warped: Tensor) -> Tensor:
-        return 1 - _mean(self.correlation(warped).square(), self.weights)
+    def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
+        return 1 - weighted_mean(self.correlation(warped, weights).square(), weights)
 
 
 class MINDSSC:
     """Mean squared difference of the self-similarity descriptors, for images of different modalities."""
 
-    def __init__(self, targets: Tensor, masks: Tensor | None = None):
+    def __init__(self, targets: Tensor):
+        self.targets = targets
         self.descriptors = mind_ssc(targets)
-        self.weights = _weights(masks, targets)
 
-    def __call__(self, warped: Tensor) -> Tensor:
-        difference = (mind_ssc(warped) - self.descriptors).square().mean(dim=1, keepdim=True)
-        return _mean(difference, self.weights)
+    def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
+        descriptors = self.descriptors if weights is None else mind_ssc(self.targets, weights)
+        difference = (mind_ssc(warped, weights) - descriptors).square().mean(dim=1, keepdim=True)
+        return weighted_mean(difference, weights)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Means [N] of values [N, 1, D, H, W] over what weights let through."""
+    if weights is None:
+        return values.mean(dim=(1, 2, 3, 4))
+    total = weights.sum(dim=(1, 2, 3, 4)).clamp(min=LEAST_TOTAL)
+    return (values * weights).sum(dim=(1, 2, 3, 4)) / total
+
+
+def _moments(images: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Means and variances in the window around every sample."""
+    mean = window.mean(images)
+    # Rounding can make the difference negative.
+    return mean, torch.relu(window.mean(images.square()) - mean.square()) + VARIANCE_FLOOR
 
 
 SIMILARITIES: dict[str, Callable[..., Similarity]] = {"lncc": LNCC, "lncc2": SquaredLNCC, "mind": MINDSSC}
@@ -81,20 +127,43 @@ def gaussian_blur(images: Tensor, sigma: float = SIGMA) -> Tensor:
     return _filter(images, lambda size: _gaussian_matrix(size, sigma, images.dtype, images.device))
 
 
-def mind_ssc(images: Tensor, radius: int = MIND_RADIUS, dilation: int = MIND_DILATION) -> Tensor:
+def mind_ssc(
+    images: Tensor, weights: Tensor | None = None, radius: int = MIND_RADIUS, dilation: int = MIND_DILATION
+) -> Tensor:
     """Descriptors [N, 12, D, H, W] of images [N, 1, D, H, W].
 
-    Each of the twelve channels compares the patches around two neighbours of a sample that lie √2
-    neighbour distances apart.
+    Each of the twelve channels compares the patches around two neighbors of a sample that lie √2 neighbor distances
+    apart. In a patch only samples count that have a weight.
     """
-    padded = torch.nn.functional.pad(images, [dilation] * 6, mode="replicate")
-    neighbors = [_shifted(padded, offset, dilation, images.shape[2:]) for offset in _NEIGHBORS]
-    differences = torch.cat([(neighbors[a] - neighbors[b]).square() for a, b in _NEIGHBOR_PAIRS], dim=1)
-    distances = _filter(differences, lambda size: _box_matrix(size, radius, images.dtype, images.device))
+    differences = _patch_differences(images, dilation).square_()
+    if weights is None:
+        distances = _box_mean(differences, radius)
+    else:
+        seen = _patch_differences(weights, dilation, torch.mul)
+        distances = _box_mean(differences * seen, radius) / _box_mean(seen, radius).clamp(min=LEAST_TOTAL)
     distances = distances - distances.amin(dim=1, keepdim=True)
     noise = distances.mean(dim=1, keepdim=True)
-    level = noise.detach().mean(dim=(1, 2, 3, 4), keepdim=True)
+    level = weighted_mean(noise.detach(), weights).view(-1, 1, 1, 1, 1)
     return torch.exp(-distances / torch.clamp(noise, level * 1e-3, level * 1e3))
+
+
+def has_structure(images: Tensor) -> Tensor:
+    """1 where MIND-SSC says something about images [N, 1, D, H, W], 0 where all its patches are of one value."""
+    reach = 2 * (MIND_RADIUS + MIND_DILATION) + 1
+    highest = F.max_pool3d(images, reach, 1, reach // 2)
+    lowest = -F.max_pool3d(-images, reach, 1, reach // 2)
+    return (highest - lowest > LEAST_STRUCTURE).to(images.dtype)
+
+
+def _patch_differences(images: Tensor, dilation: int, combine: Callable[..., Tensor] = torch.sub) -> Tensor:
+    """For each of the twelve pairs of neighbors of every sample, their difference (or what combines them)."""
+    padded = F.pad(images, [dilation] * 6, mode="replicate")
+    neighbors = [_shifted(padded, offset, dilation, images.shape[2:]) for offset in _NEIGHBORS]
+    return torch.cat([combine(neighbors[a], neighbors[b]) for a, b in _NEIGHBOR_PAIRS], dim=1)
+
+
+def _box_mean(values: Tensor, radius: int) -> Tensor:
+    return _filter(values, lambda size: _box_matrix(size, radius, values.dtype, values.device))
 
 
 _NEIGHBORS = [(0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0)]
@@ -105,20 +174,6 @@ def _shifted(padded: Tensor, offset: Sequence[int], dilation: int, size: Sequenc
     for axis, step in enumerate(offset):
         padded = padded.narrow(axis + 2, dilation * (1 + step), size[axis])
     return padded
-
-
-def _weights(masks: Tensor | None, targets: Tensor) -> Tensor | None:
-    """Weights of the samples that sum to one in each batch entry."""
-    if masks is None:
-        return None
-    masks = (masks > 0).to(targets.dtype)
-    return masks / masks.sum(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1)
-
-
-def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    if weights is None:
-        return values.mean(dim=(1, 2, 3, 4))
-    return (values * weights).sum(dim=(1, 2, 3, 4))
 
 
 def _filter(images: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import SimpleITK
     from nibabel.spatialimages import SpatialImage
 
-SMALLEST_AXIS = 8
+SMALLEST_AXIS = 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)

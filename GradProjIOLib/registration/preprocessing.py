@@ -1,4 +1,4 @@
-"""Both images on the lattice of the optimization, with intensities in [0, 1]."""
+"""Both images on the lattice of an optimization, with intensities in [0, 1]."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from scipy import ndimage
+from torch import Tensor, nn
 
+from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
@@ -16,9 +18,9 @@ from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation
 
 CT_RANGE = (-1000.0, 1000.0)
-
-
 MRI_QUANTILE = 0.99
+SMOOTHING_OF_COARSE_LEVELS = 0.35
+"""Standard deviation of the Gaussian before sampling at a wider spacing, in units of √(ratio² − 1) voxels."""
 
 
 def normalize(volume: Volume, modality: str) -> np.ndarray:
@@ -39,8 +41,8 @@ def normalize(volume: Volume, modality: str) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Both images on the network's lattice: tensors [1, 1, K, J, I] and the lattice's affine."""
+class LatticeImages:
+    """Both images and masks on one lattice: tensors [1, 1, K, J, I], and the lattice's affine (index → RAS mm)."""
 
     fixed: Tensor
     moving: Tensor
@@ -48,45 +50,87 @@ class _Pair:
     moving_mask: Tensor | None
     affine: np.ndarray
 
-    @classmethod
-    def on_lattice(
-        cls,
+    def to(self, device: torch.device) -> LatticeImages:
+        """The same on a device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
+    def objective(self, model: nn.Module, settings: Settings, **weights: float) -> Objective:
+        """The losses of a deformation model for these images; weights are those of ``Objective``."""
+        return Objective(
+            model, self.fixed, self.moving, settings.similarity, self.fixed_mask, self.moving_mask, **weights
+        )
+
+
+class ImagePair:
+    """The images of a registration, to be drawn on lattices over the fixed image's field of view.
+
+    The moving image is drawn where ``initial`` (4x4 or a Deformation, fixed → moving, RAS mm) puts it. Masks are
+    non-zero where an image counts.
+    """
+
+    def __init__(
+        self,
         fixed: Volume,
         moving: Volume,
         initial: Deformation | np.ndarray,
         settings: Settings,
-        fixed_mask: Volume | None,
-        moving_mask: Volume | None,
-    ) -> _Pair:
-        affine = lattice_affine(fixed.affine, fixed.shape, settings.lattice)
-        placed = _as_deformation(initial, settings.lattice, affine)
-        still = _as_deformation(np.eye(4), settings.lattice, affine)
+        fixed_mask: Volume | None = None,
+        moving_mask: Volume | None = None,
+    ):
+        self.fixed = replace(fixed, array=normalize(fixed, settings.fixed_modality))
+        self.moving = replace(moving, array=normalize(moving, settings.moving_modality))
+        self.initial = initial
+        self.masks = [
+            None if mask is None else replace(mask, array=(mask.array != 0).astype(np.uint8))
+            for mask in (fixed_mask, moving_mask)
+        ]
 
-        def draw(volume: Volume, deformation: Deformation, interpolation: str = "linear") -> Tensor:
-            drawn = deformation.warp(volume, (settings.lattice, affine), interpolation, background=0)
+    def on_lattice(self, lattice: Sequence[int], smoothed: bool) -> LatticeImages:
+        """Images and masks on a lattice (K, J, I) stretched over the fixed image.
+
+        smoothed: whether to smooth an image that has finer voxels than the lattice has samples, so that every voxel
+        has its part in the samples near it. Networks were trained without. Raises InputError where a mask is empty.
+        """
+        affine = lattice_affine(self.fixed.affine, self.fixed.shape, lattice)
+        still, placed = (as_deformation(map_, lattice, affine) for map_ in (np.eye(4), self.initial))
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+
+        def draw(volume: Volume, deformation: Deformation, interpolation: str) -> Tensor:
+            drawn = deformation.warp(volume, (tuple(lattice), affine), interpolation, background=0)
             return torch.from_numpy(np.ascontiguousarray(drawn.array, dtype=np.float32))[None, None]
+
+        def draw_image(volume: Volume, deformation: Deformation) -> Tensor:
+            return draw(_smoothed(volume, spacing) if smoothed else volume, deformation, "linear")
 
         def draw_mask(mask: Volume | None, deformation: Deformation) -> Tensor | None:
             if mask is None:
                 return None
-            drawn = draw(replace(mask, array=(mask.array != 0).astype(np.uint8)), deformation, "nearest")
+            drawn = draw(mask, deformation, "nearest")
             if not drawn.any():
                 raise InputError(f"{mask.name} is empty where the images overlap; choose a mask with voxels there.")
             return drawn
 
-        def draw_image(volume: Volume, modality: str, deformation: Deformation) -> Tensor:
-            return draw(replace(volume, array=normalize(volume, modality)), deformation)
-
-        return cls(
-            draw_image(fixed, settings.fixed_modality, still),
-            draw_image(moving, settings.moving_modality, placed),
-            draw_mask(fixed_mask, still),
-            draw_mask(moving_mask, placed),
+        return LatticeImages(
+            draw_image(self.fixed, still),
+            draw_image(self.moving, placed),
+            draw_mask(self.masks[0], still),
+            draw_mask(self.masks[1], placed),
             affine,
         )
 
 
-def _as_deformation(transform: Deformation | np.ndarray, shape: Sequence[int], affine: np.ndarray) -> Deformation:
+def as_deformation(transform: Deformation | np.ndarray, shape: Sequence[int], affine: np.ndarray) -> Deformation:
+    """A linear map (4x4, RAS mm) sampled on a lattice; a Deformation as it is."""
     if isinstance(transform, Deformation):
         return transform
     return Deformation.from_linear(transform, tuple(shape), affine)
+
+
+def _smoothed(volume: Volume, spacing: np.ndarray) -> Volume:
+    """The volume for sampling at a wider spacing (mm); the axes of the two lattices need not be the same."""
+    ratio = np.maximum(spacing.min() / volume.spacing[::-1], 1)
+    deviations = SMOOTHING_OF_COARSE_LEVELS * np.sqrt(ratio**2 - 1)
+    if deviations.max() == 0:
+        return volume
+    return replace(volume, array=ndimage.gaussian_filter(volume.array, deviations))

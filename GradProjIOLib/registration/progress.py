@@ -1,20 +1,56 @@
-"""The progress bar of a registration."""
+"""How far a registration has come: the time that is left, and the progress bar."""
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
 from GradProjIOLib.engine.optimization import Step
 
+RECENT_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps that cost the same: how many, and what one costs as a multiple of what one of another part costs."""
+
+    steps: int
+    cost: float
+
+
+class RemainingTime:
+    """How long the steps that are left will take, from how long the latest ones took.
+
+    parts: all steps in the order in which they are taken.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.costs = [part.cost for part in parts for _ in range(part.steps)]
+        self.taken = 0
+        self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
+
+    def after(self, seconds: float) -> float:
+        """Seconds left after one more step, which took so many."""
+        cost = self.costs[self.taken]
+        if self.taken and cost != self.costs[self.taken - 1]:
+            self.recent.clear()
+        self.taken += 1
+        self.recent.append(seconds / cost)
+        return sum(self.costs[self.taken :]) * sum(self.recent) / len(self.recent)
+
 
 class Progress:
-    """A bar with both losses and the number of conflicts, on a terminal or in a notebook.
+    """A bar with the losses and the number of conflicts, on a terminal or in a notebook.
 
     total: how many steps there will be. Nothing is shown where `shown` is False.
     """
 
     def __init__(self, total: int, shown: bool) -> None:
-        self.bar = tqdm(total=total, unit="step", disable=not shown, leave=False)
+        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self.bar = tqdm(total=total, unit="step", disable=not shown, leave=False, bar_format=layout)
         self.conflicts = 0
 
     def __enter__(self) -> Progress:
@@ -29,10 +65,11 @@ class Progress:
         self.conflicts = 0
 
     def show(self, step: Step) -> None:
-        """Count a step and show its losses."""
+        """Count a step and show its losses and the time that is left."""
         self.conflicts += step.projected not in (None, "none")
         self.bar.set_postfix_str(
-            f"similarity {step.similarity:.4f}, regularity {step.regularity:.4f}, {self.conflicts} conflicts",
+            f"{step.remaining_seconds:.0f} s left, {step.stage}, similarity {step.similarity:.4f}, "
+            f"regularity {step.regularity:.4f}, {self.conflicts} conflicts",
             refresh=False,
         )
         self.bar.update()

@@ -7,28 +7,22 @@ RAS mm.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from GradProjIOLib import __version__
 from GradProjIOLib.engine.devices import describe_device, find_device
-from GradProjIOLib.engine.memory import (
-    is_out_of_memory,
-    modes_to_try,
-    needed_memory,
-    peak_memory,
-    recycled_memory,
-    too_little_memory,
-)
-from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.engine.memory import peak_memory
 from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
@@ -37,8 +31,11 @@ from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.lattice import is_rectangular, lattice_affine
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings
 from GradProjIOLib.models import registry
-from GradProjIOLib.registration.preprocessing import _Pair
-from GradProjIOLib.registration.progress import Progress
+from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.network import NetworkStage
+from GradProjIOLib.registration.preprocessing import ImagePair
+from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
+from GradProjIOLib.registration.refinement import Refinement, check_memory, plan_levels
 from GradProjIOLib.registration.result import Registration, describe_jacobian
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import alignment
@@ -80,7 +77,7 @@ def register(
     (array [k, j, i], affine from the index (i, j, k) to RAS mm); see ``geometry.conversion.as_volume``. Masks (any
     lattice, non-zero inside) say where each image counts in the similarity.
     settings: how to register. Each field of ``Settings`` may also be given as a keyword, as in ``steps=100``; it
-    overrides the one in ``settings``.
+    overrides the one in ``settings``. The keyword ``preset`` names one of ``settings.PRESETS``.
     initial_transform: a map from fixed to moving points in RAS mm, 4x4, a Deformation, or the path of an ITK
     transform file. It takes the place of ``settings.align``.
     on_step: is called after each step; returning False ends the optimization there, and the result is what was
@@ -93,98 +90,188 @@ def register(
     settings that are unknown or out of range; a device that is not there; missing or unfit weights; too little
     memory.
     """
-    settings = Settings.from_mapping(asdict(settings or Settings()) | keywords)
+    settings = Settings.from_mapping(({} if settings is None else asdict(settings)) | keywords)
     if isinstance(initial_transform, (str, os.PathLike)):
         initial_transform = read_initial(initial_transform)
-    with Progress(0 if settings.method == "direct" else settings.steps, progress) as bar:
-
-        def started(running: Running) -> None:
-            bar.restart()
-            if on_start is not None:
-                on_start(running)
-
-        def stepped(step: Step) -> bool | None:
-            bar.show(step)
-            return None if on_step is None else on_step(step)
-
-        return _register(
-            as_volume(fixed, "the fixed image"),
-            as_volume(moving, "the moving image"),
-            settings,
-            initial_transform,
-            None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
-            None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
-            stepped,
-            started,
-        )
-
-
-def _register(
-    fixed: Volume,
-    moving: Volume,
-    settings: Settings,
-    initial_transform: Deformation | np.ndarray | None,
-    fixed_mask: Volume | None,
-    moving_mask: Volume | None,
-    on_step: OnStep,
-    on_start: OnStart,
-) -> Registration:
-    start = time.perf_counter()
-    check_image(fixed)
-    check_image(moving)
-    if not is_rectangular(fixed.affine):
-        raise InputError(f"{fixed.name} has skewed axes, which result files cannot have; resample it first.")
-    warnings = image_warnings(fixed, moving)
-    initial = _initial(fixed, moving, settings, initial_transform, warnings)
-    device = find_device(settings.device)
-    name = registry.default_model() if settings.model == "auto" else settings.model
-    if name != settings.model and name == "compact":
-        warnings.append(registry.FALLBACK_NOTE)
-    loaded = registry.load(name, settings.weights, device)
-    if loaded.weights is None:
-        warnings.append(
-            f"The model {name} has no trained weights: it starts as the identity and only the "
-            "optimisation steps move it."
-        )
-    settings = replace(
+    return _Run(
+        as_volume(fixed, "the fixed image"),
+        as_volume(moving, "the moving image"),
         settings,
-        model=name,
-        learning_rate=settings.learning_rate or loaded.model.learning_rate,
-        lattice=settings.lattice or loaded.model.lattice_for(fixed.shape, fixed.spacing),
-    )
-    modes = modes_to_try(settings.memory, name, loaded.network, settings.lattice, device)
-    try:
-        pair = _Pair.on_lattice(fixed, moving, initial, settings, fixed_mask, moving_mask)
-    except MemoryError as error:
-        raise too_little_memory(name, loaded.network, settings.lattice, modes[-1], torch.device("cpu")) from error
+        initial_transform,
+        None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
+        None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
+    ).result(on_step, on_start, progress)
 
-    def started(optimizer: InstanceOptimizer) -> None:
-        on_start(Running(optimizer, lambda: _forward(optimizer.objective.displacements(), pair.affine, initial)))
 
-    outcome, memory = _optimize_in_memory(loaded, pair, settings, device, modes, started, on_step, warnings)
-    forward, inverse = _deformations(outcome.displacements, pair.affine, fixed, moving, initial, loaded.model)
-    report = {
-        "version": __version__,
-        "settings": asdict(settings) | {"lattice": list(settings.lattice)},
-        "model": {"name": name, "weights": loaded.weights, "sha256": loaded.sha256},
-        "device": {"name": str(device), "description": describe_device(device)},
-        "software": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                     "system": platform.platform(), "threads": torch.get_num_threads()},
-        "seed": settings.seed,
-        "memory_mode": memory,
-        "inputs": {role: _describe(volume) for role, volume in
-                   (("fixed", fixed), ("moving", moving), ("fixed_mask", fixed_mask), ("moving_mask", moving_mask))
-                   if volume is not None},
-        "initial_transform": None if isinstance(initial, Deformation) else initial.tolist(),
-        "steps": [asdict(step) for step in outcome.steps],
-        "stopped": outcome.stopped,
-        **outcome.losses,
-        "jacobian": describe_jacobian(forward, fixed),
-        "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": peak_memory(device),
-        "warnings": warnings,
-    }  # fmt: skip
-    return Registration(settings, fixed, moving, initial, forward, inverse, report)
+class _Run:
+    """One registration: what it is made from, what it has found so far, and what the report will say of it."""
+
+    def __init__(
+        self,
+        fixed: Volume,
+        moving: Volume,
+        settings: Settings,
+        initial_transform: Deformation | np.ndarray | None,
+        fixed_mask: Volume | None,
+        moving_mask: Volume | None,
+    ):
+        self.started = time.perf_counter()
+        check_image(fixed)
+        check_image(moving)
+        if not is_rectangular(fixed.affine):
+            raise InputError(f"{fixed.name} has skewed axes, which result files cannot have; resample it first.")
+        self.fixed, self.moving = fixed, moving
+        self.masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
+        self.warnings = image_warnings(fixed, moving)
+        self.initial = _initial(fixed, moving, settings, initial_transform, self.warnings)
+        self.device = find_device(settings.device)
+        self.settings = _with_model(settings, self.warnings)
+        direct = settings.method == "direct"
+        self.levels = plan_levels(fixed, 0 if direct else settings.refine_steps, settings.resolution)
+        check_memory(self.levels, self.device)
+        self.network: NetworkStage | None = None
+        if self.settings.model != "none":
+            self.network = NetworkStage(self.settings, fixed, self.device, self.warnings)
+            self.settings = self.network.settings
+        self.images = ImagePair(fixed, moving, self.initial, settings, fixed_mask, moving_mask)
+        self.steps: list[Step] = []
+        self.stopped = "finished"
+
+    def result(self, on_step: OnStep | None, on_start: OnStart | None, progress: bool) -> Registration:
+        """Optimize, and say what was found."""
+        parts = [Part(level.steps, math.prod(level.lattice)) for level in self.levels]
+        if self.network is not None:
+            parts.insert(0, self.network.part())
+        self.remaining = RemainingTime(parts)
+        with Progress(sum(part.steps for part in parts), progress) as bar, convolutions(self.settings.precision):
+            self.bar, self.on_step = bar, on_step
+            fields = None if self.network is None else self._from_network(on_start)
+            fields, start, losses = self._refined(fields)
+        forward, inverse = self._deformations(fields)
+        return Registration(
+            self.settings,
+            self.fixed,
+            self.moving,
+            self.initial,
+            forward,
+            inverse,
+            self._report(forward, start, losses),
+        )
+
+    def _take(self, step: Step, stage: str, level: int) -> bool:
+        """Note a step; whether to go on."""
+        step = replace(step, stage=stage, level=level, remaining_seconds=self.remaining.after(step.seconds))
+        self.steps.append(step)
+        self.bar.show(step)
+        if self.on_step is not None and self.on_step(step) is False:
+            self.stopped = "by request"
+        return self.stopped == "finished"
+
+    def _from_network(self, on_start: OnStart | None) -> Fields:
+        def started(optimizer: InstanceOptimizer, affine: np.ndarray) -> None:
+            # What was computed before in another memory mode, or in an earlier process, does not count.
+            self.steps.clear()
+            self.bar.restart()
+            self.remaining.taken = optimizer.taken
+            if on_start is not None:
+                on_start(Running(optimizer, lambda: self._whole(Fields.of(optimizer.objective, affine).forward)))
+
+        return self.network.run(self.images, started, partial(self._take, stage="network", level=0))
+
+    def _refined(self, fields: Fields | None) -> tuple[Fields, str, dict[str, float]]:
+        """The refined fields, what the refinement began with, and the similarity losses before and after."""
+        refinement = Refinement(self.images, self.settings, self.device)
+        lattice = self.levels[-1].lattice if self.levels else self._only_lattice()
+        before = refinement.similarity(lattice, None)
+        start = "zero" if fields is None else "network"
+        if self.levels and fields is not None and refinement.similarity(lattice, fields) > before:
+            fields, start = None, "zero"
+            self.warnings.append(
+                "The network's deformation matches the images worse than none, so the refinement began without it."
+            )
+        for number, level in enumerate(self.levels):
+            if self.stopped == "finished":
+                fields = refinement.run(level, fields, partial(self._take, stage="refinement", level=number))
+        if fields is None:
+            fields = Fields.zero(self.fixed)
+        objective, _ = refinement.objective(lattice, fields)
+        with torch.no_grad():
+            losses = objective.losses(torch.zeros_like(objective.regularity.points))
+        return (
+            fields,
+            start,
+            {
+                "similarity_before": before,
+                "similarity": losses.similarity.item(),
+                "regularity": losses.regularity.item(),
+            },
+        )
+
+    def _only_lattice(self) -> tuple[int, int, int]:
+        """The lattice on which to measure where nothing is refined."""
+        return self.settings.lattice or plan_levels(self.fixed, 1, self.settings.resolution)[-1].lattice
+
+    def _whole(self, forward: Deformation) -> Deformation:
+        """The whole map fixed → moving, of displacements about the initial transform."""
+        if isinstance(self.initial, Deformation):
+            return self.initial.compose(forward)
+        return forward.then_linear(self.initial)
+
+    def _deformations(self, fields: Fields) -> tuple[Deformation, Deformation]:
+        """The whole maps fixed → moving and back."""
+        fixed, moving, initial = self.fixed, self.moving, self.initial
+        same_place = fixed.shape == moving.shape and np.allclose(fixed.affine, moving.affine)
+        if not isinstance(initial, Deformation) and np.array_equal(initial, np.eye(4)) and same_place:
+            return fields.forward, fields.backward
+        lattice = plan_levels(moving, 1, self.settings.resolution)[-1].lattice
+        target = lattice, lattice_affine(moving.affine, moving.shape, lattice)
+        if isinstance(initial, Deformation):
+            return self._whole(fields.forward), fields.backward.compose(initial.inverse(*target))
+        return self._whole(fields.forward), fields.backward.preceded_by_linear(np.linalg.inv(initial), *target)
+
+    def _report(self, forward: Deformation, start: str, losses: dict[str, float]) -> dict[str, Any]:
+        loaded = None if self.network is None else self.network.loaded
+        inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks
+        return {
+            "version": __version__,
+            "settings": json.loads(json.dumps(asdict(self.settings))),
+            "model": {
+                "name": self.settings.model,
+                "weights": loaded and loaded.weights,
+                "sha256": loaded and loaded.sha256,
+            },
+            "device": {"name": str(self.device), "description": describe_device(self.device)},
+            "software": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "system": platform.platform(),
+                "threads": torch.get_num_threads(),
+            },
+            "seed": self.settings.seed,
+            "memory_mode": "full" if self.network is None else self.network.mode,
+            "inputs": {role: _describe(volume) for role, volume in inputs.items() if volume is not None},
+            "initial_transform": None if isinstance(self.initial, Deformation) else self.initial.tolist(),
+            "start": start,
+            "levels": [list(level.lattice) for level in self.levels],
+            "steps": [asdict(step) for step in self.steps],
+            "stopped": self.stopped,
+            **losses,
+            "jacobian": describe_jacobian(forward, self.fixed),
+            "seconds": time.perf_counter() - self.started,
+            "peak_memory_bytes": peak_memory(self.device),
+            "warnings": self.warnings,
+        }
+
+
+def _with_model(settings: Settings, warnings: list[str]) -> Settings:
+    """The settings with a model instead of "auto"."""
+    if settings.model != "auto":
+        return settings
+    name = registry.default_model()
+    if name == "compact":
+        warnings.append(registry.FALLBACK_NOTE)
+    return replace(settings, model=name)
 
 
 def _initial(
@@ -208,110 +295,6 @@ def _initial(
             "consider automatic alignment (centers, rigid or affine)."
         )
     return matrix
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """Of an optimisation: its steps, why it ended, the losses at the end, and displacements in samples along (x, y, z):
-    [2, 3, K, J, I]."""
-
-    steps: list[Step]
-    stopped: str
-    losses: dict[str, float]
-    displacements: np.ndarray
-
-
-def _optimize_in_memory(
-    loaded: registry.LoadedModel,
-    pair: _Pair,
-    settings: Settings,
-    device: torch.device,
-    modes: Sequence[str],
-    started: Callable[[InstanceOptimizer], None],
-    on_step: OnStep | None,
-    warnings: list[str],
-) -> tuple[_Outcome, str]:
-    """The outcome, and the memory mode in which it fitted: where it does not, a leaner one is tried."""
-    for mode in modes:
-        loaded.network.checkpointed = mode == "lean"
-        try:
-            needed = needed_memory(loaded.network, settings.lattice, mode, device)
-            with recycled_memory(device, needed), convolutions(settings.precision):
-                return _optimize(loaded, pair, settings, device, started, on_step), mode
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if mode != modes[-1]:
-            warnings.append(f"There was too little memory on {device}, so the optimisation began anew in lean mode.")
-    raise too_little_memory(loaded.name, loaded.network, settings.lattice, modes[-1], device)
-
-
-def _optimize(
-    loaded: registry.LoadedModel,
-    pair: _Pair,
-    settings: Settings,
-    device: torch.device,
-    started: Callable[[InstanceOptimizer], None],
-    on_step: OnStep | None,
-) -> _Outcome:
-    images = [image.to(device) for image in (pair.fixed, pair.moving)]
-    masks = [None if mask is None else mask.to(device) for mask in (pair.fixed_mask, pair.moving_mask)]
-    objective = Objective(loaded.network, *images, settings.similarity, *masks)
-    with InstanceOptimizer(
-        objective,
-        learning_rate=settings.learning_rate,
-        steps=settings.steps,
-        method=settings.method,
-        regularity_weight=settings.regularity_weight,
-        projection=settings.projection,
-        seed=settings.seed,
-    ) as optimizer:
-        started(optimizer)
-        steps, stopped = _take_steps(optimizer, on_step)
-        with torch.no_grad():
-            fields = objective.fields()
-            losses = objective.losses_of(fields, torch.zeros_like(objective.regularity.points))
-            displacements = objective.displacements_of(fields)
-        final = {"similarity": losses.similarity.item(), "regularity": losses.regularity.item()}
-        return _Outcome(steps, stopped, final, displacements.cpu().numpy())
-
-
-def _take_steps(optimizer: InstanceOptimizer, on_step: OnStep | None) -> tuple[list[Step], str]:
-    """The steps, and why there are no more of them."""
-    steps: list[Step] = []
-    for step in optimizer:
-        steps.append(step)
-        if on_step is not None and on_step(step) is False:
-            return steps, "by request"
-    return steps, "finished"
-
-
-def _deformations(
-    displacements: np.ndarray,
-    affine: np.ndarray,
-    fixed: Volume,
-    moving: Volume,
-    initial: Deformation | np.ndarray,
-    model: registry.Model,
-) -> tuple[Deformation, Deformation]:
-    """Displacements in samples of a lattice with ``affine`` → the whole maps fixed → moving and back."""
-    onward, back = (Deformation(np.moveaxis(samples, 0, -1) @ affine[:3, :3].T, affine) for samples in displacements)
-    same_place = fixed.shape == moving.shape and np.allclose(fixed.affine, moving.affine)
-    if not isinstance(initial, Deformation) and np.array_equal(initial, np.eye(4)) and same_place:
-        return onward, back
-    lattice = model.lattice_for(moving.shape, moving.spacing)
-    target = lattice, lattice_affine(moving.affine, moving.shape, lattice)
-    if isinstance(initial, Deformation):
-        return initial.compose(onward), back.compose(initial.inverse(*target))
-    return onward.then_linear(initial), back.preceded_by_linear(np.linalg.inv(initial), *target)
-
-
-def _forward(displacements: Tensor, affine: np.ndarray, initial: Deformation | np.ndarray) -> Deformation:
-    """The forward one of ``_deformations``, without the work for the other."""
-    onward = Deformation(np.moveaxis(displacements[0].cpu().numpy(), 0, -1) @ affine[:3, :3].T, affine)
-    return initial.compose(onward) if isinstance(initial, Deformation) else onward.then_linear(initial)
 
 
 def _describe(volume: Volume) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_affine, lattice_points
 from GradProjIOLib.geometry.transform_files import linear_from_sitk
-from GradProjIOLib.geometry.volume import SMALLEST_AXIS, Volume, to_sitk
+from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.settings import ALIGNMENTS
 from GradProjIOLib.spatial.sampling import sample_linear
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LONGEST_SIDE = 96
 BINS = 32
+FEWEST_SAMPLES = 8
 SEARCH_SHRINK = 4
 SEARCH_DEGREES = (-50, -25, 0, 25, 50)
 STARTS = 4
@@ -97,7 +98,7 @@ def _reduced(volume: Volume, spacing: float) -> Volume:
     values = (volume.array.astype(np.float32) - low).clip(0, high - low) / max(high - low, 1e-12)
     steps = volume.spacing[::-1]
     values = ndimage.gaussian_filter(values, np.where(steps < spacing, 0.5 * spacing / steps, 0))
-    k, j, i = np.maximum(np.round(np.array(volume.shape) * steps / spacing), SMALLEST_AXIS).astype(int).tolist()
+    k, j, i = np.maximum(np.round(np.array(volume.shape) * steps / spacing), FEWEST_SAMPLES).astype(int).tolist()
     lattice = (k, j, i)
     affine = lattice_affine(volume.affine, volume.shape, lattice)
     index = lattice_points(lattice, np.linalg.inv(volume.affine) @ affine)

@@ -29,8 +29,6 @@ IDLE_SECONDS = 600.0
 # Without this, computing on all processor cores would make the application sluggish.
 NICENESS = 5
 DOWNLOAD_EVENT_SECONDS = 0.2
-# The remaining time is estimated from this many of the last steps.
-RECENT_STEPS = 5
 
 
 class Connection:
@@ -119,20 +117,20 @@ class _Registration:
     def __init__(self, request: RegisterRequest, number: int, connection: Connection) -> None:
         self.request, self.number, self.connection = request, number, connection
         self.settings = Settings.from_mapping(request.settings)
-        self.total = 0 if self.settings.method == "direct" else self.settings.steps
-        self.step_seconds: list[float] = []
         self.last_download_event = 0.0
 
     def run(self) -> None:
+        from GradProjIOLib.registration.refinement import count_steps
         from GradProjIOLib.registration.register import register
 
-        self._send(protocol.STARTED, total=self.total)
+        request = self.request
+        fixed = protocol.read_volume(request.fixed)
+        self._send(protocol.STARTED, total=count_steps(fixed, self.settings))
         if not self._fetch_weights():
             return
-        request = self.request
         fixed_mask = read_optional(request.fixed_mask)
         registration = register(
-            protocol.read_volume(request.fixed),
+            fixed,
             protocol.read_volume(request.moving),
             self.settings,
             initial_transform=read_initial(request.initial_transform),
@@ -153,10 +151,7 @@ class _Registration:
         return not self.connection.canceled(self.number)
 
     def _on_step(self, step: Any) -> bool:
-        self.step_seconds.append(step.seconds)
-        recent = self.step_seconds[-RECENT_STEPS:]
-        remaining = (self.total - len(self.step_seconds)) * sum(recent) / len(recent)
-        self._send(protocol.STEP, **asdict(step), remaining_seconds=remaining)
+        self._send(protocol.STEP, **asdict(step))
         return self._wanted()
 
     def _fetch_weights(self) -> bool:
@@ -165,7 +160,7 @@ class _Registration:
         from GradProjIOLib.models.registry import MODELS
 
         settings = self.settings
-        url = None if settings.model == "auto" or settings.weights else MODELS[settings.model].url
+        url = None if settings.model in ("auto", "none") or settings.weights else MODELS[settings.model].url
         if url is None or weights.cached_path(settings.model, url).exists():
             return True
         if not self.request.allow_download:

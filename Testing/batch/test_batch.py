@@ -37,7 +37,7 @@ from GradProjIOLib.settings import Settings
 
 SHAPE = (20, 22, 24)
 AFFINE = np.diag([2.0, 2.5, 3.0, 1.0])
-QUICK = Settings(model="compact", steps=1, device="cpu")
+QUICK = Settings(model="compact", refine_steps=0, steps=1, device="cpu")
 PAIRS, UNREADABLE, WITH_NAN = 6, 2, 4
 GOOD = [f"pair{number}" for number in range(PAIRS) if number not in (UNREADABLE, WITH_NAN)]
 
@@ -93,7 +93,7 @@ def finished(images, tmp_path_factory) -> Path:
 
 def command(table: Path, output: Path, *options: str) -> list[str]:
     """The command for a batch of one-step registrations."""
-    quick = ("--model", "compact", "--steps", "1", "--device", "cpu")
+    quick = ("--model", "compact", "--refine-steps", "0", "--steps", "1", "--device", "cpu")
     return [sys.executable, "-m", "GradProjIOLib", "batch", str(table), "-o", str(output), *quick, *options]
 
 
@@ -169,7 +169,7 @@ def test_the_results_are_those_of_register(images, tmp_path):
     assert [outcome.state for outcome in run.run(wanted, tmp_path, here)] == [DONE]
     arguments = ["register", str(wanted[0].fixed), str(wanted[0].moving), "-o", str(tmp_path / "alone"), "--quiet",
                  "--moving-labels", str(images / "labels.nrrd"), "--fixed-mask", str(images / "labels.nrrd"),
-                 "--model", "compact", "--steps", "1", "--device", "cpu"]  # fmt: skip
+                 "--model", "compact", "--refine-steps", "0", "--steps", "1", "--device", "cpu"]  # fmt: skip
     assert main(arguments) == 0
     alone, batched = tmp_path / "alone", tmp_path / "pair0"
     assert {path.name for path in batched.iterdir()} == {path.name for path in alone.iterdir()} | {"thumbnail.png"}
@@ -188,13 +188,13 @@ def test_what_changed_is_done_anew_and_nothing_else(images, tmp_path):
 
     assert states() == [DONE, DONE]
     assert states() == [KEPT, KEPT]
-    assert states(Settings(model="compact", steps=1, device="auto", memory="lean")) == [KEPT, KEPT]
+    assert states(Settings(model="compact", refine_steps=0, steps=1, device="auto", memory="lean")) == [KEPT, KEPT]
     (output / "pair0" / "notes.txt").write_text("of the user")
-    assert states(Settings(model="compact", steps=2, device="cpu")) == [DONE, KEPT]
+    assert states(Settings(model="compact", refine_steps=0, steps=2, device="cpu")) == [DONE, KEPT]
     assert len(read_report(output / "pair0")["steps"]) == 2
     assert (output / "pair0" / "notes.txt").read_text() == "of the user"
     shutil.copy(images / "moving5.nrrd", copies / "moving1.nrrd")
-    assert states(Settings(model="compact", steps=2, device="cpu")) == [KEPT, DONE]
+    assert states(Settings(model="compact", refine_steps=0, steps=2, device="cpu")) == [KEPT, DONE]
     assert list(output.glob(STAGING_PREFIX + "*")) == []
 
 
@@ -203,7 +203,7 @@ def test_a_failure_leaves_the_previous_result(images, finished, tmp_path, monkey
     before = stamps(output)
     # Fails when all but the picture is written.
     monkeypatch.setattr("GradProjIOLib.batch.registration.write_thumbnail", lambda *arguments: 1 / 0)
-    (outcome,) = run.run([pair(images, 0, Settings(model="compact", steps=0))], output, here)
+    (outcome,) = run.run([pair(images, 0, Settings(model="compact", refine_steps=0, steps=0))], output, here)
     assert (outcome.state, outcome.kind) == (FAILED, "internal")
     assert "ZeroDivisionError" in outcome.details
     assert stamps(output) == before
@@ -510,7 +510,7 @@ def test_a_cluster_that_loses_a_worker_loses_no_pair(images, tmp_path, cluster):
     resources = ("--resources", "GPU=1")
     doomed = cluster.add_worker(*resources, "--name", "doomed")
     cluster.add_worker(*resources, "--name", "other")
-    steps = Settings(model="compact", steps=2, device="auto")
+    steps = Settings(model="compact", refine_steps=0, steps=2, device="auto")
     pairs = [pair(images, number, steps) for number in (0, 1, 3, 5)]
     reported = []
 

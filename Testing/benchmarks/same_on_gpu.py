@@ -32,7 +32,7 @@ def computed(model: str, lattice: tuple[int, int, int], device: torch.device, pr
     with convolutions(precision):
         fields = objective.fields()
         displacements = objective.displacements_of(fields)
-        losses, *of_fields = objective.gradients(fields, torch.zeros_like(objective.regularity.points))
+        losses, of_fields = objective.gradients(fields, torch.zeros_like(objective.regularity.points))
         similarity, regularity = (
             torch.autograd.grad(fields, parameters, part, retain_graph=True) for part in of_fields
         )

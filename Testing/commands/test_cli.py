@@ -54,7 +54,7 @@ def run(*arguments):
 class TestRegister:
     def test_the_whole_way(self, pair, tmp_path):
         found = command("register", pair / "fixed.nii.gz", pair / "moving.nii.gz", "-o", tmp_path / "out",
-                        "--model", "compact", "--steps", 2, "--device", "cpu",
+                        "--model", "compact", "--steps", 2, "--refine-steps", 0, "--device", "cpu",
                         "--moving-labels", pair / "moving_labels.nii.gz")  # fmt: skip
         assert found.returncode == 0, found.stderr
         assert "folded voxels" in found.stdout
@@ -70,7 +70,9 @@ class TestRegister:
     def test_same_seed_same_result(self, pair, tmp_path):
         reports = []
         for name in ("first", "second"):
-            arguments = register_arguments(pair, tmp_path / name, "--method", "projected", "--steps", 3, "--seed", 4)
+            arguments = register_arguments(
+                pair, tmp_path / name, "--method", "projected", "--steps", 3, "--refine-steps", 0, "--seed", 4
+            )
             assert command(*arguments).returncode == 0
             reports.append(json.loads((tmp_path / name / "report.json").read_text()))
         first, second = ([(s["similarity"], s["regularity"], s["cosine"]) for s in r["steps"]] for r in reports)
@@ -100,7 +102,7 @@ class TestRegister:
 class TestOtherVerbs:
     def test_warp_and_jacobian_agree_with_register(self, pair, tmp_path, capsys):
         out = tmp_path / "out"
-        assert run(*register_arguments(pair, out, "--method", "projected", "--steps", 2,
+        assert run(*register_arguments(pair, out, "--method", "projected", "--steps", 2, "--refine-steps", 0,
                                        "--moving-labels", pair / "moving_labels.nii.gz")) == 0  # fmt: skip
         capsys.readouterr()
         for source, target, more in (("moving", "warped", []), ("moving_labels", "warped_labels", ["--labels"])):
@@ -153,7 +155,7 @@ class TestOtherVerbs:
         assert (found.returncode, found.stderr) == (1, b"")
 
     def test_demo(self, tmp_path):
-        found = command("demo", "-o", tmp_path / "demo", "--size", 32, "--steps", 2)
+        found = command("demo", "-o", tmp_path / "demo", "--size", 32, "--steps", 2, "--refine-steps", 2)
         assert found.returncode == 0, found.stderr
         assert "before  mean Dice" in found.stdout
         assert "mean distance to the known deformation" in found.stdout

@@ -35,7 +35,7 @@ def test_interrupted_steps_are_the_same(objective, method):
     with optimizer(objective, method) as whole:
         expected = [summary(step) for step in whole]
         displacements = objective.displacements()
-    before = [parameter.clone() for parameter in objective.network.parameters()]
+    before = [parameter.clone() for parameter in objective.model.parameters()]
     stored = io.BytesIO()
     with optimizer(objective, method) as first:
         found = []
@@ -51,7 +51,7 @@ def test_interrupted_steps_are_the_same(objective, method):
         assert torch.equal(objective.displacements(), displacements)
     assert found == expected
     assert method == "vanilla" or {"similarity", "regularity"} <= {step[-1] for step in found}
-    assert all(map(torch.equal, before, objective.network.parameters()))
+    assert all(map(torch.equal, before, objective.model.parameters()))
 
 
 def test_loop_that_is_entered_again(objective):

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 import unigradicon
 
 from GradProjIOLib.engine.objective import Objective
-from GradProjIOLib.engine.similarity import SIMILARITIES
 from GradProjIOLib.models import registry
 from GradProjIOLib.spatial import maps
 
@@ -94,18 +93,6 @@ def test_the_map_is_the_packages(state, ours):
         expected = (phi - theirs.identity_map)[0].flip(0) * (SIZE - 1)
         assert expected.abs().max() > 1
         torch.testing.assert_close(mine, expected, rtol=0, atol=2e-3)
-
-
-def test_masks_count_as_in_the_package():
-    mask = torch.zeros(2, 1, SIZE, SIZE, SIZE)
-    mask[0, ..., 10:40, 5:50, 20:60] = 1
-    mask[1, ..., 30:60, 5:50, 4:20] = 1
-    warped, targets = torch.cat([image(2), image(3)]), torch.cat([image(1), image(4)])
-    for name, build in SIMILARITIES.items():
-        package = unigradicon.make_sim(name)
-        expected = [package(warped[n : n + 1], targets[n : n + 1], mask[n : n + 1]).item() for n in (0, 1)]
-        assert build(targets, mask)(warped).tolist() == pytest.approx(expected, rel=1e-4)
-        assert build(targets, None)(warped).tolist() != pytest.approx(expected, rel=1e-2)
 
 
 def test_points_of_the_frame_are_grid_samples():

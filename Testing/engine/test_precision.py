@@ -35,7 +35,7 @@ def test_a_whole_registration_is_computed_in_its_precision(monkeypatch, precisio
     monkeypatch.setattr(torch.nn.functional, "conv3d", spy)
     pair = phantom.make_pair(0, (24, 24, 24), spacing=8.0)
     before = setting()
-    chosen = Settings(model="compact", steps=1, device="cpu", precision=precision, memory=memory)
+    chosen = Settings(model="compact", refine_steps=0, steps=1, device="cpu", precision=precision, memory=memory)
     report = register(pair.fixed, pair.moving, chosen).report
     assert seen == {wanted}
     assert setting() == before
@@ -104,7 +104,7 @@ def test_rounded_gradients_are_close_to_the_exact_ones_and_not_the_same():
 
 def test_tf32_moves_the_deformation_by_less_than_a_tenth_of_a_millimetre():
     pair = phantom.make_pair(0, (32, 40, 36), spacing=6.0)
-    settings = Settings(model="compact", lattice=(32, 40, 36), steps=10, device="cpu")
+    settings = Settings(model="compact", refine_steps=0, lattice=(32, 40, 36), steps=10, device="cpu")
     exact = register(pair.fixed, pair.moving, settings)
     with RoundedGradients():
         fast = register(pair.fixed, pair.moving, settings)

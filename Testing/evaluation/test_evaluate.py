@@ -229,7 +229,21 @@ def test_result_of_the_command(make_result, tmp_path):
         write_volume(Volume(np.roll(image, shift, axis=1), AFFINE), tmp_path / f"{side}.nii.gz")
     make_result("unused", 7, 1.0)  # for its labels
     output = tmp_path / "registered"
-    options = ["--model", "compact", "--lattice", "16", "16", "16", "--method", "vanilla", "--steps", "3", "--quiet"]
+    options = [
+        "--model",
+        "compact",
+        "--lattice",
+        "16",
+        "16",
+        "16",
+        "--method",
+        "vanilla",
+        "--steps",
+        "3",
+        "--refine-steps",
+        "0",
+        "--quiet",
+    ]
     images = [str(tmp_path / "fixed.nii.gz"), str(tmp_path / "moving.nii.gz")]
     assert main.main(["register", *images, "-o", str(output), *options]) == 0
     row = cases.measure(

@@ -215,7 +215,8 @@ def test_command_registers_packs_and_checks(folder, tmp_path, capsys):
     """All in one command; a second call takes the fields that are there, other settings are refused."""
     output = tmp_path / "out" / "mine.zip"
     options = ["lumir", "register", str(folder), "-o", str(output), "--model", "compact", "--method", "vanilla",
-               "--steps", "1", "--lattice", "16", "16", "16", "--json", str(tmp_path / "out.json")]  # fmt: skip
+               "--steps", "1", "--refine-steps", "0",
+               "--lattice", "16", "16", "16", "--json", str(tmp_path / "out.json")]  # fmt: skip
     assert main.main(options) == 0
     with zipfile.ZipFile(output) as archive:
         assert archive.namelist() == ["mine/disp_3455_3454.nii.gz", "mine/disp_3456_3455.nii.gz"]

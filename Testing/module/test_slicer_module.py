@@ -333,7 +333,7 @@ def test_the_console_returns_the_nodes_without_a_panel(application, worker):
     fixed, moving = add_pair(slicer.mrmlScene)
     logic = application.module.GradProjIOLogic()
     logic.session.client = worker
-    nodes = logic.register(fixed, moving, model="compact", steps=1, device="cpu")
+    nodes = logic.register(fixed, moving, model="compact", steps=1, refine_steps=0, device="cpu")
     assert nodes["warped"].GetImageData().GetDimensions() == fixed.GetImageData().GetDimensions()
     with pytest.raises(RuntimeError, match="cuda:9"):
         logic.register(fixed, moving, model="compact", steps=1, device="cuda:9")

@@ -15,7 +15,7 @@ from GradProjIOLib.geometry.lattice import lattice_affine, lattice_points
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.models import registry
 from GradProjIOLib.models.cascade import Cascade
-from GradProjIOLib.registration import register as register_module
+from GradProjIOLib.registration.network import NetworkStage
 from GradProjIOLib.registration.preprocessing import normalize
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.settings import Settings
@@ -145,7 +145,7 @@ def identity_network(monkeypatch):
 
 class TestRecovery:
     def test_a_known_smooth_deformation_is_recovered(self, heads):
-        settings = Settings(model="compact", steps=30, device="cpu")
+        settings = Settings(model="compact", refine_steps=0, steps=30, device="cpu")
         found = register(heads.fixed, heads.moving, settings)
         points = lattice_points(heads.fixed.shape, heads.fixed.affine)[heads.fixed_labels.array > 0]
         truth = heads.deformation.map_points(points)
@@ -168,7 +168,9 @@ class TestRecovery:
 
 class TestReport:
     def test_everything_that_matters_is_in_it(self, fixed_volume, moving_volume, tmp_path):
-        found = register(fixed_volume, moving_volume, Settings(model="compact", steps=2, device="cpu", seed=5))
+        found = register(
+            fixed_volume, moving_volume, Settings(model="compact", refine_steps=0, steps=2, device="cpu", seed=5)
+        )
         found.write(tmp_path / "out", labels=Volume((moving_volume.array > 100).astype(np.uint8), moving_volume.affine))
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
             "folding.nii.gz", "inverse_transform.h5", "jacobian.nii.gz", "overview.png", "report.json",
@@ -186,7 +188,7 @@ class TestReport:
         assert report["jacobian"]["folded_voxels"] == found.folding_mask().array.sum()
 
     def test_steps_can_be_stopped(self, fixed_volume, moving_volume):
-        found = register(fixed_volume, moving_volume, Settings(model="compact", steps=9, device="cpu"),
+        found = register(fixed_volume, moving_volume, Settings(model="compact", refine_steps=0, steps=9, device="cpu"),
                          on_step=lambda step: step.index < 1)  # fmt: skip
         assert len(found.report["steps"]) == 2
         assert found.report["stopped"] == "by request"
@@ -210,7 +212,7 @@ class TestReport:
 
     def test_the_model_that_was_taken_for_want_of_another_is_told(self, fixed_volume, monkeypatch, tmp_path):
         monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
-        settings = Settings(steps=0, lattice=(16, 16, 16), device="cpu")
+        settings = Settings(steps=0, refine_steps=0, lattice=(16, 16, 16), device="cpu")
         report = register(fixed_volume, fixed_volume, settings).report
         assert report["model"]["name"] == "compact"
         assert report["warnings"] == [registry.FALLBACK_NOTE]
@@ -265,7 +267,7 @@ class TestSettings:
 def test_a_mask_changes_what_counts(heads):
     mask = np.zeros(heads.fixed.shape, np.uint8)
     mask[: mask.shape[0] // 2] = 1
-    settings = Settings(model="compact", steps=3, device="cpu")
+    settings = Settings(model="compact", refine_steps=0, steps=3, device="cpu")
     plain = register(heads.fixed, heads.moving, settings)
     masked = register(heads.fixed, heads.moving, settings, fixed_mask=Volume(mask, heads.fixed.affine, "mask"))
     assert masked.report["similarity"] != plain.report["similarity"]
@@ -278,16 +280,16 @@ def test_running_out_of_memory_goes_one_mode_leaner_and_then_fails(fixed_volume,
     """The allocation fails in the first mode that is tried, or in all."""
     modes = []
 
-    def optimize(loaded, *arguments):
-        modes.append("lean" if loaded.network.checkpointed else "full")
+    def optimize(stage, *arguments):
+        modes.append("lean" if stage.loaded.network.checkpointed else "full")
         if modes[-1] in failing:
             raise torch.OutOfMemoryError("too little")
-        return original(loaded, *arguments)
+        return original(stage, *arguments)
 
-    original = register_module._optimize
-    monkeypatch.setattr(register_module, "_optimize", optimize)
+    original = NetworkStage._optimize
+    monkeypatch.setattr(NetworkStage, "_optimize", optimize)
     failing = {"full"}
-    settings = Settings(model="compact", steps=1, device="cpu", memory=memory)
+    settings = Settings(model="compact", refine_steps=0, steps=1, device="cpu", memory=memory)
     if memory == "full":
         with pytest.raises(InputError, match="not enough memory on cpu: the model compact needs about"):
             register(fixed_volume, moving_volume, settings)

@@ -10,7 +10,7 @@ import numpy as np
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.settings import Settings
 
-SETTINGS = Settings(model="compact", steps=3, lattice=(24, 28, 26), device="cpu")
+SETTINGS = Settings(model="compact", refine_steps=0, steps=3, lattice=(24, 28, 26), device="cpu")
 
 
 def test_two_threads_compute_what_one_after_the_other_does(fixed_volume, moving_volume):

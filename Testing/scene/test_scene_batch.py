@@ -158,7 +158,7 @@ def logic(folder, monkeypatch):
 def test_the_console_waits_without_a_window(logic, monkeypatch, capsys):
     monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
     fixed, moving = add_pair(slicer.mrmlScene)
-    batch = logic.registerMany([(fixed, moving)], model="compact", steps=1, device="cpu")
+    batch = logic.registerMany([(fixed, moving)], model="compact", steps=1, refine_steps=0, device="cpu")
     assert batch.results[0].nodes["transform"].GetName() == "moving to fixed"
     assert "1 of 1 pairs registered" in capsys.readouterr().err
     assert not logic.session.client.running
@@ -169,7 +169,7 @@ def test_the_console_does_not_wait_where_there_is_a_window(logic, monkeypatch):
     monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
     fixed, moving = add_pair(slicer.mrmlScene)
     client = logic.session.client
-    batch = logic.registerMany([moving], fixed=fixed, model="compact", steps=1, device="cpu")
+    batch = logic.registerMany([moving], fixed=fixed, model="compact", steps=1, refine_steps=0, device="cpu")
     assert batch.results == []
     # As the console does, which keeps only what it was given.
     del logic

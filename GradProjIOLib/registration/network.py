@@ -1,0 +1,103 @@
+"""The first stage: a network's deformation, and instance optimization of the network's parameters (the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from GradProjIOLib.engine.memory import (
+    is_out_of_memory,
+    modes_to_try,
+    needed_memory,
+    recycled_memory,
+    too_little_memory,
+)
+from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.models import registry
+from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.preprocessing import ImagePair, LatticeImages
+from GradProjIOLib.registration.progress import Part
+from GradProjIOLib.settings import Settings
+
+OnStarted = Callable[[InstanceOptimizer, np.ndarray], None]
+
+
+class NetworkStage:
+    """The network of a registration, on its lattice over the fixed image.
+
+    ``settings`` are those given, with the learning rate and the lattice that were chosen. ``mode`` is the memory mode
+    in which the optimization fitted. Raises InputError where weights are missing or memory is too short.
+    """
+
+    def __init__(self, settings: Settings, fixed: Volume, device: torch.device, warnings: list[str]):
+        self.loaded = registry.load(settings.model, settings.weights, device)
+        self.device, self.warnings = device, warnings
+        model = self.loaded.model
+        self.learning_rate = settings.learning_rate or model.learning_rate
+        self.lattice = settings.lattice or model.lattice_for(fixed.shape, fixed.spacing.tolist())
+        self.settings = replace(settings, learning_rate=self.learning_rate, lattice=self.lattice)
+        if self.loaded.weights is None:
+            warnings.append(
+                f"The model {settings.model} has no trained weights: it starts as the identity and only the "
+                "optimization steps move it."
+            )
+        self.modes = modes_to_try(settings.memory, settings.model, self.loaded.network, self.lattice, device)
+        self.mode = self.modes[0]
+
+    def part(self) -> Part:
+        """The steps to come and what one costs, as a multiple of a step of the refinement on one sample."""
+        steps = 0 if self.settings.method == "direct" else self.settings.steps
+        return Part(steps, self.loaded.network.memory_share * COST_OF_A_SAMPLE * math.prod(self.lattice))
+
+    def run(self, images: ImagePair, on_started: OnStarted, on_step: Callable[[Step], bool]) -> Fields:
+        """The fields after the optimization, in the first memory mode that fits.
+
+        on_started is called before the first step, in every mode that is tried. on_step returns whether to go on.
+        """
+        network, lattice = self.loaded.network, self.lattice
+        try:
+            drawn = images.on_lattice(lattice, smoothed=False)
+        except MemoryError as error:
+            raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], torch.device("cpu")) from error
+        for mode in self.modes:
+            self.mode = mode
+            network.checkpointed = mode == "lean"
+            try:
+                with recycled_memory(self.device, needed_memory(network, lattice, mode, self.device)):
+                    return self._optimize(drawn.to(self.device), on_started, on_step)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if mode != self.modes[-1]:
+                self.warnings.append(
+                    f"There was too little memory on {self.device}, so the optimization began anew in lean mode."
+                )
+        raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], self.device)
+
+    def _optimize(self, drawn: LatticeImages, on_started: OnStarted, on_step: Callable[[Step], bool]) -> Fields:
+        settings = self.settings
+        objective = drawn.objective(self.loaded.network, settings, regularity_weight=settings.regularity_weight)
+        with InstanceOptimizer(
+            objective,
+            learning_rate=self.learning_rate,
+            steps=settings.steps,
+            method=settings.method,
+            projection=settings.projection,
+            seed=settings.seed,
+        ) as optimizer:
+            on_started(optimizer, drawn.affine)
+            for step in optimizer:
+                if not on_step(step):
+                    break
+            return Fields.of(objective, drawn.affine)
+
+
+COST_OF_A_SAMPLE = 35.0
+"""A step of uniGradICON on one sample, as a multiple of a step of the refinement (Docs/benchmarks.md)."""
