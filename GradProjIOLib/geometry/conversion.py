@@ -26,12 +26,9 @@ ACCEPTED = (
 def as_volume(image: Image, role: str) -> Volume:
     """`image` as a Volume, which is called `role` ("the fixed image") in messages unless it comes from a file.
 
-    - A path is read with `read_volume`, and a Volume is returned as it is.
-    - A SimpleITK image keeps its place; its LPS mm become RAS mm.
-    - A nibabel image keeps its affine, which is in RAS mm already. Its array [i, j, k] is turned to [k, j, i].
-    - A pair (array, affine): the array is indexed [k, j, i], as `SimpleITK.GetArrayFromImage` returns it, and the
-      affine (4x4) takes the index (i, j, k) to RAS mm, as nibabel's affines do. For a nibabel image `n` the pair
-      is therefore (n.get_fdata().T, n.affine).
+    A path is read, and a Volume is returned as it is. SimpleITK images (LPS mm) and nibabel images (RAS mm) keep their
+    place. Of a pair (array, affine) the array is indexed [k, j, i], as `SimpleITK.GetArrayFromImage` returns it, and
+    the affine (4x4) takes the index (i, j, k) to RAS mm: (n.get_fdata().T, n.affine) for a nibabel image n.
 
     Raises InputError for anything else, and for an image that is not scalar and 3-D.
     """
@@ -44,8 +41,7 @@ def as_volume(image: Image, role: str) -> Volume:
     if isinstance(image, sitk.Image):
         return from_sitk(image, role)
     if isinstance(image, (tuple, list)) and len(image) == 2:
-        array, affine = image
-        return _from_pair(array, affine, role)
+        return _from_pair(*image, role)
     from nibabel.spatialimages import SpatialImage
 
     if isinstance(image, SpatialImage):

@@ -115,24 +115,19 @@ def _read_table(path: Path) -> tuple[list[str], list[list[float]]]:
     if not rows:
         return [], []
     header = [cell.strip().lower() for cell in rows[0]]
-    if _is_number(header[0]):
-        columns, name_column = [0, 1, 2], 3
-    else:
-        rows = rows[1:]
+    columns, name_column = [0, 1, 2], 3
+    try:
+        float(header[0])
+    except ValueError:  # a header, and no numbers yet
+        del rows[0]
         axes = "xyz" if "x" in header else "ijk"
         if not set(axes) <= set(header):
-            raise InputError(f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k.")
+            raise InputError(
+                f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k."
+            ) from None
         columns = [header.index(axis) for axis in axes]
         name_column = next((header.index(name) for name in ("name", "label") if name in header), len(header))
     names = [
         row[name_column].strip() if len(row) > name_column else str(number) for number, row in enumerate(rows, start=1)
     ]
     return names, [[float(row[column]) for column in columns] for row in rows]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

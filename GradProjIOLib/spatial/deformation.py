@@ -136,20 +136,16 @@ class Deformation:
         return Deformation(displacement, affine)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write an ITK transform (.h5, .tfm) or a displacement image (.nii.gz, .nrrd, .mha …).
+        """Write an ITK transform (.h5, .tfm) or a displacement image (.nii.gz, .nrrd, .mha …), whole or not at all.
 
-        The file is written whole or not at all. Both kinds are in LPS mm and map the fixed image's points to
-        the moving image's, the direction in which ITK, ANTs and 3D Slicer use a file to resample the moving
-        image. Raises WriteError.
+        Both are in LPS mm and map the fixed image's points to the moving image's, as ITK, ANTs and 3D Slicer expect
+        it. Raises WriteError.
         """
         transform_files.write_field(self.displacement, self.affine, path)
 
     @classmethod
     def read(
-        cls,
-        path: str | os.PathLike,
-        shape: tuple[int, int, int] | None = None,
-        affine: np.ndarray | None = None,
+        cls, path: str | os.PathLike, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None
     ) -> Deformation:
         """Read what `write` writes, or any other ITK transform (linear, B-spline, composite).
 

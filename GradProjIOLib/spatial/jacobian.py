@@ -7,7 +7,7 @@ i → i + d(i) has the same Jacobian determinant as the physical map x → x + u
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,17 +64,13 @@ def folding(
     folding; leave it out where it turns by 90° or more, or else that border counts as folded.
     """
     displacement = voxel_displacement(deformation, shape, affine)
-    mask = np.empty(shape, dtype=bool)
-    volume = 0.0
-    for slab, block in _blocks(_padded(displacement)):
-        mask[slab] = (_central_determinant(block) <= 0).numpy()
-        folded = _folded_volume(block).numpy()
-        volume += float((folded if region is None else folded[region[slab]]).sum(dtype=np.float64))
-    voxels = mask.size
+    volume = non_diffeomorphic_volume(displacement).numpy()
+    mask = (_over_blocks(_central_determinant, _padded(displacement)) <= 0).numpy()
     if region is not None:
+        volume = volume[region]
         mask &= region
-        voxels = int(region.sum())
-    return Folding(100 * volume / voxels, volume, int(mask.sum()), mask, voxels)
+    total = float(volume.sum(dtype=np.float64))
+    return Folding(100 * total / volume.size, total, int(mask.sum()), mask, volume.size)
 
 
 def non_diffeomorphic_volume(displacement: torch.Tensor) -> torch.Tensor:
@@ -83,10 +79,7 @@ def non_diffeomorphic_volume(displacement: torch.Tensor) -> torch.Tensor:
     `displacement` d is [3, K, J, I] in voxels, components along k, j, i; it goes on unchanged outside. The
     sum is the non-diffeomorphic volume of Liu et al. 2024.
     """
-    volume = torch.empty(displacement.shape[1:], dtype=displacement.dtype)
-    for slab, block in _blocks(_padded(displacement)):
-        volume[slab] = _folded_volume(block)
-    return volume
+    return _over_blocks(_folded_volume, _padded(displacement))
 
 
 def summary(determinant: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
@@ -118,15 +111,12 @@ def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
 
     Central differences inside, one-sided ones at the border, so a linear map has the same value everywhere.
     """
-    determinant = torch.empty(displacement.shape[1:], dtype=displacement.dtype)
     padded = _padded(displacement)
     for axis, size in enumerate(displacement.shape[1:], start=1):
         if size > 1:
             for end, inward in ((0, 2), (-1, -3)):
                 padded.select(axis, end).mul_(2).sub_(padded.select(axis, inward))
-    for slab, block in _blocks(padded):
-        determinant[slab] = _central_determinant(block)
-    return determinant
+    return _over_blocks(_central_determinant, padded)
 
 
 def _padded(displacement: torch.Tensor) -> torch.Tensor:
@@ -134,13 +124,14 @@ def _padded(displacement: torch.Tensor) -> torch.Tensor:
     return F.pad(displacement[None], (1,) * 6, mode="replicate")[0]
 
 
-def _blocks(padded: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Runs of slices k of the lattice, each with the block [3, k + 2, j + 2, i + 2] around it."""
+def _over_blocks(compute: Callable[[torch.Tensor], torch.Tensor], padded: torch.Tensor) -> torch.Tensor:
+    """What `compute` makes of a padded displacement [3, k + 2, j + 2, i + 2], a few slices k at a time: [k, j, i]."""
     depth, height, width = (size - 2 for size in padded.shape[1:])
+    result = padded.new_empty(depth, height, width)
     thickness = max(1, VOXELS_AT_ONCE // (height * width))
     for first in range(0, depth, thickness):
-        last = min(first + thickness, depth)
-        yield slice(first, last), padded[:, first : last + 2]
+        result[first : first + thickness] = compute(padded[:, first : first + thickness + 2])
+    return result
 
 
 def _central_determinant(block: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.models.registry import Model, state_for_file
 from GradProjIOLib.training import pairs, validation
-from GradProjIOLib.training.overlap import Overlap
+from GradProjIOLib.training.overlap import overlap_loss
 from GradProjIOLib.training.pairs import PairSource, TrainingPair
 
 CHECKPOINT = "checkpoint.pt"
@@ -40,7 +40,7 @@ class Plan:
     """How to train; the defaults are those of Zhang, Zhao and Tao (Learn2Reg 2024), section 3.2.
 
     batch: pairs per step, of all processes together. sigma: of LNCC's window, in samples. label_weight: of the
-    overlap of the pairs' labels (``overlap.Overlap``). warm_up: steps in which the learning rate rises linearly.
+    overlap of the pairs' labels (``overlap.overlap_loss``). warm_up: steps in which the learning rate rises linearly.
     decay: it then falls along a cosine to nothing at the end. precision "fast" computes the network in bfloat16.
     """
 
@@ -177,8 +177,8 @@ class Trainer:
         losses = objective.losses_of(fields, objective.regularity.jitter(noise))
         loss = losses.similarity + self.plan.regularity_weight * losses.regularity
         if self.plan.label_weight and pair.fixed_labels is not None and pair.moving_labels is not None:
-            overlap = Overlap(pair.fixed_labels, pair.moving_labels, self.device)
-            loss = loss + self.plan.label_weight * overlap(fields)
+            overlap = overlap_loss(pair.fixed_labels, pair.moving_labels, fields)
+            loss = loss + self.plan.label_weight * overlap
         (loss / self.plan.batch).backward()
         return torch.stack([losses.similarity, losses.regularity]).detach()
 
