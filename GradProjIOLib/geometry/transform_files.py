@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from GradProjIOLib.errors import InputError, WriteError
+from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import atomic_path, write_error
 from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES as IMAGE_SUFFIXES
 from GradProjIOLib.geometry.image_files import check_readable, read_sitk, write_sitk
@@ -84,12 +84,20 @@ def write_field(displacement: np.ndarray, affine: np.ndarray, path: str | os.Pat
     import SimpleITK as sitk
 
     path = Path(path)
+    suffix = path.suffix.lower()
     image = sitk.GetImageFromArray(displacement * RAS_TO_LPS_VECTOR, isVector=True)
     set_lattice(image, affine)
-    if path.suffix.lower() in WRITTEN_SUFFIXES:
-        _write_transform(sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64)), path)
-    else:
-        write_sitk(image, path)
+    if suffix not in WRITTEN_SUFFIXES:
+        return write_sitk(image, path)
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+    bytes_per_number = 8 if suffix in HDF5_SUFFIXES else 25
+    with atomic_path(path) as temporary:
+        # On a full disk ITK's text writer says nothing and HDF5 brings the process down when it ends.
+        _require_space(temporary, 65536 + bytes_per_number * transform.GetNumberOfParameters())
+        try:
+            sitk.WriteTransform(transform, str(temporary))
+        except RuntimeError as error:
+            raise write_error(path, error) from error
 
 
 def _read_transform(path: Path) -> SimpleITK.Transform:
@@ -142,21 +150,6 @@ def _sampled(transform: SimpleITK.Transform, shape: tuple[int, int, int], affine
     to_field.SetReferenceImage(lattice)
     to_field.SetOutputPixelType(sitk.sitkVectorFloat64)
     return to_field.Execute(transform)
-
-
-def _write_transform(transform: SimpleITK.Transform, path: Path) -> None:
-    import SimpleITK as sitk
-
-    if path.suffix.lower() not in WRITTEN_SUFFIXES:
-        raise WriteError(f"{path} cannot be written; use one of the suffixes {', '.join(WRITTEN_SUFFIXES)}.")
-    bytes_per_number = 8 if path.suffix.lower() in HDF5_SUFFIXES else 25
-    with atomic_path(path) as temporary:
-        # On a full disk ITK's text writer says nothing and HDF5 brings the process down when it ends.
-        _require_space(temporary, 65536 + bytes_per_number * transform.GetNumberOfParameters())
-        try:
-            sitk.WriteTransform(transform, str(temporary))
-        except RuntimeError as error:
-            raise write_error(path, error) from error
 
 
 def _require_space(path: Path, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ def write_png(panels: Sequence[Panel], title: str, path: str | os.PathLike) -> N
     rows = (len(panels) + 1) // 2
     figure = new_figure(figsize=(11, 3.6 * rows), layout="constrained")
     figure.suptitle(title)
-    colors = _colors(panels)
+    names = dict.fromkeys(curve.name for panel in panels for curve in panel.curves)
+    colors = dict(zip(names, itertools.cycle(COLORS), strict=False))
     for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).ravel(), strict=False):
         axes.set(title=panel.title, xlabel="step", ylabel=panel.label)
         axes.grid(alpha=0.3)
@@ -57,8 +59,3 @@ def write_png(panels: Sequence[Panel], title: str, path: str | os.PathLike) -> N
         axes.set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
-
-
-def _colors(panels: Sequence[Panel]) -> dict[str, str]:
-    names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
-    return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}

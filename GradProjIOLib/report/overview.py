@@ -159,8 +159,7 @@ def draw_overview(
             _ring(row[2], frame, view)
             _ring(row[5], frame, view)
         _letter(row[0], frame, view)
-    _difference_legend(figure, footer, panels)
-    _determinant_legend(figure, footer, panels, folded)
+    _draw_legends(figure, footer, panels[2], folded)
     draw_steps(figure, footer, steps)
     return figure
 
@@ -244,25 +243,23 @@ def _bar(figure: Figure, footer: float, first: Axes, last: Axes) -> Axes:
     height = figure.get_figheight()
     start, end = first.get_position().x0, last.get_position().x1
     length = 0.84 * (end - start)
-    return figure.add_axes(((start + end - length) / 2, (footer - 0.35) / height, length, 0.13 / height))
-
-
-def _difference_legend(figure: Figure, footer: float, panels: np.ndarray) -> None:
-    axes = _bar(figure, footer, panels[2][3], panels[2][4])
-    figure.colorbar(panels[2][3].images[0], cax=axes, orientation="horizontal")
+    axes = figure.add_axes(((start + end - length) / 2, (footer - 0.35) / height, length, 0.13 / height))
     axes.tick_params(labelsize=9)
-    axes.set_xlabel("part of each image's intensity window", fontsize=9)
+    return axes
 
 
-def _determinant_legend(figure: Figure, footer: float, panels: np.ndarray, folded: np.ndarray) -> None:
-    axes = _bar(figure, footer, panels[2][5], panels[2][5])
+def _draw_legends(figure: Figure, footer: float, lowest: np.ndarray, folded: np.ndarray) -> None:
+    """Color bars of the differences and the determinant under the `lowest` row of panels."""
+    axes = _bar(figure, footer, lowest[3], lowest[4])
+    bar = figure.colorbar(lowest[3].images[0], cax=axes, orientation="horizontal")
+    bar.set_label("part of each image's intensity window", fontsize=9)
+    count = int(folded.sum())
+    text = f"folded: {count:,} voxels ({100 * count / folded.size:.2g} %)" if count else "no folded voxels"
+    axes = _bar(figure, footer, lowest[5], lowest[5])
+    label = axes.set_xlabel(text, fontsize=9)
     ramp = LARGEST_DETERMINANT ** np.linspace(-1, 1, 256)[None]
     axes.imshow(determinant_colors(ramp, ramp <= 0), aspect="auto", extent=(-2, 2, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([-2, -1, 0, 1, 2], ["≤¼", "½", "1", "2", "≥4"])
-    axes.tick_params(labelsize=9)
-    count = int(folded.sum())
-    text = f"folded: {count:,} voxels ({100 * count / folded.size:.2g} %)" if count else "no folded voxels"
-    label = axes.set_xlabel(text, fontsize=9)
     if count:
         label.set_bbox({"facecolor": FOLD_COLOR, "edgecolor": "none", "pad": 2})

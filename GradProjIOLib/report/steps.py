@@ -31,14 +31,12 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Mapping[str, Any]]
     projected = np.array([step["projected"] or "none" for step in steps])
     cosines = [step["cosine"] for step in steps]
     known = all(cosine is not None for cosine in cosines)
-    count = 3 if known else 2
+    columns = 3 if known else 2
     left, right, gap, bottom, top = 0.85, 0.25, 0.75, 0.55, footer - 1.2
-    plot_width = (width - left - right - (count - 1) * gap) / count
-    plots = [
-        figure.add_axes(((left + number * (plot_width + gap)) / width, bottom / height,
-                         plot_width / width, (top - bottom) / height))
-        for number in range(count)
-    ]  # fmt: skip
+    plot_width = (width - left - right - (columns - 1) * gap) / columns
+    grid = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": top / height,
+            "wspace": gap / plot_width}  # fmt: skip
+    plots = figure.subplots(1, columns, gridspec_kw=grid)
     losses = (("similarity", SIMILARITY_COLOR, "o"), ("regularity", REGULARITY_COLOR, "s"))
     for axes, (key, color, marker) in zip(plots, losses, strict=False):
         values = np.array([step[key] for step in steps], dtype=float)

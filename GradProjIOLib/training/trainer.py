@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class TrainingStep:
     seconds: float
 
 
+@dataclass(eq=False)
 class Trainer:
     """Trains ``network`` in place; iterating takes the steps that are left.
 
@@ -89,35 +90,27 @@ class Trainer:
     and FloatingPointError when a loss is no longer finite.
     """
 
-    def __init__(
-        self,
-        network: Cascade,
-        model: Model,
-        plan: Plan,
-        training: PairSource,
-        validating: Sequence[TrainingPair] | PairSource,
-        folder: Path,
-        *,
-        device: torch.device | str = "cpu",
-        loaders: int = 1,
-        checkpoint_every: int = 100,
-    ):
-        self.device = torch.device(device)
-        self.network = network.to(self.device)
-        self.model = model
-        self.plan = plan
-        self.training = training
-        self.validating = validating
-        self.folder = folder
-        self.loaders = loaders
-        self.checkpoint_every = checkpoint_every
+    network: Cascade
+    model: Model
+    plan: Plan
+    training: PairSource
+    validating: Sequence[TrainingPair] | PairSource
+    folder: Path
+    _: KW_ONLY
+    device: torch.device | str = "cpu"
+    loaders: int = 1
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.device)
+        self.network.to(self.device)
         self.rank, self.processes = 0, 1
         if distributed.is_initialized():
             self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
         self._check_batches()
-        self.per_epoch = len(training) // plan.batch
-        self.steps = self.per_epoch * plan.epochs
-        self.adam = torch.optim.Adam(self.network.parameters(), lr=plan.learning_rate, fused=True)
+        self.per_epoch = len(self.training) // self.plan.batch
+        self.steps = self.per_epoch * self.plan.epochs
+        self.adam = torch.optim.Adam(self.network.parameters(), lr=self.plan.learning_rate, fused=True)
         self.taken = 0
         self.saved = 0
         """The steps that the folder's checkpoint holds; 0 where there is none."""
@@ -257,10 +250,9 @@ class Trainer:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a CSV file, with the header if it is new."""
-    new = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        if new:
+        if file.tell() == 0:
             writer.writerow(row)
         writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()])
 
