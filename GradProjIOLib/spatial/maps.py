@@ -1,9 +1,8 @@
 """Points and displacement fields on the network's lattice.
 
-Everything here uses one frame, that of ``torch.nn.functional.grid_sample`` with ``align_corners=True``: a
-point is (x, y, z) along the axes (W, H, D) of a lattice [D, H, W], and −1 and +1 are the centers of the
-first and the last sample of each axis. Lattices of different resolution share it. Points are tensors
-[N, D, H, W, 3]; displacement fields are [N, 3, D, H, W], as a network makes them and ``grid_sample`` reads them.
+A point is (x, y, z) along the axes (W, H, D) of a lattice [D, H, W]; −1 and +1 are the centers of the first and the
+last sample of each axis, as in ``torch.nn.functional.grid_sample`` with ``align_corners=True``. Points are tensors
+[N, D, H, W, 3]; displacement fields are [N, 3, D, H, W].
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""A head made of formulas: label and T1-like intensity at any point in space.
+"""A head made of formulas: label and T1-like intensity at any point in space. Nothing comes from patient data.
 
 The head has its own frame: millimeters, x to the right, y to the front, z up (RAS), the origin near the
 middle of the brain. Its shapes are signed distances (negative inside) of ellipsoids and bent tubes; the
 folded cortex is the neighborhood of the zero level of a random field that hardly changes along the radius,
-which gives sheets (the sulci) perpendicular to the surface. Nothing comes from patient data.
-
-As everything is a formula of the point, a deformed head is the same formula at deformed points: exact,
-without interpolating an image.
+which gives sheets (the sulci) perpendicular to the surface. A deformed head is the same formula at deformed
+points: exact, without interpolating an image.
 """
 
 from __future__ import annotations

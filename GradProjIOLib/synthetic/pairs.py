@@ -3,12 +3,8 @@
 In the spirit of Hoffmann et al., SynthMorph: learning contrast-invariant registration without acquired
 images, IEEE TMI 2022: label maps of random smooth shapes, and here also heads made of formulas (`anatomy.py`),
 get random intensities, and two instances of the same map, deformed by different random diffeomorphisms, are
-imaged with different bias, blur, resolution and noise. As the two heads of a pair are different subjects,
-they also differ in what no smooth deformation explains: the folds of the cortex agree only in part,
-ventricles may have several times the volume, nuclei differ in size and place.
-
-The formulas are no real anatomy, so what both heads of a pair share (proportions, place and size of nuclei,
-wavelength of the folds, contrast) varies more widely from pair to pair than it does between people.
+imaged with different bias, blur, resolution and noise. The two heads of a pair also differ in what no smooth
+deformation explains: folds of the cortex, size of the ventricles, size and place of nuclei.
 """
 
 from __future__ import annotations

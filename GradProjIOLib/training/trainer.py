@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,11 @@ class Trainer:
     validating: Sequence[TrainingPair] | PairSource
     folder: Path
     _: KW_ONLY
-    device: torch.device | str = "cpu"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     loaders: int = 1
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        self.device = torch.device(self.device)
         self.network.to(self.device)
         self.rank, self.processes = 0, 1
         if distributed.is_initialized():
