@@ -1,4 +1,4 @@
-"""Gradient inverse consistency, the regulariser of GradICON.
+"""Gradient inverse consistency, the regularizer of GradICON.
 
 ‖∇(φ_AB ∘ φ_BA) − I‖²_F, averaged over a jittered half-resolution lattice, with the derivatives taken as forward
 differences (Tian et al., "GradICON: Approximate diffeomorphisms via gradient inverse consistency", CVPR
@@ -20,7 +20,7 @@ STEP = 0.001
 
 
 class GradientInverseConsistency:
-    """The regulariser on one lattice (D, H, W).
+    """The regularizer on one lattice (D, H, W).
 
     Derivatives are in samples per sample, so that on a lattice of isotropic voxels no axis counts more than
     another; on a cubic lattice that is the same as in the units of the extent, which uniGradICON uses.
