@@ -311,11 +311,11 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.evaluation.message = ""
         ui.evaluationTableView.setMRMLTableNode(None)
         ui.foldingSummaryLabel.setText(folding.summary)
-        ui.tableView.setMRMLTableNode(folding.table)
+        ui.tableView.setMRMLTableNode(folding.linked("table"))
         ui.overlayCheckBox.setEnabled(jacobian is not None)
-        ui.gridCheckBox.setEnabled(folding.has("transform"))
-        ui.beforeButton.setEnabled(folding.has("moving"))
-        ui.afterButton.setEnabled(folding.has("warped"))
+        ui.gridCheckBox.setEnabled(folding.linked("transform") is not None)
+        ui.beforeButton.setEnabled(folding.linked("moving") is not None)
+        ui.afterButton.setEnabled(folding.linked("warped") is not None)
         self._updateFold()
 
     def _updateFold(self):
@@ -335,7 +335,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onEvaluate(self, *_args):
         if self._agreeToPackages():
-            self.evaluation.try_start(panel_choices.evaluation_inputs(self._parameterNode))
+            self.evaluation.start(panel_choices.evaluation_inputs(self._parameterNode))
             self._timer.start()
             self.update()
 
@@ -373,7 +373,7 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         sentence that says what to change.
         """
         inputs = Inputs(fixedNode, movingNode, initialTransform, fixedMask, movingMask, movingSegmentation)
-        return self.session.run(inputs, settings, outputs, allowDownload, slicer.app.processEvents)
+        return self.session.run(inputs, settings, outputs, allowDownload, meanwhile=slicer.app.processEvents)
 
     def registerMany(self, pairs, fixed=None, folder=None, allowDownload=False, **settings):
         """Register many pairs one after the other; return the batch, whose `results` has one entry for each.

@@ -109,26 +109,19 @@ class SceneEvaluation:
         return self._number is not None
 
     def start(self, inputs: EvaluationInputs) -> None:
-        """Copy the inputs and hand them to the worker. Raises InputError."""
+        """Copy the inputs and hand them to the worker. Where that cannot be done, `message` says why."""
         if self.active:
-            raise InputError("An evaluation is under way already; wait for it.")
-        inputs.check()
-        self._folder = protocol.new_folder()
+            return
         try:
+            inputs.check()
+            self._folder = protocol.new_folder()
             request = self._request(inputs, self._folder)
             self._title = _("{result} evaluation").format(result=linked(inputs.jacobian, TRANSFORM).GetName())
             self._number = self.client.submit(protocol.to_message(request))
-        except BaseException:
-            self._end("")
-            raise
-        self.message = _("Measuring …")
-
-    def try_start(self, inputs: EvaluationInputs) -> None:
-        """`start`, with `message` instead of an InputError."""
-        try:
-            self.start(inputs)
         except InputError as error:
-            self.message = str(error)
+            self._end(str(error))
+        else:
+            self.message = _("Measuring …")
 
     def poll(self) -> bool:
         """Handle the worker's events since the last call, without waiting. True where the evaluation has ended."""

@@ -8,8 +8,7 @@ import vtk
 from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.folding import Fold, find_folds
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.nodes import linked
-from GradProjIOLib.scene.placement import FIXED, MOVING, TABLE
+from GradProjIOLib.scene.placement import FIXED, MOVING
 from GradProjIOLib.worker.protocol import FOLDING, TRANSFORM, WARPED
 
 COMPARE_OPACITY = 0.5
@@ -33,7 +32,7 @@ class FoldingView:
         """Show another result; None for none."""
         self.jacobian, self.number = jacobian, -1
         usable = jacobian is not None and jacobian.GetImageData() is not None
-        self.folds = find_folds(jacobian, linked(jacobian, FOLDING)) if usable else []
+        self.folds = find_folds(jacobian, self.linked(FOLDING)) if usable else []
 
     @property
     def summary(self) -> str:
@@ -81,11 +80,11 @@ class FoldingView:
 
     def overlay(self, visible: bool, opacity: float) -> None:
         """Show the map over the fixed image with `opacity` (0 to 1), or hide it."""
-        self._show(linked(self.jacobian, FIXED) or self.jacobian, self.jacobian if visible else None, opacity)
+        self._show(self.linked(FIXED) or self.jacobian, self.jacobian if visible else None, opacity)
 
     def compare(self, after: bool) -> None:
         """Show the moving image over the fixed one, before or after registration."""
-        fixed, other = linked(self.jacobian, FIXED), linked(self.jacobian, WARPED if after else MOVING)
+        fixed, other = self.linked(FIXED), self.linked(WARPED if after else MOVING)
         if fixed is not None and other is not None:
             self._show(fixed, other, COMPARE_OPACITY)
 
@@ -102,13 +101,13 @@ class FoldingView:
         for legend in nodes.nodes_of_class(scene, "vtkMRMLColorLegendDisplayNode"):
             legend.Modified()
 
-    def has(self, role: str) -> bool:
-        """Whether the result still has a node with `role`."""
-        return linked(self.jacobian, role) is not None
+    def linked(self, role: str) -> slicer.vtkMRMLNode | None:
+        """The result's node with `role`, where it is still there."""
+        return nodes.linked(self.jacobian, role)
 
     def grid(self, visible: bool) -> None:
         """Show or hide the deformation as grid lines in the slice views."""
-        transform = linked(self.jacobian, TRANSFORM)
+        transform = self.linked(TRANSFORM)
         if transform is None:
             return
         transform.CreateDefaultDisplayNodes()
@@ -124,8 +123,3 @@ class FoldingView:
         display.SetVisibility(visible)
         display.SetVisibility2D(visible)
         display.SetVisibility3D(False)
-
-    @property
-    def table(self) -> slicer.vtkMRMLTableNode | None:
-        """The table of figures."""
-        return linked(self.jacobian, TABLE)

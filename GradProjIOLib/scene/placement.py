@@ -13,7 +13,6 @@ from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import FOLDING, INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, Record
 
 TABLE, CHART, FIXED, MOVING = "table", "chart", "fixed", "moving"
-ROLE = "role"
 NEW_NODES = {
     TRANSFORM: ("vtkMRMLGridTransformNode", "{moving} to {fixed}"),
     INVERSE: ("vtkMRMLGridTransformNode", "{moving} to {fixed} inverse"),
@@ -101,7 +100,7 @@ def _link(placed: Mapping[str, slicer.vtkMRMLNode], inputs: Inputs, report: Mapp
     linked = {**placed, FIXED: inputs.fixed, MOVING: inputs.moving}
     for role, node in placed.items():
         nodes.remember(node, settings=report["settings"], report=report)
-        node.SetAttribute(nodes.ATTRIBUTE_PREFIX + ROLE, role)
+        node.SetAttribute(nodes.ATTRIBUTE_PREFIX + "role", role)
         for other, target in linked.items():
             if other != role and target.GetScene() is node.GetScene():
                 node.SetNodeReferenceID(nodes.ATTRIBUTE_PREFIX + other, target.GetID())

@@ -17,7 +17,6 @@ from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
 from GradProjIOLib.scene.placement import NEW_NODES, place, read_result
 from GradProjIOLib.scene.plots import LossPlot
-from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
 
@@ -48,9 +47,9 @@ class _Run:
 class SceneRegistration:
     """Registers one pair of nodes of `scene` at a time. Call `poll` from a timer while `active`.
 
-    After each change `message` says in one sentence what happened (empty while all is well), and `failed`
-    whether it went wrong. Where the weights of the model have to be downloaded first, `question` asks for it.
-    `steps` are those done so far, of `total`. `results` holds the nodes of the last finished run by their role.
+    After each change `message` says in one sentence what happened (empty while all is well). Where the weights of the
+    model have to be downloaded first, `question` asks for it. `steps` are those done so far, of `total`. `results`
+    holds the nodes of the last finished run by their role.
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
@@ -58,7 +57,6 @@ class SceneRegistration:
         self.client = client or WorkerClient()
         self.state = State.IDLE
         self.message = ""
-        self.failed = False
         self.total = 0
         self.steps: list[dict[str, Any]] = []
         self.question = ""
@@ -112,7 +110,7 @@ class SceneRegistration:
         self._title = NEW_NODES[protocol.TRANSFORM][1].format(
             moving=inputs.moving.GetName(), fixed=inputs.fixed.GetName()
         )
-        self.total, self.steps = int(settings.get("steps", Settings.steps)), []
+        self.total, self.steps = 0, []
         self._become(State.STARTING)
 
     def try_start(self, *arguments: Any, **keywords: Any) -> None:
@@ -120,18 +118,11 @@ class SceneRegistration:
         try:
             self.start(*arguments, **keywords)
         except InputError as error:
-            self._become(State.IDLE, str(error), failed=True)
+            self._become(State.IDLE, str(error))
 
-    def run(
-        self,
-        inputs: Inputs,
-        settings: Mapping[str, Any],
-        outputs: Outputs | None = None,
-        allow_download: bool = False,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> dict[str, slicer.vtkMRMLNode]:
+    def run(self, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> dict[str, slicer.vtkMRMLNode]:
         """`start` and `wait`; return the nodes of the result. Raises RuntimeError where there is none."""
-        self.start(inputs, settings, outputs, allow_download)
+        self.start(*arguments)
         self.wait(meanwhile)
         if self.question or not self.results:
             raise RuntimeError(self.question or self.message)
@@ -249,7 +240,7 @@ class SceneRegistration:
             self.question = event["message"]
             self._end_run(_("The weights of the model are not on this computer yet."))
         elif kind == protocol.FAILED:
-            self._end_run(event["message"], failed=True)
+            self._end_run(event["message"])
         elif kind == protocol.DIED:
             # A process that was killed could not say why; what it printed before is about something else.
             says_why = event["code"] >= 0 and event["message"]
@@ -258,16 +249,16 @@ class SceneRegistration:
                 "The registration process ended unexpectedly ({reason}); press Register to try again, on "
                 "the processor if the memory of the graphics card was short."
             )
-            self._end_run(sentence.format(reason=reason), failed=True)
+            self._end_run(sentence.format(reason=reason))
 
-    def _become(self, state: State, message: str = "", failed: bool = False) -> None:
-        self.state, self.message, self.failed = state, message, failed
+    def _become(self, state: State, message: str = "") -> None:
+        self.state, self.message = state, message
 
-    def _end_run(self, message: str, failed: bool = False) -> None:
+    def _end_run(self, message: str) -> None:
         if self._run is not None:
             protocol.remove_folder(self._run.folder)
         self._run = self._offer = None
-        self._become(State.IDLE, message, failed)
+        self._become(State.IDLE, message)
 
     def _place(self, event: Mapping[str, Any]) -> None:
         """Read the result and put it into the scene: everything, or where reading fails nothing."""
@@ -275,7 +266,7 @@ class SceneRegistration:
         try:
             result = read_result(event["result"])
         except (OSError, ValueError, KeyError) as error:
-            self._end_run(f"The result could not be read ({error}); press Register to try again.", failed=True)
+            self._end_run(f"The result could not be read ({error}); press Register to try again.")
             return
         self.results = place(self.scene, run.inputs, run.outputs, result, report, self.chart)
         done = _("Done in {time} with the model {model}.").format(

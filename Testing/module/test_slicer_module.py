@@ -352,4 +352,4 @@ def test_the_panel_shows_a_result_that_is_chosen_again(panel, application, tmp_p
     panel._parameterNode.result = None
     assert not panel.ui.worstButton.isEnabled()
     panel._parameterNode.result = jacobian
-    assert panel.folding.table is not None
+    assert panel.folding.linked("table") is not None

