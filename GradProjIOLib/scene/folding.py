@@ -89,10 +89,8 @@ def jacobian_color_node(scene: slicer.vtkMRMLScene) -> slicer.vtkMRMLColorTableN
     return node
 
 
-def color_jacobian(
-    node: slicer.vtkMRMLScalarVolumeNode,
-) -> slicer.vtkMRMLColorLegendDisplayNode | None:
-    """Show the volume `node` in the colors of jacobian_colors with a legend of numbers; return the legend."""
+def color_jacobian(node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Show the volume `node` in the colors of jacobian_colors with a legend of numbers."""
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.AutoWindowLevelOff()
@@ -106,7 +104,6 @@ def color_jacobian(
         legend.SetLabelFormat("%.1f")
         legend.SetNumberOfLabels(5)
         legend.SetMaxNumberOfColors(LEVELS)
-    return legend
 
 
 def folding_to_segmentation(mask: Volume, node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRMLVolumeNode) -> None:

@@ -3,10 +3,6 @@
 try:
     from slicer.i18n import tr
 except ImportError:
-
-    def tr(text: str) -> str:
-        """`text` in the language of the application."""
-        return text
-
+    tr = str
 
 __all__ = ["tr"]

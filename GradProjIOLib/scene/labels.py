@@ -6,7 +6,6 @@ import colorsys
 
 import numpy as np
 import slicer
-import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
 from GradProjIOLib.errors import InputError
@@ -44,14 +43,13 @@ def labels_from_node(
 
 def _labels_of_segmentation(node: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode) -> Volume:
     """`node` on the lattice of `reference`, both in the world."""
-    segments = vtk.vtkStringArray()
-    node.GetSegmentation().GetSegmentIDs(segments)
-    if segments.GetNumberOfValues() == 0:
+    segments = node.GetSegmentation().GetSegmentIDs()
+    if not segments:
         raise InputError(f"{node.GetName()} has no segments; draw one or choose another node.")
     if not node.CreateBinaryLabelmapRepresentation():
         raise InputError(f"{node.GetName()} cannot be converted to voxels; repair its surfaces.")
     scene = node.GetScene()
-    before = _node_ids(scene)
+    before = set(nodes.nodes_of_class(scene, "vtkMRMLNode"))
     exported = nodes.add_node(scene, "vtkMRMLLabelMapVolumeNode", "exported labels")
     try:
         logic = slicer.vtkSlicerSegmentationsModuleLogic
@@ -62,12 +60,8 @@ def _labels_of_segmentation(node: slicer.vtkMRMLSegmentationNode, reference: sli
         return Volume(labels.array.copy(), labels.affine, node.GetName())
     finally:
         # The export leaves display nodes and a color table behind.
-        for identifier in _node_ids(scene) - before:
-            scene.RemoveNode(scene.GetNodeByID(identifier))
-
-
-def _node_ids(scene: slicer.vtkMRMLScene) -> set[str]:
-    return {scene.GetNthNode(index).GetID() for index in range(scene.GetNumberOfNodes())}
+        for left in set(nodes.nodes_of_class(scene, "vtkMRMLNode")) - before:
+            scene.RemoveNode(left)
 
 
 def labels_to_segmentation(

@@ -86,6 +86,4 @@ def grid_from_node(node: slicer.vtkMRMLTransformNode) -> tuple[np.ndarray, np.nd
 def is_under(node: slicer.vtkMRMLTransformableNode, transform: slicer.vtkMRMLTransformNode) -> bool:
     """Whether `transform` is among the parents of `node`."""
     parent = node.GetParentTransformNode()
-    while parent is not None and parent is not transform:
-        parent = parent.GetParentTransformNode()
-    return parent is not None
+    return parent is not None and (parent is transform or parent.IsTransformNodeMyParent(transform))

@@ -22,7 +22,6 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.worker.protocol import CANCEL, DIED, LAST_EVENTS, READY
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
-ERROR_TAIL_BYTES = 4000
 EXIT_SECONDS = 5.0
 
 
@@ -104,9 +103,8 @@ class WorkerClient:
         self._end()
 
     def _launch(self) -> None:
-        inherited = os.environ.get("PYTHONPATH")
-        folders = [str(PACKAGE_FOLDER.parent), *([inherited] if inherited else [])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONIOENCODING": "utf-8"}
+        path = os.pathsep.join(filter(None, (str(PACKAGE_FOLDER.parent), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         try:
             self._process = subprocess.Popen(
@@ -158,8 +156,7 @@ class WorkerClient:
 
     def _last_error_line(self) -> str:
         """The last line on the standard error of the process, empty where there is none."""
-        self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, self._errors.tell() - ERROR_TAIL_BYTES))
+        self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
 

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
@@ -32,24 +32,20 @@ DOWNLOAD_EVENT_SECONDS = 0.2
 
 
 class Connection:
-    """Reads the application's requests in a thread of its own, and sends it events."""
+    """Reads the application's requests in a thread of its own, and sends it events.
 
-    def __init__(self, incoming: TextIO, outgoing: TextIO) -> None:
-        self._incoming, self._outgoing = incoming, outgoing
-        self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._canceled: set[int] = set()
-        self._folder: str | None = None
-        threading.Thread(target=self._read_requests, daemon=True).start()
+    `canceled` has the numbers of the requests that the application has canceled. `folder` is that of the request under
+    way, which is removed when the application ends.
+    """
 
-    @classmethod
-    def of_this_process(cls) -> Connection:
-        """The connection over standard input and output.
-
-        Only events may go there: what libraries print to standard output goes to standard error from now on.
-        """
-        events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    def __init__(self) -> None:
+        # What libraries print goes to standard error from now on.
+        self._events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        return cls(sys.stdin, events)
+        self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.canceled: set[int] = set()
+        self.folder: str | None = None
+        threading.Thread(target=self._read_requests, daemon=True).start()
 
     def next_request(self, seconds: float) -> dict[str, Any] | None:
         """The next request other than cancel; None after `seconds` without one."""
@@ -60,54 +56,41 @@ class Connection:
 
     def send(self, event: str, **content: Any) -> None:
         """Send an event to the application."""
-        self._outgoing.write(json.dumps({"event": event, **content}) + "\n")
-        self._outgoing.flush()
-
-    def canceled(self, number: int) -> bool:
-        """Whether the application has canceled request `number`."""
-        return number in self._canceled
-
-    def work_in(self, folder: str | None) -> None:
-        """Name the folder of the request under way; it is removed when the application ends."""
-        self._folder = folder
+        self._events.write(json.dumps({"event": event, **content}) + "\n")
+        self._events.flush()
 
     def _read_requests(self) -> None:
-        for line in self._incoming:
-            try:
-                request = json.loads(line)
-            except ValueError:
-                continue
-            if request.get("request") == protocol.CANCEL:
-                self._canceled.add(request.get("id"))
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["request"] == protocol.CANCEL:
+                self.canceled.add(request["id"])
             else:
                 self._requests.put(request)
         # The application has ended. Nobody needs the result any more, and a step can take minutes.
-        if self._folder is not None:
-            protocol.remove_folder(self._folder)
+        if self.folder is not None:
+            protocol.remove_folder(self.folder)
         os._exit(0)
 
 
 def answer(message: Mapping[str, Any], connection: Connection) -> None:
     """Do what a request asks for. An error becomes an event."""
     number = message["id"]
-
-    def fail(message: str, kind: str) -> None:
-        connection.send(protocol.FAILED, id=number, message=message, kind=kind)
-
     try:
         request = protocol.from_message(message)
-        connection.work_in(request.folder)
+        connection.folder = request.folder
         if isinstance(request, RegisterRequest):
             _Registration(request, number, connection).run()
         else:
             connection.send(protocol.EVALUATED, id=number, row=evaluate(request))
     except (InputError, MemoryError) as error:
-        fail(str(error) or "There is not enough memory.", protocol.INPUT_PROBLEM)
+        problem = str(error) or "There is not enough memory."
+        connection.send(protocol.FAILED, id=number, message=problem, kind=protocol.INPUT_PROBLEM)
     except Exception as error:
         traceback.print_exc()
-        fail(f"{type(error).__name__}: {error}", protocol.INTERNAL_PROBLEM)
+        problem = f"{type(error).__name__}: {error}"
+        connection.send(protocol.FAILED, id=number, message=problem, kind=protocol.INTERNAL_PROBLEM)
     finally:
-        connection.work_in(None)
+        connection.folder = None
         free_memory()
 
 
@@ -148,7 +131,7 @@ class _Registration:
         self.connection.send(event, id=self.number, **content)
 
     def _wanted(self) -> bool:
-        return not self.connection.canceled(self.number)
+        return self.number not in self.connection.canceled
 
     def _on_step(self, step: Any) -> bool:
         self._send(protocol.STEP, **asdict(step))
@@ -272,7 +255,7 @@ def main(idle_seconds: float = IDLE_SECONDS) -> None:
     """Answer the requests of the application until there are none for `idle_seconds`."""
     if hasattr(os, "nice"):
         os.nice(NICENESS)
-    connection = Connection.of_this_process()
+    connection = Connection()
     connection.send(protocol.READY, pid=os.getpid())
     connection.send(protocol.DEVICES, devices=devices())
     while (message := connection.next_request(idle_seconds)) is not None:
