@@ -38,7 +38,6 @@ class GradProjIO(ScriptedLoadableModule):
         ScriptedLoadableModule.__init__(self, parent)
         self.parent.title = "GradProjIO"
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Registration")]
-        self.parent.dependencies = []
         self.parent.contributors = ["GradProjIO contributors"]
         self.parent.helpText = _(
             "Deforms one 3-D image onto another: a registration network gives a first deformation, which is "

@@ -26,6 +26,7 @@ from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient, python_executable
 
 Image = slicer.vtkMRMLScalarVolumeNode | str | Path
+Pairs = Sequence[tuple[Image, Image]]
 Source = slicer.vtkMRMLSequenceNode | str | Path | int | Iterable[Any]
 
 
@@ -46,7 +47,7 @@ class Batch:
     Call `poll` from a timer while `active`, or `wait`. Raises InputError where a setting makes no sense.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Image, Image]], settings: Mapping[str, Any]) -> None:
+    def __init__(self, pairs: Pairs, settings: Mapping[str, Any]) -> None:
         Settings.from_mapping(settings)
         self.total = len(pairs)
         self.results: list[Result] = []
@@ -69,12 +70,11 @@ class Batch:
         self.active = self.active and next(self._work, False) is None
         return self.active
 
-    def wait(self, meanwhile: Callable[[], None] | None = None) -> list[Result]:
+    def wait(self, meanwhile: Callable[[], object] = lambda: None) -> list[Result]:
         """Poll until all pairs are done, calling `meanwhile` in between; return the results."""
         while self.poll():
             time.sleep(POLL_SECONDS)
-            if meanwhile is not None:
-                meanwhile()
+            meanwhile()
         return self.results
 
     def _register(self) -> Generator[None, None, None]:
@@ -89,11 +89,7 @@ class NodeBatch(Batch):
     """
 
     def __init__(
-        self,
-        session: SceneRegistration,
-        pairs: Sequence[tuple[Image, Image]],
-        settings: Mapping[str, Any],
-        allow_download: bool = False,
+        self, session: SceneRegistration, pairs: Pairs, settings: Mapping[str, Any], allow_download: bool = False
     ) -> None:
         session.check_idle()
         super().__init__(pairs, settings)
@@ -151,11 +147,7 @@ class FolderBatch(Batch):
     """
 
     def __init__(
-        self,
-        pairs: Sequence[tuple[Image, Image]],
-        settings: Mapping[str, Any],
-        folder: str | Path,
-        allow_download: bool = False,
+        self, pairs: Pairs, settings: Mapping[str, Any], folder: str | Path, allow_download: bool = False
     ) -> None:
         super().__init__(pairs, settings)
         self._folder = Path(folder).absolute()
@@ -205,7 +197,7 @@ class FolderBatch(Batch):
         result.folder = None if problem else self._folder / case
         self.results.append(result)
 
-    def _as_files(self, pairs: Sequence[tuple[Image, Image]]) -> list[dict[str, str]]:
+    def _as_files(self, pairs: Pairs) -> list[dict[str, str]]:
         """The pairs as the process wants them; images of nodes are copied to files, each once."""
         paths: dict[Image, str] = {}
         found = []
@@ -248,7 +240,7 @@ def wait_with_bar(batch: Batch) -> None:
         show()
 
 
-def pairs_of(source: Source, fixed: Image | int | None, scene: slicer.vtkMRMLScene) -> list[tuple[Image, Image]]:
+def pairs_of(source: Source, fixed: Image | int | None, scene: slicer.vtkMRMLScene) -> Pairs:
     """The pairs (fixed, moving) that `source` stands for.
 
     Without `fixed` it is a list of pairs. With it, everything in `source` is registered to `fixed`: a list of nodes

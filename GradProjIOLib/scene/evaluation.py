@@ -118,16 +118,14 @@ class SceneEvaluation:
             request = self._request(inputs, self._folder)
             self._title = _("{result} evaluation").format(result=linked(inputs.jacobian, TRANSFORM).GetName())
             self._number = self.client.submit(protocol.to_message(request))
+            self.message = _("Measuring …")
         except InputError as error:
             self._end(str(error))
-        else:
-            self.message = _("Measuring …")
 
     def poll(self) -> bool:
         """Handle the worker's events since the last call, without waiting. True where the evaluation has ended."""
-        for event in self.client.poll():
-            if not self.active or event.get("id") != self._number or event["event"] not in protocol.LAST_EVENTS:
-                continue
+        ends = [event for event in self.client.poll() if event["event"] in protocol.LAST_EVENTS]
+        for event in ends:
             if event["event"] == protocol.EVALUATED:
                 self._fill_table(event["row"])
                 self._end(_("Measured."))
@@ -135,8 +133,7 @@ class SceneEvaluation:
                 self._end(_("The process that measures ended unexpectedly; try again."))
             else:
                 self._end(event["message"])
-            return True
-        return False
+        return bool(ends)
 
     def abandon(self) -> None:
         """Forget what was under way, and end the process: the scene or the panel is closed."""

@@ -22,8 +22,8 @@ from GradProjIOLib.scene.nodes import local_affine, volume_from_node
 
 LARGEST_SHOWN = 4.0
 FOLD_COLOR = (0.1, 1.0, 0.1)
-SHRINK_COLORS = ((0.03, 0.11, 0.42), (0.27, 0.56, 0.85), (0.97, 0.97, 0.97))
-GROW_COLORS = ((0.97, 0.97, 0.97), (0.95, 0.62, 0.22), (0.50, 0.16, 0.02))
+# Dark blue, blue, white, orange, brown.
+SCALE = ((0.03, 0.11, 0.42), (0.27, 0.56, 0.85), (0.97, 0.97, 0.97), (0.95, 0.62, 0.22), (0.50, 0.16, 0.02))
 COLOR_TABLE_NAME = "GradProjIO Jacobian determinant"
 SEGMENT_NAME = "Folded voxels"
 # Slicer's slice views reduce a volume to this many levels before they look up a color.
@@ -42,8 +42,7 @@ TABLE_ROWS = (
 
 @dataclass(frozen=True)
 class Fold:
-    """A connected group of folded voxels: its deepest `position` in the world (RAS mm), how many `voxels` it
-    has, and its smallest `determinant`."""
+    """A connected group of folded voxels; `position` (RAS mm, world) is where its `determinant` is smallest."""
 
     position: tuple[float, float, float]
     voxels: int
@@ -67,10 +66,9 @@ def jacobian_colors() -> np.ndarray:
     lower, upper = jacobian_window()
     determinant = lower + (np.arange(LEVELS) + 0.5) * (upper - lower) / (LEVELS - 1)
     shade = np.clip(np.log(np.maximum(determinant, 1e-9)) / np.log(LARGEST_SHOWN), -1, 1)
-    colors = np.empty((LEVELS, 3))
-    for channel in range(3):
-        shrink, grow = ([color[channel] for color in scale] for scale in (SHRINK_COLORS, GROW_COLORS))
-        colors[:, channel] = np.interp(shade, (-1, -0.5, 0, 0.5, 1), (*shrink, *grow[1:]))
+    colors = np.stack(
+        [np.interp(shade, np.linspace(-1, 1, len(SCALE)), channel) for channel in zip(*SCALE, strict=True)], axis=1
+    )
     colors[0] = FOLD_COLOR
     return colors
 
@@ -107,10 +105,7 @@ def color_jacobian(node: slicer.vtkMRMLScalarVolumeNode) -> None:
 
 
 def folding_to_segmentation(mask: Volume, node: slicer.vtkMRMLSegmentationNode, like: slicer.vtkMRMLVolumeNode) -> None:
-    """Put the folded voxels `mask` (in the world) into `node` as one segment in the fold color.
-
-    `like` is the fixed image's node, see nodes.place_like. Without folded voxels the segment is empty.
-    """
+    """Put the folded voxels `mask` (in the world) into `node` as one segment, which is empty where there are none."""
     clear_segmentation(node, like)
     add_segment(node, Volume(mask.array, mask.affine, SEGMENT_NAME), FOLD_COLOR)
 
@@ -144,13 +139,12 @@ def fill_columns(
 
 
 def find_folds(
-    jacobian: slicer.vtkMRMLScalarVolumeNode,
-    folding: slicer.vtkMRMLSegmentationNode | None = None,
+    jacobian: slicer.vtkMRMLScalarVolumeNode, folding: slicer.vtkMRMLSegmentationNode | None = None
 ) -> list[Fold]:
     """The folds of a Jacobian map node, the deepest first.
 
-    The folded voxels are those of the `folding` segmentation, or where there is none those whose determinant
-    is not positive. The two differ at the border of the image, where the map takes one-sided differences.
+    The folded voxels are those of the segmentation `folding`, or without it those whose determinant is not positive.
+    The two differ at the border of the image, where the map takes one-sided differences.
     """
     determinant = volume_from_node(jacobian, "Jacobian map")
     folded = determinant.array <= 0 if folding is None else _segments_on(folding, jacobian)

@@ -20,11 +20,9 @@ GOLDEN_RATIO = 0.618034
 def labels_from_node(
     node: slicer.vtkMRMLNode | None, reference: slicer.vtkMRMLScalarVolumeNode, role: str = "labels"
 ) -> Volume:
-    """A label map or segmentation node as a Volume of whole numbers in the world.
+    """A label map, or a segmentation sampled on the lattice of `reference`, as a Volume of whole numbers in the world.
 
-    A label map keeps its own lattice. A segmentation is sampled on the lattice of the volume node
-    `reference`; its segments become 1, 2, … in their order, the later over the earlier. Raises InputError for
-    other nodes and where nothing is drawn.
+    Segments become 1, 2, … in their order, the later over the earlier. Raises InputError where nothing is drawn.
     """
     if node is None:
         raise InputError(f"No {role} are chosen; choose a label map or a segmentation.")
@@ -70,10 +68,9 @@ def labels_to_segmentation(
     like: slicer.vtkMRMLVolumeNode | None = None,
     source: slicer.vtkMRMLNode | None = None,
 ) -> None:
-    """Put whole-number `labels` (in the world) into a segmentation node, one segment for each value above 0.
+    """Put whole-number `labels` (in the world) into `node`, one segment for each value above 0.
 
-    Names and colors come from `source`, the segmentation or label map the labels were read from by
-    labels_from_node. `like` is the fixed image's node, see nodes.place_like.
+    Names and colors come from `source`, which labels_from_node read. `like` is the fixed image, see nodes.place_like.
     """
     clear_segmentation(node, like)
     for value in np.unique(labels.array[labels.array > 0]).tolist():

@@ -36,11 +36,10 @@ def nodes_of_class(scene: slicer.vtkMRMLScene, kind: str) -> list[slicer.vtkMRML
 
 
 def volume_from_node(node: slicer.vtkMRMLScalarVolumeNode | None, role: str = "volume") -> Volume:
-    """The scalar volume node `node` as a Volume in the world, with the node's name.
+    """The scalar volume node `node` as a Volume in the world; `role` names it in messages ("fixed image").
 
-    `role` stands for a missing node in messages ("fixed image"). The array is a view of the node's memory
-    unless a parent transform forces resampling. Raises InputError for a missing node, one without voxels, one
-    with several components per voxel, and a flat one.
+    The array is a view of the node's memory unless a parent transform forces resampling. Raises InputError as
+    check_volume_node does.
     """
     check_volume_node(node, role)
     check_affine(local_affine(node), node.GetName())
@@ -102,23 +101,20 @@ def world_affine(node: slicer.vtkMRMLVolumeNode) -> np.ndarray | None:
 
 
 def place_like(node: slicer.vtkMRMLTransformableNode, like: slicer.vtkMRMLVolumeNode | None) -> None:
-    """Put `node` below the parent transform of `like` where that is linear, else below none.
-
-    So a result moves together with the image that it belongs to.
-    """
+    """Put `node` below the parent transform of `like`, with which it then moves; below none where that bends."""
     linear = like is not None and parent_matrix(like) is not None
     node.SetAndObserveTransformNodeID(like.GetTransformNodeID() if linear else None)
 
 
 def local_matrix(node: slicer.vtkMRMLTransformableNode, affine: np.ndarray) -> vtk.vtkMatrix4x4:
     """The matrix that puts voxels below the parent of `node`, which is linear, where `affine` says in the world."""
-    return slicer.util.vtkMatrixFromArray(np.linalg.inv(parent_matrix(node)) @ affine)
+    parent = parent_matrix(node)
+    assert parent is not None
+    return slicer.util.vtkMatrixFromArray(np.linalg.inv(parent) @ affine)
 
 
 def volume_to_node(
-    volume: Volume,
-    node: slicer.vtkMRMLScalarVolumeNode,
-    like: slicer.vtkMRMLVolumeNode | None = None,
+    volume: Volume, node: slicer.vtkMRMLScalarVolumeNode, like: slicer.vtkMRMLVolumeNode | None = None
 ) -> slicer.vtkMRMLScalarVolumeNode:
     """Put a copy of `volume` (in the world) into `node`, below the parent transform of `like` as place_like says."""
     stored = STORED_TYPES.get(volume.array.dtype.name, volume.array.dtype)
@@ -146,8 +142,7 @@ def _resampled_in_world(node: slicer.vtkMRMLVolumeNode) -> Volume:
     transformed volume; outside of that lies the lowest value (0 for labels).
     """
     to_world = vtk.vtkGeneralTransform()
-    if node.GetParentTransformNode() is not None:
-        node.GetParentTransformNode().GetTransformToWorld(to_world)
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(node.GetParentTransformNode(), None, to_world)
     affine, shape = _covering_lattice(node, to_world)
     pull = vtk.vtkGeneralTransform()
     pull.PostMultiply()

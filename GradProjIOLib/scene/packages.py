@@ -67,10 +67,7 @@ def constraints() -> list[str]:
 
 
 def install(requirements: Sequence[str]) -> None:
-    """Install `requirements` into the running Slicer: torch through the PyTorch extension, the rest with pip.
-
-    Raises RuntimeError with a sentence for the user where torch cannot be installed.
-    """
+    """Install `requirements` into the running Slicer. Raises RuntimeError where torch cannot be installed."""
     if TORCH in requirements:
         install_torch()
     if others := [requirement for requirement in requirements if requirement != TORCH]:

@@ -1,8 +1,4 @@
-"""From the choices of the panel to what a registration takes. No Qt.
-
-`parameters` is always the module's parameter node, a GradProjIOParameterNode of the module's file. Its parameters for
-settings are named like those, in Slicer's spelling: `fixed_modality` is `fixedModality`.
-"""
+"""From the choices of the panel, the module's parameter node `parameters`, to what a registration takes. No Qt."""
 
 from __future__ import annotations
 
@@ -14,14 +10,13 @@ import slicer
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene.evaluation import EvaluationInputs
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.inputs import Inputs
+from GradProjIOLib.scene.inputs import ALL_NEW, Inputs
 from GradProjIOLib.settings import Settings
-from GradProjIOLib.worker import protocol
+from GradProjIOLib.worker.protocol import WARPED_LABELS
 
 LEARNING_RATE_UNIT = 1e-5
 NOT_ON_THE_PANEL = ("weights", "learning_rate", "lattice", "precision", "memory")
 SETTINGS = [one.name for one in fields(Settings) if one.name not in NOT_ON_THE_PANEL]
-OUTPUTS = (protocol.TRANSFORM, protocol.INVERSE, protocol.WARPED, protocol.WARPED_LABELS, protocol.JACOBIAN)
 
 
 def labels() -> dict[str, dict[str, str]]:
@@ -55,7 +50,7 @@ def choices(setting: str) -> list[str]:
 
 
 def parameter_name(setting: str) -> str:
-    """The name of the parameter for a setting."""
+    """The name of the parameter for a setting, in Slicer's spelling: `fixed_modality` is `fixedModality`."""
     first, *rest = setting.split("_")
     return first + "".join(word.capitalize() for word in rest)
 
@@ -86,14 +81,12 @@ def settings(parameters: Any) -> dict[str, Any]:
 
 def outputs(parameters: Any) -> dict[str, slicer.vtkMRMLNode | None]:
     """The wanted results with the node to fill for each; None stands for a new one."""
-    wanted = {
+    return {
         role: getattr(parameters, parameter_name(f"output_{role}"))
-        for role in OUTPUTS
+        for role in ALL_NEW
         if getattr(parameters, parameter_name(f"make_{role}"))
+        and (role != WARPED_LABELS or parameters.movingSegmentation is not None)
     }
-    if parameters.movingSegmentation is None:
-        wanted.pop(protocol.WARPED_LABELS, None)
-    return wanted
 
 
 def evaluation_inputs(parameters: Any) -> EvaluationInputs:
@@ -111,9 +104,16 @@ def problem(parameters: Any) -> str:
     """Why these choices cannot be registered, in one sentence; empty where they can."""
     try:
         inputs(parameters).check()
-        _check_outputs(parameters)
     except InputError as error:
         return str(error)
+    wanted = outputs(parameters)
+    if not wanted:
+        return "No output is chosen; choose at least one under Outputs."
+    taken = list(vars(inputs(parameters)).values())
+    for node in filter(None, wanted.values()):
+        if node in taken:
+            return f"{node.GetName()} is chosen twice; choose Create new for the output, or another node."
+        taken.append(node)
     return ""
 
 
@@ -124,17 +124,3 @@ def evaluation_problem(parameters: Any) -> str:
     except InputError as error:
         return str(error)
     return ""
-
-
-def _check_outputs(parameters: Any) -> None:
-    wanted = outputs(parameters)
-    if not wanted:
-        raise InputError("No output is chosen; choose at least one under Outputs.")
-    taken = list(vars(inputs(parameters)).values())
-    for node in filter(None, wanted.values()):
-        if node in taken:
-            raise InputError(
-                f"{node.GetName()} is chosen twice, as output and as input or another output; "
-                "choose Create new for the output."
-            )
-        taken.append(node)

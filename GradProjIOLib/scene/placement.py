@@ -47,11 +47,7 @@ def place(
     """
     fixed = inputs.fixed if inputs.fixed.GetScene() is scene else None
     source = inputs.moving_labels
-    names = {
-        "fixed": inputs.fixed.GetName(),
-        "moving": inputs.moving.GetName(),
-        "labels": source.GetName() if source else "labels",
-    }
+    names = {"fixed": inputs.fixed.GetName(), "moving": inputs.moving.GetName(), "labels": source and source.GetName()}
     placed: dict[str, slicer.vtkMRMLNode] = {}
 
     def node_for(role: str, chosen: slicer.vtkMRMLNode | None = None) -> slicer.vtkMRMLNode:
@@ -66,7 +62,8 @@ def place(
             continue
         node = node_for(role, outputs[role])
         if role in (TRANSFORM, INVERSE):
-            transforms.displacement_to_node(*result[role], node)
+            displacement, affine = result[role]
+            transforms.displacement_to_node(displacement, affine, node)
         elif role == WARPED_LABELS:
             labels.labels_to_segmentation(result[role], node, fixed, source)
         else:

@@ -15,7 +15,7 @@ import slicer
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
-from GradProjIOLib.scene.placement import NEW_NODES, place, read_result
+from GradProjIOLib.scene.placement import place, read_result
 from GradProjIOLib.scene.plots import LossPlot
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
@@ -84,11 +84,7 @@ class SceneRegistration:
         return chart if chart is not None and chart.GetScene() is self.scene else None
 
     def start(
-        self,
-        inputs: Inputs,
-        settings: Mapping[str, Any],
-        outputs: Outputs | None = None,
-        allow_download: bool = False,
+        self, inputs: Inputs, settings: Mapping[str, Any], outputs: Outputs | None = None, allow_download: bool = False
     ) -> None:
         """Copy the inputs and hand them to the worker; returns as soon as they are copied.
 
@@ -107,9 +103,7 @@ class SceneRegistration:
             protocol.remove_folder(folder)
             raise
         self._plot, self._run = None, _Run(number, folder, inputs, ALL_NEW if outputs is None else outputs)
-        self._title = NEW_NODES[protocol.TRANSFORM][1].format(
-            moving=inputs.moving.GetName(), fixed=inputs.fixed.GetName()
-        )
+        self._title = f"{inputs.moving.GetName()} to {inputs.fixed.GetName()}"
         self.total, self.steps = 0, []
         self._become(State.STARTING)
 
@@ -120,7 +114,7 @@ class SceneRegistration:
         except InputError as error:
             self._become(State.IDLE, str(error))
 
-    def run(self, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> dict[str, slicer.vtkMRMLNode]:
+    def run(self, *arguments: Any, meanwhile: Callable[[], object] = lambda: None) -> dict[str, slicer.vtkMRMLNode]:
         """`start` and `wait`; return the nodes of the result. Raises RuntimeError where there is none."""
         self.start(*arguments)
         self.wait(meanwhile)
@@ -138,19 +132,15 @@ class SceneRegistration:
                 self._handle(event["event"], event)
         return bool(events)
 
-    def wait(self, meanwhile: Callable[[], None] | None = None) -> None:
+    def wait(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Poll until the run has ended, calling `meanwhile` (Slicer's processEvents) in between."""
         while self.active:
             if not self.poll():
                 time.sleep(POLL_SECONDS)
-            if meanwhile is not None:
-                meanwhile()
+            meanwhile()
 
     def cancel(self) -> None:
-        """End the run after the current step; the result so far is then offered. A second call ends it now.
-
-        Before the first step there is no result to offer, so the run ends at once.
-        """
+        """End the run after the current step and offer the result so far; before the first step, or again, at once."""
         if self.state is State.RUNNING:
             self.client.cancel(self._run.number)
             self._become(State.CANCELING)

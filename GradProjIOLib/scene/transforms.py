@@ -27,10 +27,7 @@ def matrix_from_node(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
 def displacement_from_node(
     node: slicer.vtkMRMLTransformNode, shape: tuple[int, int, int], affine: np.ndarray
 ) -> np.ndarray:
-    """Displacement fixed → moving [k, j, i, 3] in RAS mm of any transform node, on a lattice in the world.
-
-    The inverse of a transform that is given in the other direction is computed by VTK.
-    """
+    """Displacement fixed → moving [k, j, i, 3] in RAS mm of any transform node, on a lattice in the world."""
     transform = vtk.vtkGeneralTransform()
     node.GetTransformFromWorld(transform)
     points = lattice_points(shape, affine).reshape(-1, 3)

@@ -382,8 +382,8 @@ def test_only_folded_voxels_have_the_fold_color(scene):
     colors = folding.jacobian_colors()
     lower, upper = folding.jacobian_window()
     at = [int((value - lower) * 255 / (upper - lower)) for value in (0.5, 2)]
-    assert np.allclose(colors[at[0]], folding.SHRINK_COLORS[1], atol=0.03)
-    assert np.allclose(colors[at[1]], folding.GROW_COLORS[1], atol=0.03)
+    assert np.allclose(colors[at[0]], folding.SCALE[1], atol=0.03)
+    assert np.allclose(colors[at[1]], folding.SCALE[3], atol=0.03)
 
 
 def test_the_table_holds_the_figures_of_the_report(scene):
