@@ -112,6 +112,7 @@ class SceneEvaluation:
         """Copy the inputs and hand them to the worker. Where that cannot be done, `message` says why."""
         if self.active:
             return
+        self._end("")  # An earlier call that failed unexpectedly may have left its folder.
         try:
             inputs.check()
             self._folder = protocol.new_folder()
