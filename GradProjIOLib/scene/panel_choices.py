@@ -15,7 +15,7 @@ from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker.protocol import WARPED_LABELS
 
 LEARNING_RATE_UNIT = 1e-5
-NOT_ON_THE_PANEL = ("weights", "learning_rate", "lattice", "precision", "memory")
+NOT_ON_THE_PANEL = ("weights", "learning_rate", "lattice", "precision", "memory", "refine_steps", "resolution")
 SETTINGS = [one.name for one in fields(Settings) if one.name not in NOT_ON_THE_PANEL]
 
 
@@ -45,8 +45,7 @@ def labels() -> dict[str, dict[str, str]]:
 
 def choices(setting: str) -> list[str]:
     """The values of a setting that the panel offers. Method "direct" is not among them: that is 0 steps there."""
-    allowed = next(one.metadata["choices"] for one in fields(Settings) if one.name == setting)
-    return [value for value in allowed if value != "direct"]
+    return list(labels()[setting])
 
 
 def parameter_name(setting: str) -> str:
