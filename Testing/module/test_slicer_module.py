@@ -254,7 +254,7 @@ def make_bad(broken):
     elif broken == "constant":
         array[:] = 5
     elif broken == "tiny":
-        array = array[:6]
+        array = array[:4]
     return add(slicer.mrmlScene, Volume(array, affine, "my scan"))
 
 

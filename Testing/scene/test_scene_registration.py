@@ -228,7 +228,7 @@ def bad_nodes(scene, broken):
     elif broken == "constant":
         array[:] = 7
     elif broken == "tiny":
-        array = array[:5]
+        array = array[:4]
     elif broken == "labels":
         array = np.zeros(good.shape, np.int16)
         array[4:9, 4:9, 4:9], array[9:14, 4:14, 4:14] = 1, 2
