@@ -71,19 +71,21 @@ class Settings:
         "optimization with projected gradients, with their weighted sum (vanilla), or none (direct)",
         choices=METHODS,
     )
-    steps: int = _setting(50, "optimization steps on the network's parameters", least=0, metavar="N")
+    steps: int = _setting(0, "optimization steps on the network's parameters", least=0, metavar="N")
     refine_steps: int = _setting(
         60,
         "optimization steps on the displacement fields at each resolution, after those of the network",
         least=0,
         metavar="N",
     )
+    samples: int = _setting(
+        2_400_000,
+        "about how many samples the finest displacement fields have (1.4 mm for a brain), one per voxel at most",
+        least=1000,
+        metavar="N",
+    )
     resolution: float | None = _setting(
-        None,
-        "finest spacing of the displacement fields in mm, instead of one that gives about 860,000 samples (2 mm for a "
-        "brain)",
-        above=0,
-        metavar="MM",
+        None, "spacing of the finest displacement fields in mm, instead of samples", above=0, metavar="MM"
     )
     similarity: str = _setting("lncc", "image similarity that is optimized", choices=SIMILARITIES)
     fixed_modality: str = _setting("mri", "how the fixed image's intensities are scaled", choices=MODALITIES)
@@ -92,7 +94,7 @@ class Settings:
     regularity_weight: float = _setting(1.5, "weight of the regularity against the similarity", least=0, metavar="X")
     learning_rate: float | None = _setting(None, "learning rate instead of the model's own", above=0, metavar="X")
     projection: str = _setting(
-        "random", "which of the two gradients is projected where they conflict", choices=PROJECTION_RULES
+        "both", "which of the two gradients is projected where they conflict", choices=PROJECTION_RULES
     )
     seed: int = _setting(0, "seed of everything that is random", least=0, most=LARGEST_SEED, metavar="N")
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, cuda:1 … or mps", metavar="DEVICE")
@@ -132,12 +134,12 @@ class Settings:
 SETTING_NAMES = tuple(one.name for one in fields(Settings))
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"steps": 0, "refine_steps": 60, "projection": "both"},
+    "quick": {"refine_steps": 40},
     "standard": {},
-    "thorough": {"steps": 50, "refine_steps": 60, "projection": "both"},
+    "thorough": {"samples": 7_000_000},
     "paper": {"steps": 50, "refine_steps": 0, "projection": "random"},
 }
-"""Settings that differ from the defaults, by name: fast; the default; as accurate as we know; the paper's protocol."""
+"""Settings that differ from the defaults, by name. ``paper`` is the published protocol, without refinement."""
 
 
 def preset_values(name: str | None) -> dict[str, Any]:

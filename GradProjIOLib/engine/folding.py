@@ -19,25 +19,40 @@ def folding_penalty(displacement: Tensor, least: float = LEAST_DETERMINANT) -> T
     """Mean of max(0, least − det) over all cells, summed over the batch entries: a scalar.
 
     displacement: [N, 3, D, H, W] in samples of the lattice, components along (x, y, z) = (W, H, D). An axis with one
-    sample counts as undeformed.
+    sample counts as undeformed. Only the few cells that contribute are looked at for the gradient.
     """
-    return torch.relu(least - cell_determinants(displacement)).mean(dim=(1, 2, 3)).sum()
+    with torch.no_grad():
+        determinants = cell_determinants(displacement)
+        entry, z, y, x = (determinants < least).nonzero(as_tuple=True)
+        count = determinants[0].numel()
+        last_z, last_y, last_x = (n - 1 for n in displacement.shape[2:])
+    corner = displacement[entry, :, z, y, x]
+    along_x = displacement[entry, :, z, y, (x + 1).clamp(max=last_x)] - corner
+    along_y = displacement[entry, :, z, (y + 1).clamp(max=last_y), x] - corner
+    along_z = displacement[entry, :, (z + 1).clamp(max=last_z), y, x] - corner
+    return (least - _determinants([along_x, along_y, along_z])).sum() / count
 
 
 def cell_determinants(displacement: Tensor) -> Tensor:
     """Jacobian determinants by forward differences: [N, D − 1, H − 1, W − 1] (an axis with one sample keeps it)."""
     size = [max(n - 1, 1) for n in displacement.shape[2:]]
-    columns = []
-    for component, axis in enumerate((4, 3, 2)):
-        if displacement.shape[axis] == 1:
-            column = list(torch.zeros_like(_cells(displacement, size)).unbind(1))
-        else:
-            column = list(_cells(displacement.diff(dim=axis), size).unbind(1))
-        column[component] = column[component] + 1
-        columns.append(column)
-    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = columns
-    return ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
+    corner = _cells(displacement, size)
+    differences = []
+    for axis in (4, 3, 2):
+        first = min(1, displacement.shape[axis] - 1)
+        neighbor = displacement.narrow(axis, first, corner.shape[axis])
+        differences.append(_cells(neighbor, size) - corner)
+    return _determinants(differences)
 
 
 def _cells(values: Tensor, size: list[int]) -> Tensor:
     return values[:, :, : size[0], : size[1], : size[2]]
+
+
+def _determinants(differences: list[Tensor]) -> Tensor:
+    """Determinants [N, …] from the differences [N, 3, …] of the displacement along x, y and z."""
+    columns = [list(difference.unbind(1)) for difference in differences]
+    for component, column in enumerate(columns):
+        column[component] = column[component] + 1
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = columns
+    return ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)

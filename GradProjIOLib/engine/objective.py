@@ -37,6 +37,7 @@ class Objective:
     similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
     say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
     mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
+    stride: see ``GradientInverseConsistency``.
     """
 
     names = ("similarity", "regularity")
@@ -52,6 +53,7 @@ class Objective:
         sigma: float = SIGMA,
         regularity_weight: float = 1.5,
         folding_weight: float = 0.0,
+        stride: int = 2,
     ):
         self.model = model
         self.sources = torch.cat([moving, fixed])
@@ -61,7 +63,7 @@ class Objective:
         self.masks = _stack_masks(self.targets, fixed_mask, moving_mask, similarity)
         window = {} if similarity == "mind" else {"sigma": sigma}
         self.similarity = SIMILARITIES[similarity](self.targets, **window)
-        self.regularity = GradientInverseConsistency(self.lattice, fixed.device)
+        self.regularity = GradientInverseConsistency(self.lattice, fixed.device, stride)
         self.regularity_weight = regularity_weight
         self.folding_weight = folding_weight
 

@@ -23,18 +23,19 @@ class GradientInverseConsistency:
     """The regularizer on one lattice (D, H, W).
 
     Derivatives are in samples per sample, so that on a lattice of isotropic voxels no axis counts more than
-    another; on a cubic lattice that is the same as in the units of the extent, which uniGradICON uses.
+    another; on a cubic lattice that is the same as in the units of the extent, which uniGradICON uses. stride: how
+    many samples the points lie apart before they are jittered; uniGradICON has 2.
     """
 
-    def __init__(self, lattice: Sequence[int], device: torch.device | str = "cpu"):
-        self.points = maps.identity(lattice, device, stride=2)
+    def __init__(self, lattice: Sequence[int], device: torch.device | str = "cpu", stride: int = 2):
+        self.points = maps.identity(lattice, device, stride)
         scale = maps.voxels_per_unit(lattice, device)
         self.jitter_size = 4 / torch.tensor(list(reversed(lattice)), dtype=torch.float32, device=device)
         self.steps = 2 * STEP * torch.eye(3, device=device)
         self.derivative_scale = (scale[None, :] / scale[:, None] / (2 * STEP)).view(3, 3, 1, 1, 1)
 
     def jitter(self, generator: torch.Generator | None = None) -> Tensor:
-        """Normally distributed shifts of the points, two samples in standard deviation: [1, D/2, H/2, W/2, 3]."""
+        """Normally distributed shifts of the points, two samples in standard deviation: [1, …, 3]."""
         noise = torch.randn(self.points.shape, generator=generator, device=self.points.device)
         return noise.mul_(self.jitter_size)
 

@@ -61,7 +61,7 @@ class NetworkStage:
         """
         network, lattice = self.loaded.network, self.lattice
         try:
-            drawn = images.on_lattice(lattice, smoothed=False)
+            drawn = images.on_lattice(lattice)
         except MemoryError as error:
             raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], torch.device("cpu")) from error
         for mode in self.modes:

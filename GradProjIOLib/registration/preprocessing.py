@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from GradProjIOLib.engine.objective import Objective
@@ -19,8 +19,6 @@ from GradProjIOLib.spatial.deformation import Deformation
 
 CT_RANGE = (-1000.0, 1000.0)
 MRI_QUANTILE = 0.99
-SMOOTHING_OF_COARSE_LEVELS = 0.35
-"""Standard deviation of the Gaussian before sampling at a wider spacing, in units of √(ratio² − 1) voxels."""
 
 
 def normalize(volume: Volume, modality: str) -> np.ndarray:
@@ -32,8 +30,9 @@ def normalize(volume: Volume, modality: str) -> np.ndarray:
     low, high = CT_RANGE
     if modality == "mri":
         low = array.min()
-        rank = max(int(MRI_QUANTILE * array.size) - 1, 0)
-        high = np.partition(array, rank, axis=None)[rank]
+        # Where many values are the same, as in a background, this is many times faster than numpy's partition.
+        rank = max(int(MRI_QUANTILE * array.size), 1)
+        high = torch.from_numpy(array).flatten().kthvalue(rank).values.item()
         if high <= low:
             # Less than one voxel in a hundred differs from the background.
             high = array.max()
@@ -55,10 +54,10 @@ class LatticeImages:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
-    def objective(self, model: nn.Module, settings: Settings, **weights: float) -> Objective:
-        """The losses of a deformation model for these images; weights are those of ``Objective``."""
+    def objective(self, model: nn.Module, settings: Settings, **options: Any) -> Objective:
+        """The losses of a deformation model for these images; options are those of ``Objective``."""
         return Objective(
-            model, self.fixed, self.moving, settings.similarity, self.fixed_mask, self.moving_mask, **weights
+            model, self.fixed, self.moving, settings.similarity, self.fixed_mask, self.moving_mask, **options
         )
 
 
@@ -81,27 +80,28 @@ class ImagePair:
         self.fixed = replace(fixed, array=normalize(fixed, settings.fixed_modality))
         self.moving = replace(moving, array=normalize(moving, settings.moving_modality))
         self.initial = initial
+        self.latest: LatticeImages | None = None
         self.masks = [
             None if mask is None else replace(mask, array=(mask.array != 0).astype(np.uint8))
             for mask in (fixed_mask, moving_mask)
         ]
 
-    def on_lattice(self, lattice: Sequence[int], smoothed: bool) -> LatticeImages:
-        """Images and masks on a lattice (K, J, I) stretched over the fixed image.
+    def on_lattice(self, lattice: Sequence[int]) -> LatticeImages:
+        """Images and masks on a lattice (K, J, I) stretched over the fixed image; the latest one is kept.
 
-        smoothed: whether to smooth an image that has finer voxels than the lattice has samples, so that every voxel
-        has its part in the samples near it. Networks were trained without. Raises InputError where a mask is empty.
+        Raises InputError where a mask is empty.
         """
+        if self.latest is None or self.latest.fixed.shape[2:] != tuple(lattice):
+            self.latest = self._draw(lattice)
+        return self.latest
+
+    def _draw(self, lattice: Sequence[int]) -> LatticeImages:
         affine = lattice_affine(self.fixed.affine, self.fixed.shape, lattice)
         still, placed = (as_deformation(map_, lattice, affine) for map_ in (np.eye(4), self.initial))
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
 
         def draw(volume: Volume, deformation: Deformation, interpolation: str) -> Tensor:
             drawn = deformation.warp(volume, (tuple(lattice), affine), interpolation, background=0)
             return torch.from_numpy(np.ascontiguousarray(drawn.array, dtype=np.float32))[None, None]
-
-        def draw_image(volume: Volume, deformation: Deformation) -> Tensor:
-            return draw(_smoothed(volume, spacing) if smoothed else volume, deformation, "linear")
 
         def draw_mask(mask: Volume | None, deformation: Deformation) -> Tensor | None:
             if mask is None:
@@ -112,8 +112,8 @@ class ImagePair:
             return drawn
 
         return LatticeImages(
-            draw_image(self.fixed, still),
-            draw_image(self.moving, placed),
+            draw(self.fixed, still, "linear"),
+            draw(self.moving, placed, "linear"),
             draw_mask(self.masks[0], still),
             draw_mask(self.masks[1], placed),
             affine,
@@ -125,12 +125,3 @@ def as_deformation(transform: Deformation | np.ndarray, shape: Sequence[int], af
     if isinstance(transform, Deformation):
         return transform
     return Deformation.from_linear(transform, tuple(shape), affine)
-
-
-def _smoothed(volume: Volume, spacing: np.ndarray) -> Volume:
-    """The volume for sampling at a wider spacing (mm); the axes of the two lattices need not be the same."""
-    ratio = np.maximum(spacing.min() / volume.spacing[::-1], 1)
-    deviations = SMOOTHING_OF_COARSE_LEVELS * np.sqrt(ratio**2 - 1)
-    if deviations.max() == 0:
-        return volume
-    return replace(volume, array=ndimage.gaussian_filter(volume.array, deviations))

@@ -25,8 +25,10 @@ from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.settings import Settings
 
-SAMPLES = 860_000
-"""About how many samples the finest lattice has where no resolution is asked for: 2 mm for a brain."""
+MANY_SAMPLES = 1_000_000
+"""Levels with more samples take fewer steps, as each costs more."""
+SHARE_OF_STEPS = 0.6
+"""How many of the steps of the other levels they take."""
 FEWEST_SAMPLES = 8
 """An axis is not coarsened below so many samples."""
 COARSER_LEVELS = 2
@@ -48,8 +50,10 @@ class Tuning:
 
 TUNINGS = {"lncc": Tuning(1.5, 1.5, 0.2), "lncc2": Tuning(1.5, 1.5, 0.2), "mind": Tuning(20.0, 6.0, 0.1)}
 FOLDING_WEIGHT = 50.0
+STRIDE = 3
+"""Of the regularizer's points; two cost a third more time for no better result (Docs/benchmarks.md)."""
 LEAST_SLOPE = 2e-2
-"""A sample whose loss changes by less than that per sample of displacement moves by less than a step.
+"""A neighborhood whose loss changes by less than that per sample of displacement moves by less than a step.
 
 The optimizer divides gradients by their size. Where two images are the same, or show nothing, what is left is rounding,
 and without this bound the fields would follow it.
@@ -66,38 +70,37 @@ class Level:
     steps: int
 
 
-def plan_levels(fixed: Volume, steps: int, resolution: float | None) -> list[Level]:
-    """The levels of a refinement, coarse to fine.
+def plan_levels(fixed: Volume, settings: Settings) -> list[Level]:
+    """The levels of a refinement, coarse to fine, each with half the spacing of the one before.
 
-    fixed: its voxels are never oversampled. steps: on every level up to the usual spacing, at which the lattice has
-    about SAMPLES samples; a finer level, whose steps cost more, takes a quarter of them. resolution: spacing of the
-    finest level in mm; None for the usual one.
+    fixed: its voxels are never oversampled, and an axis with few of them is not coarsened.
     """
-    if steps == 0:
+    if settings.refine_steps == 0 or settings.method == "direct":
         return []
     extent = [size * length for size, length in zip(fixed.shape, reversed(fixed.spacing), strict=True)]
-    usual = max(min(fixed.spacing), (math.prod(extent) / SAMPLES) ** (1 / 3))
-    spacings = [usual * 2**power for power in range(COARSER_LEVELS, -1, -1)]
-    if resolution is not None:
-        finest = max(resolution, min(fixed.spacing))
-        spacings = [spacing for spacing in spacings if spacing > 1.05 * finest] + [finest]
+    spacing = settings.resolution or (math.prod(extent) / settings.samples) ** (1 / 3)
+    spacing = max(spacing, min(fixed.spacing))
     levels: dict[tuple[int, int, int], Level] = {}
-    for spacing in spacings:
-        lattice = tuple(
-            min(size, max(FEWEST_SAMPLES, round(length / spacing)))
-            for size, length in zip(fixed.shape, extent, strict=True)
-        )
-        finer = spacing < usual / 1.05
-        levels[lattice] = Level(lattice, -(-steps // 4) if finer else steps)
+    for power in range(COARSER_LEVELS, -1, -1):
+        lattice = lattice_for(fixed, spacing * 2**power)
+        share = SHARE_OF_STEPS if math.prod(lattice) > MANY_SAMPLES else 1
+        levels[lattice] = Level(lattice, math.ceil(share * settings.refine_steps))
     return list(levels.values())
+
+
+def lattice_for(image: Volume, spacing: float) -> tuple[int, int, int]:
+    """The lattice (K, J, I) over an image with about that spacing in mm, but no finer than its voxels."""
+    k, j, i = (
+        min(size, max(FEWEST_SAMPLES, round(size * length / spacing)))
+        for size, length in zip(image.shape, reversed(image.spacing), strict=True)
+    )
+    return k, j, i
 
 
 def count_steps(fixed: Volume, settings: Settings) -> int:
     """How many steps a registration takes in both stages."""
-    if settings.method == "direct":
-        return 0
-    network = 0 if settings.model == "none" else settings.steps
-    return network + sum(level.steps for level in plan_levels(fixed, settings.refine_steps, settings.resolution))
+    network = 0 if settings.model == "none" or settings.method == "direct" else settings.steps
+    return network + sum(level.steps for level in plan_levels(fixed, settings))
 
 
 def check_memory(levels: Sequence[Level], device: torch.device) -> None:
@@ -121,7 +124,7 @@ class Refinement:
 
     def objective(self, lattice: tuple[int, int, int], start: Fields | None) -> tuple[Objective, np.ndarray]:
         """The losses on a lattice of fields that begin as ``start`` (None: zero), and the lattice's affine."""
-        drawn = self.images.on_lattice(lattice, smoothed=True).to(self.device)
+        drawn = self.images.on_lattice(lattice).to(self.device)
         displacements = torch.zeros(2, 3, *lattice) if start is None else start.to_samples(lattice, drawn.affine)
         model = Displacements(displacements.to(self.device), self.tuning.smoothing)
         objective = drawn.objective(
@@ -129,6 +132,7 @@ class Refinement:
             self.settings,
             regularity_weight=self.tuning.regularity_weight * self.settings.regularity_weight / 1.5,
             folding_weight=FOLDING_WEIGHT,
+            stride=STRIDE,
         )
         return objective, drawn.affine
 
@@ -141,6 +145,7 @@ class Refinement:
     def run(self, level: Level, start: Fields | None, on_step: Callable[[Step], bool]) -> Fields:
         """Optimize on one level. on_step: returns whether to go on."""
         objective, affine = self.objective(level.lattice, start)
+        knots = next(objective.model.parameters())[0, 0].numel()
         size = BYTES_PER_SAMPLE * math.prod(level.lattice)
         with (
             recycled_memory(self.device, size),
@@ -148,7 +153,7 @@ class Refinement:
                 objective,
                 learning_rate=self.tuning.learning_rate,
                 weight_decay=0.0,
-                epsilon=LEAST_SLOPE / math.prod(level.lattice),
+                epsilon=LEAST_SLOPE / knots,
                 steps=level.steps,
                 method=self.settings.method,
                 projection=self.settings.projection,

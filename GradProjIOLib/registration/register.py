@@ -35,7 +35,7 @@ from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.network import NetworkStage
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
-from GradProjIOLib.registration.refinement import Refinement, check_memory, plan_levels
+from GradProjIOLib.registration.refinement import Refinement, check_memory, lattice_for, plan_levels
 from GradProjIOLib.registration.result import Registration, describe_jacobian
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import alignment
@@ -43,6 +43,8 @@ from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
 LEAST_OVERLAP = 0.01
 GOOD_OVERLAP = 0.5
+USUAL_SPACINGS = 2.0
+"""Spacing of a lattice for which nothing else says one, in spacings of the image's finest axis."""
 
 OnStep = Callable[[Step], "bool | None"]
 
@@ -126,8 +128,7 @@ class _Run:
         self.initial = _initial(fixed, moving, settings, initial_transform, self.warnings)
         self.device = find_device(settings.device)
         self.settings = _with_model(settings, self.warnings)
-        direct = settings.method == "direct"
-        self.levels = plan_levels(fixed, 0 if direct else settings.refine_steps, settings.resolution)
+        self.levels = plan_levels(fixed, settings)
         check_memory(self.levels, self.device)
         self.network: NetworkStage | None = None
         if self.settings.model != "none":
@@ -209,7 +210,7 @@ class _Run:
 
     def _only_lattice(self) -> tuple[int, int, int]:
         """The lattice on which to measure where nothing is refined."""
-        return self.settings.lattice or plan_levels(self.fixed, 1, self.settings.resolution)[-1].lattice
+        return self.settings.lattice or lattice_for(self.fixed, USUAL_SPACINGS * min(self.fixed.spacing))
 
     def _whole(self, forward: Deformation) -> Deformation:
         """The whole map fixed → moving, of displacements about the initial transform."""
@@ -223,7 +224,7 @@ class _Run:
         same_place = fixed.shape == moving.shape and np.allclose(fixed.affine, moving.affine)
         if not isinstance(initial, Deformation) and np.array_equal(initial, np.eye(4)) and same_place:
             return fields.forward, fields.backward
-        lattice = plan_levels(moving, 1, self.settings.resolution)[-1].lattice
+        lattice = lattice_for(moving, USUAL_SPACINGS * min(moving.spacing))
         target = lattice, lattice_affine(moving.affine, moving.shape, lattice)
         if isinstance(initial, Deformation):
             return self._whole(fields.forward), fields.backward.compose(initial.inverse(*target))

@@ -57,3 +57,12 @@ def test_the_gradient_is_that_of_finite_differences():
     torch.manual_seed(0)
     displacement = (0.8 * torch.randn(2, 3, 4, 4, 5, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(folding_penalty, displacement)
+
+
+def test_the_gradient_of_the_few_cells_is_that_of_all_cells():
+    torch.manual_seed(1)
+    displacement = (0.8 * torch.randn(2, 3, 7, 6, 8, dtype=torch.float64)).requires_grad_()
+    all_cells = torch.relu(0.1 - cell_determinants(displacement)).mean(dim=(1, 2, 3)).sum()
+    few_cells = folding_penalty(displacement)
+    torch.testing.assert_close(few_cells, all_cells)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, displacement)[0] for loss in (few_cells, all_cells)))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from scipy import ndimage
 
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer
@@ -26,14 +25,22 @@ def test_it_begins_with_the_fields_that_it_is_given():
 
 
 @pytest.mark.parametrize("smoothing", [1.0, 1.5, 4.0])
-def test_the_change_is_a_gaussian_mean_of_the_parameters(smoothing):
-    model = Displacements(torch.zeros(2, 3, *LATTICE), smoothing)
+def test_one_parameter_makes_a_gaussian_of_its_width_and_all_of_them_a_shift(smoothing):
+    lattice = (33, 65, 49)
+    model = Displacements(torch.zeros(2, 3, *lattice), smoothing)
+    knots = model.change.shape[2:]
+    middle = tuple(count // 2 for count in knots)
     with torch.no_grad():
-        model.change.normal_(generator=torch.Generator().manual_seed(1))
-    found = Objective(model, blob((8, 10, 9)), blob((8, 10, 9))).displacements()[0, 0]
-    expected = ndimage.gaussian_filter(model.change[0, 0].detach().numpy(), smoothing, mode="constant", truncate=2)
-    inner = tuple(slice(3, -3) for _ in LATTICE)
-    torch.testing.assert_close(found[inner], torch.from_numpy(expected)[inner], rtol=1e-3, atol=1e-4)
+        model.change[0, 0, middle[0], middle[1], middle[2]] = 1
+        line = (model(None, None)[0] / model.unit)[0, 0].sum(dim=(0, 2))
+        samples = torch.arange(lattice[1])
+        center = (line * samples).sum() / line.sum()
+        width = ((line * (samples - center) ** 2).sum() / line.sum()).sqrt()
+        model.change.fill_(2.5)
+        shift = model(None, None)[0] / model.unit
+    assert center.item() == pytest.approx(middle[1] * 64 / (knots[1] - 1), abs=0.02)
+    assert width.item() == pytest.approx(smoothing, rel=0.03)
+    torch.testing.assert_close(shift, torch.full_like(shift, 2.5))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The second stage: which lattices it works on, that it finds what the images show, and when it begins anew."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -36,40 +37,44 @@ def distance(deformation, pair):
     return np.linalg.norm(deformation.map_points(points) - pair.deformation.map_points(points), axis=1).mean()
 
 
+def levels_of(shape, spacing=(1, 1, 1), **settings):
+    return plan_levels(image(shape, spacing), Settings(**settings))
+
+
 class TestLevels:
-    def test_a_brain_is_refined_at_8_4_and_2_mm(self):
-        levels = plan_levels(image((192, 224, 160), (1, 1, 1)), 60, None)
+    def test_each_level_halves_the_spacing_of_the_one_before(self):
+        levels = levels_of((192, 224, 160), refine_steps=60, resolution=2.0)
         assert [level.lattice for level in levels] == [(24, 28, 20), (48, 56, 40), (96, 112, 80)]
         assert [level.steps for level in levels] == [60, 60, 60]
 
-    def test_a_finer_resolution_is_a_level_more_with_a_quarter_of_the_steps(self):
-        levels = plan_levels(image((192, 224, 160), (1, 1, 1)), 60, 1.0)
-        assert (levels[-1].lattice, levels[-1].steps) == ((192, 224, 160), 15)
-        assert [level.steps for level in levels[:-1]] == [60, 60, 60]
+    @pytest.mark.parametrize("samples", [860_000, 2_400_000])
+    def test_the_finest_has_about_the_samples_that_are_asked_for(self, samples):
+        assert math.prod(levels_of((192, 224, 160), samples=samples)[-1].lattice) == pytest.approx(samples, rel=0.03)
+
+    def test_many_samples_take_fewer_steps(self):
+        levels = levels_of((192, 224, 160), refine_steps=60, resolution=1.0)
+        assert (levels[-1].lattice, levels[-1].steps) == ((192, 224, 160), 36)
+        assert [level.steps for level in levels[:-1]] == [60, 60]
 
     def test_voxels_are_never_oversampled(self):
-        levels = plan_levels(image((44, 59, 41), (0.4, 0.4, 0.4)), 10, 0.1)
+        levels = levels_of((44, 59, 41), (0.4, 0.4, 0.4), resolution=0.1)
         assert levels[-1].lattice == (44, 59, 41)
         assert all(a <= b for level in levels for a, b in zip(level.lattice, (44, 59, 41), strict=True))
 
-    def test_a_coarser_resolution_is_the_last_level(self):
-        assert plan_levels(image((192, 224, 160), (1, 1, 1)), 60, 4.0)[-1].lattice == (48, 56, 40)
-
     @pytest.mark.parametrize("slices", [5, 8, 12])
     def test_a_short_axis_stays_as_it_is(self, slices):
-        levels = plan_levels(image((slices, 256, 256), (6, 1, 1)), 60, None)
-        assert {level.lattice[0] for level in levels} == {min(slices, max(8, level.lattice[0])) for level in levels}
-        assert all(level.lattice[0] == slices for level in levels if slices <= 8)
+        levels = levels_of((slices, 256, 256), (6, 1, 1))
+        assert all(min(slices, 8) <= level.lattice[0] <= slices for level in levels)
         assert levels[0].lattice[1] < levels[-1].lattice[1]
 
     def test_no_steps_no_level(self):
-        assert plan_levels(image((64, 64, 64), (1, 1, 1)), 0, None) == []
+        assert levels_of((64, 64, 64), refine_steps=0) == []
+        assert levels_of((64, 64, 64), method="direct") == []
         fixed = image((64, 64, 64), (2, 2, 2))
-        assert count_steps(fixed, Settings(model="none", steps=50, refine_steps=7)) == 7 * len(
-            plan_levels(fixed, 7, None)
-        )
+        alone = Settings(model="none", steps=50, refine_steps=7)
+        assert count_steps(fixed, alone) == sum(level.steps for level in plan_levels(fixed, alone))
         assert count_steps(fixed, Settings(model="compact", steps=50, refine_steps=0)) == 50
-        assert count_steps(fixed, Settings(method="direct")) == 0
+        assert count_steps(fixed, Settings(method="direct", steps=50)) == 0
 
 
 def test_fields_come_back_from_samples_of_an_oblique_lattice():
