@@ -76,6 +76,9 @@ class GradProjIOParameterNode:
     movingSegmentation: Labels
     model: oneOf("model") = Settings.model
     steps: Annotated[int, WithinRange(0, 300)] = Settings.steps
+    refineSteps: Annotated[int, WithinRange(0, 300)] = Settings.refine_steps
+    samples: Annotated[int, WithinRange(1000, 100_000_000)] = Settings.samples
+    resolution: Annotated[float, WithinRange(0, 20)] = 0
     method: oneOf("method") = Settings.method
     similarity: oneOf("similarity") = Settings.similarity
     regularityWeight: Annotated[float, WithinRange(0, 10)] = Settings.regularity_weight
@@ -118,6 +121,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = GradProjIOLogic()
         self.session, self.evaluation = self.logic.session, self.logic.evaluation
         self.folding = FoldingView()
+        for name, label in panel_choices.preset_labels().items():
+            self.ui.presetComboBox.addItem(label, name)
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MILLISECONDS)
         self._connect()
@@ -133,6 +138,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.plotButton.clicked.connect(self.onPlot)
         ui.keepButton.clicked.connect(self.onKeep)
         ui.discardButton.clicked.connect(self.onDiscard)
+        ui.presetComboBox.currentIndexChanged.connect(self.onPreset)
         ui.deviceComboBox.currentIndexChanged.connect(self.onDevice)
         ui.overlayCheckBox.toggled.connect(self.onOverlay)
         ui.opacitySliderWidget.valueChanged.connect(self.onOverlay)
@@ -216,6 +222,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.progressBar.setVisible(session.active)
         ui.progressBar.setMaximum(max(session.total, 0))
         ui.progressBar.setValue(len(session.steps))
+        ui.progressBar.setFormat(session.progress())
         for button in (ui.keepButton, ui.discardButton):
             button.setVisible(session.state is State.OFFERED)
         ui.plotButton.setEnabled(session.active or bool(session.steps))
@@ -225,7 +232,10 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _updateOptions(self, parameters):
         ui = self.ui
         ui.alignComboBox.setEnabled(parameters.initialTransform is None)
-        ui.methodComboBox.setEnabled(parameters.steps > 0)
+        ui.presetComboBox.setCurrentIndex(ui.presetComboBox.findData(panel_choices.preset(parameters)))
+        ui.stepsSliderWidget.setEnabled(parameters.model != "none")
+        ui.methodComboBox.setEnabled(parameters.steps > 0 or parameters.refineSteps > 0)
+        ui.samplesSpinBox.setEnabled(parameters.resolution == 0)
         ui.warpedLabelsCheckBox.setEnabled(parameters.movingSegmentation is not None)
         if ui.deviceComboBox.count != len(self.session.devices) + 1:
             chosen = parameters.device
@@ -297,6 +307,14 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if chart is not None:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
 
+    def onPreset(self, *_args):
+        """Take over the preset's values. The box also follows the values, which changes nothing."""
+        name = self.ui.presetComboBox.currentData
+        if self._parameterNode and name != panel_choices.preset(self._parameterNode):
+            if name != panel_choices.CUSTOM:
+                panel_choices.choose_preset(self._parameterNode, name)
+            self.update()
+
     def onDevice(self, *_args):
         """Keep the device by its name, since the list differs from computer to computer."""
         name = self.ui.deviceComboBox.currentData
@@ -367,7 +385,7 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
 
         The names are transform, inverse, warped, warped_labels, jacobian, folding, table. `outputs` maps
         those of the first five that are wanted to the node to fill, or to None for a new one. `settings` are
-        those of GradProjIOLib.settings.Settings: steps=50, model="unigradicon", method="projected" …
+        those of GradProjIOLib.settings.Settings, or a preset: preset="quick", model="unigradicon" …
         Returns when the registration is done; the application goes on meanwhile. Raises RuntimeError with a
         sentence that says what to change.
         """

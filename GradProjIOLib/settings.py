@@ -142,6 +142,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings that differ from the defaults, by name. ``paper`` is the published protocol, without refinement."""
 
 
+PRESET_SETTINGS = tuple(sorted({"resolution", *(name for values in PRESETS.values() for name in values)}))
+"""The settings that make a preset: those in PRESETS, and the resolution, which takes the place of the samples."""
+
+
 def preset_values(name: str | None) -> dict[str, Any]:
     """The settings of a preset that differ from the defaults. Raises InputError for one that is not known."""
     if name is None:
@@ -152,11 +156,10 @@ def preset_values(name: str | None) -> dict[str, Any]:
 
 
 def preset_of(settings: Settings) -> str:
-    """The name of the preset that has these steps, resolution and projection; "custom" where none has."""
-    names = sorted({name for values in PRESETS.values() for name in values})
+    """The name of the preset that has the same PRESET_SETTINGS; "custom" where none has."""
     for preset in PRESETS:
         same = Settings.from_mapping({"preset": preset})
-        if all(getattr(same, name) == getattr(settings, name) for name in names):
+        if all(getattr(same, name) == getattr(settings, name) for name in PRESET_SETTINGS):
             return preset
     return "custom"
 

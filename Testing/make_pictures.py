@@ -55,8 +55,9 @@ def main(folder: Path) -> None:
         wait(application)
     save_panel(panel, folder / "panel_evaluation.png", "evaluationCollapsibleButton")
 
-    # Large steps without smoothness, so that there is something to find.
+    # Large steps without smoothness, so that there is something to find; a refinement would undo the folds.
     parameters.learningRate, parameters.regularityWeight, parameters.steps = 250.0, 0.0, FOLDING_STEPS
+    parameters.refineSteps = 0
     register(panel, application)
     panel.ui.overlayCheckBox.setChecked(True)
     panel.ui.worstButton.click()

@@ -143,7 +143,7 @@ class TestCommandLine:
         found = settings_from(self.parser().parse_args(["--preset", preset, "--seed", "3", "--refine-steps", "60"]))
         assert found == Settings(**(PRESETS[preset] | {"seed": 3, "refine_steps": 60}))
         assert preset_of(settings_from(self.parser().parse_args(["--preset", preset]))) == preset
-        assert preset_of(Settings(steps=7)) == "custom"
+        assert preset_of(Settings(steps=7)) == preset_of(Settings(resolution=1.0)) == "custom"
 
     @pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
     def test_its_help_tells_default_choices_and_range(self, one):

@@ -101,9 +101,9 @@ class NodeBatch(Batch):
         """One sentence for the status bar."""
         if self._current is None:
             return super().status()
-        return super().status() + _("; {moving} to {fixed}, step {steps}").format(
-            moving=self._current.moving, fixed=self._current.fixed, steps=len(self._session.steps)
-        )
+        pair = _("; {moving} to {fixed}").format(moving=self._current.moving, fixed=self._current.fixed)
+        progress = self._session.progress()
+        return super().status() + pair + (f": {progress}" if progress else "")
 
     def cancel(self) -> None:
         """End at once. The pairs that are done keep their results; nothing is left of the one under way."""

@@ -11,12 +11,16 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene.evaluation import EvaluationInputs
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs
-from GradProjIOLib.settings import Settings
+from GradProjIOLib.settings import PRESET_SETTINGS, Settings, preset_of
 from GradProjIOLib.worker.protocol import WARPED_LABELS
 
 LEARNING_RATE_UNIT = 1e-5
-NOT_ON_THE_PANEL = ("weights", "learning_rate", "lattice", "precision", "memory", "refine_steps", "resolution")
-SETTINGS = [one.name for one in fields(Settings) if one.name not in NOT_ON_THE_PANEL]
+NOT_ON_THE_PANEL = ("weights", "lattice", "precision", "memory")
+AUTOMATIC = ("learning_rate", "resolution")
+"""Settings that are None by default, for which the panel has a 0."""
+SETTINGS = [one.name for one in fields(Settings) if one.name not in (*NOT_ON_THE_PANEL, *AUTOMATIC)]
+CUSTOM = "custom"
+"""What the panel shows as preset where the settings are those of none."""
 
 
 def labels() -> dict[str, dict[str, str]]:
@@ -31,6 +35,7 @@ def labels() -> dict[str, dict[str, str]]:
             "unigradicon": "uniGradICON",
             "multigradicon": "multiGradICON",
             "compact": _("compact"),
+            "none": _("none: refinement only"),
         },
         "method": {"projected": _("gradient projection"), "vanilla": _("weighted sum")},
         "similarity": {"lncc": "LNCC", "lncc2": _("LNCC, squared"), "mind": "MIND-SSC"},
@@ -43,8 +48,31 @@ def labels() -> dict[str, dict[str, str]]:
     }
 
 
+def preset_labels() -> dict[str, str]:
+    """What the panel shows for each preset, in the user's language."""
+    return {
+        "quick": _("quick"),
+        "standard": _("standard"),
+        "thorough": _("thorough"),
+        "paper": _("as in the paper"),
+        CUSTOM: _("custom"),
+    }
+
+
+def preset(parameters: Any) -> str:
+    """The preset that the parameters are; CUSTOM where they are none."""
+    return preset_of(Settings.from_mapping(settings(parameters)))
+
+
+def choose_preset(parameters: Any, name: str) -> None:
+    """Set the parameters to those of a preset."""
+    chosen = Settings.from_mapping({"preset": name})
+    for setting in PRESET_SETTINGS:
+        setattr(parameters, parameter_name(setting), getattr(chosen, setting) or 0)
+
+
 def choices(setting: str) -> list[str]:
-    """The values of a setting that the panel offers. Method "direct" is not among them: that is 0 steps there."""
+    """The values of a setting that the panel offers. Method "direct" is not among them: that is no steps at all."""
     return list(labels()[setting])
 
 
@@ -73,7 +101,9 @@ def settings(parameters: Any) -> dict[str, Any]:
         result["align"] = "none"
     if parameters.learningRate > 0:
         result["learning_rate"] = parameters.learningRate * LEARNING_RATE_UNIT
-    if result["steps"] == 0:
+    if parameters.resolution > 0:
+        result["resolution"] = parameters.resolution
+    if result["steps"] == result["refine_steps"] == 0:
         result["method"] = "direct"
     return result
 

@@ -45,12 +45,15 @@ class LossPlot:
             self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
 
     def add(self, steps: Iterable[Mapping[str, float]]) -> None:
-        """Append `steps`, mappings with index, similarity and regularity as in report.json."""
+        """Append `steps`, mappings with similarity and regularity as in report.json.
+
+        They are numbered over all stages and levels; their own index begins again at each of these.
+        """
         table = self.table.GetTable()
         for step in steps:
             row = table.InsertNextBlankRow()
             losses = (step[key] if step[key] > 0 else math.nan for key in ("similarity", "regularity"))
-            for column, value in enumerate((step["index"], *losses)):
+            for column, value in enumerate((row, *losses)):
                 table.SetValue(row, column, vtk.vtkVariant(float(value)))
         table.Modified()
         self.table.Modified()

@@ -48,8 +48,9 @@ class SceneRegistration:
     """Registers one pair of nodes of `scene` at a time. Call `poll` from a timer while `active`.
 
     After each change `message` says in one sentence what happened (empty while all is well). Where the weights of the
-    model have to be downloaded first, `question` asks for it. `steps` are those done so far, of `total`. `results`
-    holds the nodes of the last finished run by their role.
+    model have to be downloaded first, `question` asks for it. `steps` are those done so far, of `total`; `levels`
+    says how many of these the refinement takes at each level. `results` holds the nodes of the last finished run by
+    their role.
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
@@ -58,6 +59,7 @@ class SceneRegistration:
         self.state = State.IDLE
         self.message = ""
         self.total = 0
+        self.levels: list[int] = []
         self.steps: list[dict[str, Any]] = []
         self.question = ""
         self.devices: list[dict[str, Any]] = []
@@ -104,7 +106,7 @@ class SceneRegistration:
             raise
         self._plot, self._run = None, _Run(number, folder, inputs, ALL_NEW if outputs is None else outputs)
         self._title = f"{inputs.moving.GetName()} to {inputs.fixed.GetName()}"
-        self.total, self.steps = 0, []
+        self.total, self.levels, self.steps = 0, [], []
         self._become(State.STARTING)
 
     def try_start(self, *arguments: Any, **keywords: Any) -> None:
@@ -183,7 +185,20 @@ class SceneRegistration:
             "the gradients conflicted in {conflicts} of {done} steps."
         ).format(**steps[-1], conflicts=conflicts, done=len(steps))
         remaining = _("About {time} left.").format(time=duration(steps[-1]["remaining_seconds"]))
-        return f"{losses} {remaining}"
+        return f"{self.progress()}. {losses} {remaining}"
+
+    def progress(self) -> str:
+        """The stage, level and step that is done, in short words; empty before the first step."""
+        if not self.steps:
+            return ""
+        step = self.steps[-1]
+        number, level = step["index"] + 1, step["level"]
+        if step["stage"] == "network":
+            steps = self.total - sum(self.levels)
+            return _("Network, step {number} of {steps}").format(number=number, steps=steps)
+        return _("Refinement, level {level} of {levels}, step {number} of {steps}").format(
+            level=level + 1, levels=len(self.levels), number=number, steps=self.levels[level]
+        )
 
     def keep(self) -> None:
         """Put the offered result so far into the scene."""
@@ -213,7 +228,7 @@ class SceneRegistration:
             if self.chart is not None and self._plot.table.GetScene() is self.scene:
                 self._plot.add([event])
         elif kind == protocol.STARTED and self.state is State.STARTING:
-            self.total = event["total"]
+            self.total, self.levels = event["total"], event["levels"]
             self._become(State.RUNNING)
         elif kind == protocol.DOWNLOAD:
             received, total = event["received"] / 1e6, (event["total"] or 0) / 1e6
@@ -259,10 +274,14 @@ class SceneRegistration:
             self._end_run(f"The result could not be read ({error}); press Register to try again.")
             return
         self.results = place(self.scene, run.inputs, run.outputs, result, report, self.chart)
-        done = _("Done in {time} with the model {model}.").format(
-            time=duration(time.monotonic() - run.started), model=report["model"]["name"]
-        )
-        self._end_run(" ".join([done, *report["warnings"]]))
+        model, seconds = report["model"]["name"], duration(time.monotonic() - run.started)
+        if model == "none":
+            done = _("Done in {time} without a network.").format(time=seconds)
+        else:
+            done = _("Done in {time} with the model {model}.").format(time=seconds, model=model)
+        losses = _("Similarity loss {similarity_before:.4f} → {similarity:.4f}.").format(**report)
+        # The warnings say also where the refinement began without the network's deformation.
+        self._end_run(" ".join([done, losses, *report["warnings"]]))
 
 
 def duration(seconds: float) -> str:

@@ -18,9 +18,9 @@ An event is `{"event": kind, …}`. All but the first two have an `id`. One of t
 |-------------|-----------------------------------------------------|--------------------------------------------------|
 | `ready`     | `pid`                                               | the process runs                                 |
 | `devices`   | `devices`, each with a `name` and a `label`         | what can compute: the name is for Settings       |
-| `started`   | `total`, the number of steps                        | the work on the request begins                   |
+| `started`   | `total` steps; `levels`: how many each level of the refinement takes | the work on the request begins |
 | `download`  | `received` and `total` bytes; `total` may be null   | the model's weights are being fetched            |
-| `step`      | the fields of `Step`, and `remaining_seconds`       | one optimization step is done                    |
+| `step`      | the fields of `Step`                                | one optimization step is done                    |
 | `done`      | `report`, `result`                                  | the registration is finished                     |
 | `canceled`  | the same; nothing where there was no step yet       | the registration ended early, as requested       |
 | `evaluated` | `row`, as `evaluation.cases.measure_result` gives it | the evaluation is finished                      |

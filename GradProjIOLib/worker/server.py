@@ -103,12 +103,13 @@ class _Registration:
         self.last_download_event = 0.0
 
     def run(self) -> None:
-        from GradProjIOLib.registration.refinement import count_steps
+        from GradProjIOLib.registration.refinement import count_steps, plan_levels
         from GradProjIOLib.registration.register import register
 
         request = self.request
         fixed = protocol.read_volume(request.fixed)
-        self._send(protocol.STARTED, total=count_steps(fixed, self.settings))
+        levels = [level.steps for level in plan_levels(fixed, self.settings)]
+        self._send(protocol.STARTED, total=count_steps(fixed, self.settings), levels=levels)
         if not self._fetch_weights():
             return
         fixed_mask = read_optional(request.fixed_mask)

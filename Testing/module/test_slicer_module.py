@@ -41,7 +41,7 @@ def panel(application, worker):
     panel.initializeParameterNode()
     panel._parameterNode.model = "compact"
     panel._parameterNode.device = "cpu"
-    panel._parameterNode.steps = 2
+    panel._parameterNode.steps = panel._parameterNode.refineSteps = 2
     yield panel
     if panel.session.active:
         panel.session.stop_now()
@@ -126,6 +126,66 @@ def test_an_untouched_panel_has_the_default_settings(panel):
     assert Settings.from_mapping(panel_choices.settings(parameters)) == Settings()
 
 
+def test_the_panel_offers_exactly_the_presets_and_custom(panel):
+    from GradProjIOLib.settings import PRESETS, Settings, preset_of
+
+    box = panel.ui.presetComboBox
+    names = [box.itemData(index) for index in range(box.property("count"))]
+    assert names == [*PRESETS, panel_choices.CUSTOM]
+    assert preset_of(Settings(steps=7)) == panel_choices.CUSTOM
+    assert panel_choices.preset(application_defaults(panel)) == "standard"
+
+
+def test_choosing_a_preset_sets_its_values_and_others_are_custom(panel):
+    from GradProjIOLib.settings import PRESETS, Settings
+
+    box, parameters = panel.ui.presetComboBox, panel._parameterNode
+    assert box.property("currentText") == "custom"
+    kept = {"model": "compact", "device": "cpu"}
+    for name in (*PRESETS, *reversed(PRESETS)):
+        parameters.resolution = 2.0
+        box.setCurrentIndex(box.findData(name))
+        chosen = Settings.from_mapping(panel_choices.settings(parameters))
+        assert chosen == Settings.from_mapping({"preset": name} | kept)
+        assert box.property("currentData") == name
+    for name, value in (("steps", 7), ("refineSteps", 7), ("samples", 5000), ("resolution", 2.5)):
+        box.setCurrentIndex(box.findData("quick"))
+        setattr(parameters, name, value)
+        assert box.property("currentText") == "custom"
+    box.setCurrentIndex(box.findData("quick"))
+    # Nothing is chosen with "custom", so the box goes on showing what the values are.
+    box.setCurrentIndex(box.findData("custom"))
+    assert box.property("currentData") == "quick"
+
+
+def test_the_plot_goes_on_over_both_stages(panel, application):
+    panel.ui.registerButton.click()
+    panel.ui.plotButton.click()
+    formats = set()
+
+    def look():
+        process_events()
+        formats.add(panel.ui.progressBar.property("format"))
+
+    wait_until(lambda: not panel.session.active, look)
+    assert "Refinement, level 3 of 3, step 2 of 2" in formats
+    stages = [step["stage"] for step in panel.session.steps]
+    assert set(stages) == {"network", "refinement"}
+    table = application.shown_charts[0].GetNthPlotSeriesNode(0).GetTableNode().GetTable()
+    numbers = [table.GetValueByName(row, "Step").ToDouble() for row in range(table.GetNumberOfRows())]
+    assert numbers == list(range(len(stages)))
+
+
+def test_a_registration_without_a_network(panel):
+    panel._parameterNode.model = "none"
+    assert panel.ui.modelComboBox.property("currentText") == "none: refinement only"
+    assert not panel.ui.stepsSliderWidget.isEnabled()
+    register(panel)
+    assert {step["stage"] for step in panel.session.steps} == {"refinement"}
+    assert "without a network. Similarity loss" in panel.ui.statusLabel.property("text")
+    assert panel._parameterNode.result is not None
+
+
 def application_defaults(panel):
     """The parameters of a new parameter node."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
@@ -146,20 +206,28 @@ def test_the_settings_are_those_of_the_panel(panel):
 
     parameters = panel._parameterNode
     parameters.steps, parameters.learningRate, parameters.regularityWeight = 0, 20.0, 2.5
+    assert Settings(**panel_choices.settings(parameters)).method == "projected"
+    assert panel.ui.methodComboBox.isEnabled()
+    parameters.refineSteps = 0
+    assert not panel.ui.methodComboBox.isEnabled()
     chosen = panel_choices.settings(parameters)
     settings = Settings(**chosen)
     assert (settings.method, settings.regularity_weight) == ("direct", 2.5)
     assert settings.learning_rate == pytest.approx(2e-4)
+    assert settings.resolution is None
+    panel.ui.resolutionSpinBox.setProperty("value", 1.5)
+    assert Settings(**panel_choices.settings(parameters)).resolution == 1.5
+    assert not panel.ui.samplesSpinBox.isEnabled()
     parameters.align = "rigid"
     parameters.initialTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     assert panel_choices.settings(parameters)["align"] == "none"
     assert not panel.ui.alignComboBox.isEnabled()
 
 
-def test_a_registration_from_the_button_to_the_folds(panel, application, monkeypatch):
-    parameters, chosen = panel._parameterNode, panel_choices.settings
+def test_a_registration_from_the_button_to_the_folds(panel, application):
+    parameters = panel._parameterNode
     # The refinement after the network would undo the folds that are looked for here.
-    monkeypatch.setattr(panel_choices, "settings", lambda parameters: chosen(parameters) | {"refine_steps": 0})
+    parameters.refineSteps = 0
     parameters.steps, parameters.regularityWeight, parameters.learningRate = 4, 0.0, 1000.0
     panel.ui.registerButton.click()
     assert panel.ui.registerButton.property("text") == "Cancel"

@@ -426,8 +426,10 @@ def test_the_loss_plot_grows_by_the_steps(scene):
             {"index": 1, "similarity": 0.8, "regularity": 2e-3},
         ]
     )
+    # The next level numbers its steps from zero again.
+    plot.add([{"index": 0, "similarity": 0.7, "regularity": 2e-3}])
     table = plot.table.GetTable()
-    assert table.GetNumberOfRows() == 2
+    assert [table.GetValueByName(row, "Step").ToDouble() for row in range(table.GetNumberOfRows())] == [0, 1, 2]
     assert table.GetValueByName(1, "Regularity loss").ToDouble() == pytest.approx(2e-3)
     assert math.isnan(table.GetValueByName(0, "Regularity loss").ToDouble())
     assert plot.chart.GetNumberOfPlotSeriesNodes() == 2

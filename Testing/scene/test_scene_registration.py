@@ -364,7 +364,7 @@ class ClientWithGivenEvents:
     """A client without a process: its events are those that the test gives it."""
 
     def __init__(self, *events):
-        self.events, self.canceled = [{"event": "started", "id": 1, "total": 5}, *events], []
+        self.events, self.canceled = [{"event": "started", "id": 1, "total": 13, "levels": [4, 4]}, *events], []
 
     def submit(self, request):
         self.request = request
@@ -394,6 +394,38 @@ def test_a_download_shows_its_progress_and_can_be_canceled(folder):
     session.poll()
     assert session.state is State.IDLE
     assert "before there was a result" in session.status()
+
+
+def test_the_status_says_stage_level_step_and_the_time_left(folder):
+    step = {"event": "step", "id": 1, "index": 2, "similarity": 0.5, "regularity": 0.01, "cosine": -0.1}
+    client = ClientWithGivenEvents(step | {"stage": "network", "level": 0, "remaining_seconds": 90.0})
+    session = SceneRegistration(slicer.vtkMRMLScene(), client)
+    session.start(Inputs(*add_pair(session.scene)), QUICK)
+    assert session.progress() == ""
+    session.poll()
+    assert session.progress() == "Network, step 3 of 5"
+    assert session.status().startswith("Network, step 3 of 5. Similarity loss 0.5000, regularity loss 0.01;")
+    assert session.status().endswith("About 2 min left.")
+    client.events = [step | {"stage": "refinement", "level": 1, "index": 0, "remaining_seconds": 4.0}]
+    session.poll()
+    assert session.progress() == "Refinement, level 2 of 2, step 1 of 4"
+    assert session.status().endswith("the gradients conflicted in 2 of 2 steps. About 4 s left.")
+    session.stop_now()
+
+
+def test_the_last_status_has_the_similarity_before_and_after(session):
+    session.run(Inputs(*add_pair(session.scene)), QUICK | {"refine_steps": 1})
+    report = mrml.recall(session.results["transform"], "report")
+    assert report["start"] == "network"
+    assert f"loss {report['similarity_before']:.4f} → {report['similarity']:.4f}." in session.status()
+    assert report["similarity"] < report["similarity_before"]
+
+
+def test_the_last_status_says_that_the_networks_deformation_was_not_used(session):
+    same = (add(session.scene, image(name)) for name in ("fixed", "moving"))
+    session.run(Inputs(*same), QUICK | {"refine_steps": 1})
+    assert mrml.recall(session.results["transform"], "report")["start"] == "zero"
+    assert "the refinement began without it" in session.status()
 
 
 def test_closing_while_it_computes_leaves_no_process_and_no_file(folder):
