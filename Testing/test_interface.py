@@ -123,13 +123,15 @@ class TestImages:
 
 
 class TestRegister:
-    def test_every_kind_of_image_gives_the_same_result(self, heads, result, tmp_path):
+    def test_every_kind_of_image_gives_the_same_result(self, heads, tmp_path):
+        """Without steps, which would enlarge the rounding of the affines."""
         gp.write_volume(heads.moving, tmp_path / "moving.nii.gz")
         fixed = heads.fixed
+        result = gp.register(fixed, heads.moving, steps=0, **SHORT)
         for image in (to_sitk(fixed), (fixed.array, fixed.affine), nibabel.Nifti1Image(fixed.array.T, fixed.affine)):
-            found = gp.register(image, tmp_path / "moving.nii.gz", steps=2, **SHORT)
+            found = gp.register(image, tmp_path / "moving.nii.gz", steps=0, **SHORT)
             difference = found.forward.displacement - result.forward.displacement
-            assert np.abs(difference).max() < 1e-2
+            assert np.abs(difference).max() < 1e-3
 
     def test_masks_and_the_initial_transform_may_be_images_and_files(self, heads, tmp_path):
         mask = sitk.Cast(to_sitk(heads.fixed_labels) > 0, sitk.sitkUInt8)
@@ -169,10 +171,10 @@ class TestExamples:
 
     def test_the_readmes_python_example(self, folder_with_images):
         text = (ROOT / "README.md").read_text(encoding="utf-8")
-        code = text.partition("```python\n")[2].partition("```")[0].replace("steps=50", "steps=1, refine_steps=0")
+        code = text.partition("```python\n")[2].partition("```")[0].replace('preset="quick"', "steps=1, refine_steps=0")
         run = subprocess.run([sys.executable, "-c", code], cwd=folder_with_images, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        assert run.stdout.startswith("Registration(moving.nii.gz → fixed.nii.gz · compact, projected, 1 steps")
+        assert run.stdout.startswith("Registration(moving.nii.gz → fixed.nii.gz · compact, projected, 1 IO steps")
         assert {"result", "overview.png"} <= {path.name for path in folder_with_images.iterdir()}
 
     def test_the_example_script(self, folder_with_images):
@@ -192,7 +194,7 @@ class TestResult:
     def test_reprs_are_one_short_line(self, heads, result):
         assert repr(heads.fixed) == "Volume('phantom fixed', 22 x 26 x 20 voxels of 8 x 8 x 8 mm, float32)"
         assert repr(result.forward).startswith("Deformation(")
-        assert repr(result).startswith("Registration(phantom moving → phantom fixed · compact, projected, 2 steps")
+        assert repr(result).startswith("Registration(phantom moving → phantom fixed · compact, projected, 2 IO steps")
         assert "folded" in repr(result)
         for thing in (heads.fixed, result.forward, result):
             assert "\n" not in repr(thing)

@@ -1,4 +1,6 @@
-"""Register two images and use the result: python register_pair.py FIXED MOVING FOLDER [STEPS]"""
+"""Register two images and use the result: python register_pair.py FIXED MOVING FOLDER [STEPS]
+
+STEPS are those of the refinement at each resolution."""
 
 import sys
 
@@ -8,11 +10,11 @@ import SimpleITK as sitk
 import GradProjIOLib as gp
 
 
-def main(fixed_path: str, moving_path: str, folder: str, steps: str = "50") -> None:
+def main(fixed_path: str, moving_path: str, folder: str, steps: str = "60") -> None:
     # Images may be paths, or what a notebook has in memory: here one is a SimpleITK image.
     moving = sitk.ReadImage(moving_path)
     settings = gp.Settings(model="compact", align="centers", seed=1)
-    result = gp.register(fixed_path, moving, settings, steps=int(steps), progress=True)
+    result = gp.register(fixed_path, moving, settings, refine_steps=int(steps), progress=True)
     print(result)
 
     # The report has every figure that the command writes into report.json.

@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def _fetch_weights(settings: Settings) -> None:
-    url = None if settings.model == "auto" or settings.weights else registry.find(settings.model).url
+    url = None if settings.model in ("auto", "none") or settings.weights else registry.find(settings.model).url
     if url is not None and not weights.cached_path(settings.model, url).exists():
         weights.download(settings.model, url)
 

@@ -8,7 +8,7 @@ and one that gets more pairs or settings computes only what is missing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import torch
 
 from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, Outcome, Task
 from GradProjIOLib.engine.optimization import Step
+from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics, tables
 from GradProjIOLib.evaluation.cases import folding_row, label_row
-from GradProjIOLib.evaluation.comparison import Comparison, Record, record_path
+from GradProjIOLib.evaluation.comparison import COMPARED, Comparison, Record, Setting, record_path
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.geometry.volume import Volume
@@ -38,24 +39,47 @@ class Trajectories:
     on_progress: Callable[[str], None] = print
 
     def fingerprint(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Records depend on all but the method and the number of steps."""
-        settings = {name: value for name, value in found["settings"].items() if name not in ("method", "steps")}
+        """Records depend on all but the method and the numbers of steps.
+
+        Raises InputError where there is no network but steps of one are to be compared.
+        """
+        comparison = self.comparison
+        on_network = comparison.methods or any(setting.steps for setting in comparison.refined)
+        if found["settings"]["model"] == "none" and on_network:
+            raise InputError("The model none has no network to optimize; compare methods such as projected:0+60.")
+        settings = {name: value for name, value in found["settings"].items() if name not in COMPARED}
         structures = self.comparison.structures
         return {**found, "settings": settings, "structures": structures and list(structures)}
 
     def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
         """Whether all is measured. Raises InputError for records of other files or settings."""
-        records = {
-            method: Record.read(record_path(folder, pair.case, method), fingerprint)
-            for method in self.comparison.methods
-        }
-        return not any(self.comparison.missing(record, method) for method, record in records.items())
+        comparison = self.comparison
+        records = {name: Record.read(record_path(folder, pair.case, name), fingerprint) for name in comparison.names}
+        missing = [method for method in comparison.methods if comparison.missing(records[method], method)]
+        missing += [str(setting) for setting in comparison.refined if not records[str(setting)].measured]
+        return not missing
 
     def compute(self, task: Task, inputs: dict[str, Any]) -> None:
         """Run every method as far as it is not there yet."""
         (task.folder / task.pair.case).mkdir(exist_ok=True)
         for method in self.comparison.methods:
             Trajectory(self, task, inputs, method).run()
+        for setting in self.comparison.refined:
+            self._refine(task, inputs, setting)
+
+    def _refine(self, task: Task, inputs: dict[str, Any], setting: Setting) -> None:
+        """Run a setting with refinement from its beginning to its end, and measure there."""
+        path = record_path(task.folder, task.pair.case, str(setting))
+        if Record.read(path, task.fingerprint).measured:
+            return
+        result = register(**_images(inputs), settings=replace(task.pair.settings, **asdict(setting)))
+        row = measure(result.forward, inputs, self.comparison.structures, with_distances=True)
+        steps = result.report["steps"]
+        Record(task.fingerprint, steps, {len(steps): row}).write(path)
+        self.on_progress(
+            f"{task.pair.case}: {setting}, Dice {row['dice']:.4f}, NDV {row['ndv_percent']:.3g} %, "
+            f"{result.report['seconds']:.1f} s"
+        )
 
     def write_summary(self, outcomes: Sequence[Outcome], folder: Path) -> None:
         """Write the tables and curves of the pairs that are done."""
@@ -81,9 +105,8 @@ class Trajectory:
         """Take the steps that are missing."""
         if self.comparison.missing(self.record, self.method):
             steps = self.comparison.last_step(self.method)
-            settings = replace(self.task.pair.settings, method=self.method, steps=steps)
-            images = {role: image for role, image in self.inputs.items() if not role.endswith("labels")}
-            register(**images, settings=settings, on_start=self.start, on_step=self.step)
+            settings = replace(self.task.pair.settings, method=self.method, steps=steps, refine_steps=0)
+            register(**_images(self.inputs), settings=settings, on_start=self.start, on_step=self.step)
         self.state_path.unlink(missing_ok=True)
 
     def start(self, running: Running) -> None:
@@ -114,15 +137,9 @@ class Trajectory:
             self._store()
 
     def measure(self, steps: int) -> tables.Row:
-        """Overlap and folding of the deformation that was reached; distances, too, if the table has a row for it."""
-        deformation = self.running.forward()
-        labels = self.inputs["fixed_labels"], self.inputs["moving_labels"]
-        structures = self.comparison.structures
-        if self.comparison.is_compared(self.method, steps):
-            row = label_row(metrics.evaluate_labels(deformation, *labels, structures))
-        else:
-            row = {"dice": mean_dice(deformation, *labels, structures)}
-        return row | folding_row(*metrics.evaluate_folding(deformation, self.inputs["fixed"]))
+        """Measure the deformation that was reached, with distances if the table has a row for it."""
+        with_distances = self.comparison.is_compared(self.method, steps)
+        return measure(self.running.forward(), self.inputs, self.comparison.structures, with_distances)
 
     def _store(self) -> None:
         """The record first: if it is ahead of the state after a crash, `start` forgets the surplus."""
@@ -141,6 +158,23 @@ class Trajectory:
             return 0
         self.running.optimizer.restore(state)
         return state["taken"]
+
+
+def measure(
+    deformation: Deformation, inputs: Mapping[str, Any], structures: Iterable[int] | None, with_distances: bool
+) -> tables.Row:
+    """Overlap and folding of a deformation, and where asked for the distances between the structures' surfaces."""
+    labels = inputs["fixed_labels"], inputs["moving_labels"]
+    if with_distances:
+        row = label_row(metrics.evaluate_labels(deformation, *labels, structures))
+    else:
+        row = {"dice": mean_dice(deformation, *labels, structures)}
+    return row | folding_row(*metrics.evaluate_folding(deformation, inputs["fixed"]))
+
+
+def _images(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `register` takes of the inputs of a pair."""
+    return {role: image for role, image in inputs.items() if not role.endswith("labels")}
 
 
 def mean_dice(deformation: Deformation, fixed: Volume, moving: Volume, structures: Iterable[int] | None) -> float:

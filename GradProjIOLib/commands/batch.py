@@ -16,7 +16,7 @@ from GradProjIOLib.batch import cluster, processes
 from GradProjIOLib.batch import run as batch
 from GradProjIOLib.batch.summary import PAGE
 from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Job, Outcome
-from GradProjIOLib.commands.options import add_output_option, add_setting_options, settings_from, whole_number
+from GradProjIOLib.commands.options import add_output_option, add_setting_options, given_settings, whole_number
 from GradProjIOLib.geometry.pairs import ROLES, Pair, read_pairs
 from GradProjIOLib.models import registry
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PAIRS.csv",
         help="table with the columns fixed and moving, perhaps case (the name of the folder), and any option of "
-        "`gradprojio register`, such as steps, model, moving_labels; paths are relative to the table",
+        "`gradprojio register`, such as preset, model, moving_labels; paths are relative to the table",
     )
     add_output_option(
         parser, "folder for the folders of the pairs and for the summary; a batch that was interrupted goes on there"
@@ -44,8 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Register all pairs: 0 when all are done, 1 when some failed, 2 when the table cannot be used."""
-    pairs, unusable = read_pairs(arguments.pairs, settings_from(arguments), ROLES_USED)
-    if arguments.model == "auto" and registry.default_model() == "compact" and not arguments.quiet:
+    pairs, unusable = read_pairs(arguments.pairs, given_settings(arguments), ROLES_USED)
+    if (
+        any(pair.settings.model == "auto" for pair in pairs)
+        and registry.default_model() == "compact"
+        and not arguments.quiet
+    ):
         print(f"note: where no model is chosen: {registry.FALLBACK_NOTE}", file=sys.stderr)
     outcomes = run_batch(pairs, unusable, arguments.output, compute_with(arguments) or in_processes(None), arguments)
     if outcomes is None:

@@ -14,15 +14,14 @@ from GradProjIOLib.commands.batch import INTERRUPTED, add_compute_options, compu
 from GradProjIOLib.commands.options import (
     add_output_option,
     add_setting_options,
-    settings_from,
+    given_settings,
     whole_number,
     whole_numbers,
 )
-from GradProjIOLib.evaluation.comparison import CURVES, PAPER, Comparison, parse_settings
+from GradProjIOLib.evaluation.comparison import COMPARED, CURVES, DEFAULT, Comparison, parse_settings
 from GradProjIOLib.geometry.pairs import read_pairs
 
 REQUIRED = ("fixed", "moving", "fixed_labels", "moving_labels")
-COMPARED = ("method", "steps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"table with the columns {', '.join(REQUIRED)} and perhaps case, masks, and any option below",
     )
     add_output_option(parser, "folder for the results; an interrupted comparison goes on there")
-    parser.add_argument("--methods", default=PAPER, help="methods and steps to compare")
+    parser.add_argument(
+        "--methods",
+        default=DEFAULT,
+        metavar="LIST",
+        help="methods to compare, with the steps on the network's parameters and perhaps those of the refinement, "
+        "as in projected:50+60 (default: %(default)s)",
+    )
     parser.add_argument(
         "--every",
         type=partial(whole_number, least=1),
@@ -52,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 one failed otherwise, 130 interrupted."""
     structures = tuple(arguments.structures) if arguments.structures else None
     comparison = Comparison(parse_settings(arguments.methods), arguments.every, structures)
-    pairs, unusable = read_pairs(arguments.pairs, settings_from(arguments), required=REQUIRED, without=COMPARED)
+    pairs, unusable = read_pairs(arguments.pairs, given_settings(arguments), required=REQUIRED, without=COMPARED)
     job = Trajectories(comparison, _print_nothing if arguments.quiet else print_progress)
     where = compute_with(arguments) or {"compute": batch.here}
     outcomes = run_batch(pairs, unusable, arguments.output, where, arguments, job)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from GradProjIOLib.settings import PRESETS, SETTING_NAMES, Settings, allowed_range, value_type
 
@@ -20,7 +21,7 @@ def add_setting_options(
 
     An option that is not typed leaves nothing in the parsed arguments, so that a preset can have its own value.
     """
-    if "refine_steps" in only and "refine_steps" not in without:
+    if "refine_steps" in only:
         parser.add_argument(
             "--preset",
             choices=tuple(PRESETS),
@@ -44,10 +45,14 @@ def add_setting_options(
         )
 
 
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The preset and the settings among the arguments, as ``Settings.from_mapping`` wants them."""
+    return {name: getattr(arguments, name) for name in ("preset", *SETTING_NAMES) if hasattr(arguments, name)}
+
+
 def settings_from(arguments: argparse.Namespace) -> Settings:
     """The settings among the arguments; those of the preset for the others."""
-    names = ("preset", *SETTING_NAMES)
-    return Settings.from_mapping({name: getattr(arguments, name) for name in names if hasattr(arguments, name)})
+    return Settings.from_mapping(given_settings(arguments))
 
 
 def add_output_option(parser: argparse.ArgumentParser, help: str, default: Path | None = None) -> None:

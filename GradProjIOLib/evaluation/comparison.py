@@ -1,12 +1,13 @@
 """The paper's Table 1: which settings are compared, the records of what was measured, and tables and curves of them.
 
 The folder of a comparison has a folder for each pair with a record for each method. Settings that differ only in the
-number of steps share one record. ``batch.trajectory`` computes the records.
+number of steps share one record; one with refinement has its own. ``batch.trajectory`` computes the records.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,36 +22,50 @@ from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.report import curves
 
 PAPER = "direct,vanilla:50,projected:50,vanilla:100,projected:100"
+DEFAULT = f"{PAPER},projected:0+60"
+COMPARED = ("method", "steps", "refine_steps")
+"""What is compared says these settings, not the pair."""
 DIRECT = "direct"
 CURVES = "curves.png"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A method and after how many steps its result counts, written "vanilla:50" or "direct"."""
+    """A method and after how many steps its result counts, written "direct", "vanilla:50" or "projected:50+60".
+
+    ``steps`` are those on the network's parameters, ``refine_steps`` those of the refinement that follows them (see
+    ``Settings``); the paper has none.
+    """
 
     method: str
     steps: int
+    refine_steps: int = 0
 
     def __str__(self) -> str:
-        return DIRECT if self.method == DIRECT else f"{self.method}:{self.steps}"
+        if self.method == DIRECT:
+            return DIRECT
+        return f"{self.method}:{self.steps}" + (f"+{self.refine_steps}" if self.refine_steps else "")
 
     @classmethod
     def parse(cls, text: str) -> Setting:
         """The setting that `text` names. Raises InputError."""
-        method, _, steps = text.strip().partition(":")
-        if method == DIRECT and not steps:
+        if text.strip() == DIRECT:
             return cls(DIRECT, 0)
-        if method not in ("vanilla", "projected") or not steps.isdigit() or int(steps) == 0:
-            raise InputError(f"The method {text!r} is not known; write direct, vanilla:STEPS or projected:STEPS.")
-        return cls(method, int(steps))
+        found = re.fullmatch(r"(vanilla|projected):(\d+)(?:\+(\d+))?", text.strip())
+        setting = found and cls(found[1], int(found[2]), int(found[3] or 0))
+        if not setting or not (setting.steps or setting.refine_steps):
+            raise InputError(
+                f"The method {text!r} is not known; write direct, vanilla:STEPS, projected:STEPS, or with the steps of "
+                "the refinement projected:STEPS+STEPS."
+            )
+        return setting
 
 
 def parse_settings(text: str) -> tuple[Setting, ...]:
     """The settings in a comma-separated list, each once. Raises InputError."""
     settings = tuple(Setting.parse(item) for item in text.split(",") if item.strip())
     if not settings or len(set(settings)) < len(settings):
-        raise InputError(f"The methods {text!r} name none, or one twice; write for example {PAPER}.")
+        raise InputError(f"The methods {text!r} name none, or one twice; write for example {DEFAULT}.")
     return settings
 
 
@@ -97,21 +112,34 @@ class Comparison:
     structures: tuple[int, ...] | None = None
 
     @property
+    def refined(self) -> list[Setting]:
+        """The settings with refinement, each of which is run on its own."""
+        return [setting for setting in self.settings if setting.refine_steps]
+
+    @property
     def methods(self) -> list[str]:
-        """The methods that have to be run. The result without steps is the start of the first one."""
-        with_steps = dict.fromkeys(setting.method for setting in self.settings if setting.method != DIRECT)
-        return list(with_steps) or [DIRECT]
+        """The methods to run without refinement. The result without steps is the start of the first one."""
+        plain = dict.fromkeys(setting.method for setting in self.settings if not setting.refine_steps)
+        return [method for method in plain if method != DIRECT] or list(plain)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all records of a pair."""
+        return [*self.methods, *map(str, self.refined)]
 
     def last_step(self, method: str) -> int:
-        """How many steps of `method` are needed."""
-        return max((setting.steps for setting in self.settings if setting.method == method), default=0)
+        """How many steps of `method` without refinement are needed."""
+        return max((setting.steps for setting in self._plain(method)), default=0)
 
     def measured_steps(self, method: str) -> list[int]:
         """After how many steps of `method` to measure: those of its settings, and those between for the curves."""
         last = self.last_step(method)
-        asked = {setting.steps for setting in self.settings if setting.method == method}
+        asked = {setting.steps for setting in self._plain(method)}
         start = {0} if method == self.methods[0] else set()
         return sorted(start | asked | set(range(self.every, last + 1, self.every)))
+
+    def _plain(self, method: str) -> list[Setting]:
+        return [setting for setting in self.settings if setting.method == method and not setting.refine_steps]
 
     def is_compared(self, method: str, steps: int) -> bool:
         """Whether `method` after so many steps is a setting, which has a row in the table with all metrics."""
@@ -128,13 +156,17 @@ class Comparison:
 
     def rows(self, case: str, folder: Path) -> list[tables.Row]:
         """A row for every setting of a pair that is done."""
-        records = {method: Record.read(record_path(folder, case, method)) for method in self.methods}
+        records = {name: Record.read(record_path(folder, case, name)) for name in self.names}
         rows = []
         for setting in self.settings:
-            record = records[self.methods[0] if setting.method == DIRECT else setting.method]
-            seconds = sum(step["seconds"] for step in record.steps[: setting.steps])
-            row = {"case": case, "group": str(setting)} | record.measured[setting.steps]
-            rows.append(row | {"seconds": seconds})
+            if setting.refine_steps:
+                record = records[str(setting)]
+                count = len(record.steps)
+            else:
+                record = records[self.methods[0] if setting.method == DIRECT else setting.method]
+                count = setting.steps
+            seconds = sum(step["seconds"] for step in record.steps[:count])
+            rows.append({"case": case, "group": str(setting)} | record.measured[count] | {"seconds": seconds})
         return rows
 
     def write_results(self, cases: Sequence[str], failed: Sequence[dict[str, str]], folder: Path) -> None:
@@ -145,7 +177,7 @@ class Comparison:
         if not cases:
             return
         rows = [row for case in cases for row in self.rows(case, folder)]
-        fingerprints = {case: Record.read(record_path(folder, case, self.methods[0])).fingerprint for case in cases}
+        fingerprints = {case: Record.read(record_path(folder, case, self.names[0])).fingerprint for case in cases}
         report = tables.report(rows, failed, self.comparisons(rows))
         settings = {case: fingerprint["settings"] for case, fingerprint in fingerprints.items()}
         tables.write_json(report | {"settings": settings}, folder / "results.json")
@@ -158,10 +190,14 @@ class Comparison:
             curves.write_png(panels, title, folder / CURVES)
 
     def comparisons(self, rows: Sequence[tables.Row]) -> list[tables.GroupComparison]:
-        """Every setting against the direct result, and projected against vanilla after the same number of steps."""
+        """Every setting against the direct result, and projected against vanilla after the same number of steps.
+
+        A refined one also against the same without refinement.
+        """
         pairs = [(Setting(DIRECT, 0), setting) for setting in self.settings if setting.method != DIRECT]
         pairs += [(replace(setting, method="vanilla"), setting) for setting in self.settings
                   if setting.method == "projected"]  # fmt: skip
+        pairs += [(replace(setting, refine_steps=0), setting) for setting in self.refined]
         return tables.compare_groups(rows, [(str(one), str(other)) for one, other in pairs if one in self.settings])
 
     def text(self, rows: Sequence[tables.Row]) -> str:
@@ -171,13 +207,19 @@ class Comparison:
         return f"{text}\n\n{tables.comparison_table(comparisons)}" if comparisons else text
 
     def panels(self, cases: Sequence[str], folder: Path) -> list[curves.Panel]:
-        """Dice, NDV, cosine and share of conflicts over the steps, from the records of `cases`, which are done."""
+        """Dice, NDV, cosine and share of conflicts over the steps, from the records of `cases`, which are done.
+
+        Settings with refinement have no curves, as they are only measured at their end.
+        """
         dice: list[curves.Curve] = []
         folding: list[curves.Curve] = []
         cosine: list[curves.Curve] = []
         conflicts: list[curves.Curve] = []
-        starts = {case: Record.read(record_path(folder, case, self.methods[0])).measured[0] for case in cases}
-        for method in self.methods if self.methods != [DIRECT] else ():
+        methods = [method for method in self.methods if method != DIRECT]
+        if not methods:
+            return []
+        starts = {case: Record.read(record_path(folder, case, methods[0])).measured[0] for case in cases}
+        for method in methods:
             records = {case: Record.read(record_path(folder, case, method)) for case in cases}
             steps = sorted({0, *self.measured_steps(method)})
             for curve, key in ((dice, "dice"), (folding, "ndv_percent")):
@@ -202,9 +244,10 @@ class Comparison:
         return [panel for panel in panels if panel.curves]
 
 
-def record_path(folder: Path, case: str, method: str) -> Path:
-    """Where the record of a method on a pair is kept in the folder of a comparison."""
-    return folder / case / f"{method}.json"
+def record_path(folder: Path, case: str, name: str) -> Path:
+    """Where a record of a pair is kept: that of a method, or that of a setting with refinement ("projected:50+60")."""
+    # Windows allows no colon in the name of a file.
+    return folder / case / f"{name.replace(':', '_')}.json"
 
 
 def _curve(name: str, x: Sequence[int], values: Mapping[str, ArrayLike]) -> curves.Curve:

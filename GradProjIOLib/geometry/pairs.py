@@ -58,18 +58,20 @@ ROLES = tuple(one.name for one in fields(Pair) if one.name not in ("case", "sett
 
 def read_pairs(
     path: Path,
-    settings: Settings,
+    settings: Mapping[str, Any],
     roles: Sequence[str] = ROLES,
     required: Collection[str] = IMAGES,
     without: Collection[str] = (),
 ) -> tuple[list[Pair], dict[str, str]]:
     """The pairs in the table at ``path``, and the cases whose row cannot be used, with the reason.
 
-    Columns are ``case``, the ``roles``, and the settings but for those in ``without``. Paths are relative to the
-    table; an empty cell takes what ``settings`` say. Without a case a row is named after its files.
-    Raises InputError where the file is no such table, or a case is there twice.
+    Columns are ``case``, the ``roles``, ``preset``, and the settings but for those in ``without``. Paths are relative
+    to the table. What a row leaves empty is what ``settings`` say (names and values as for ``Settings.from_mapping``),
+    else what the row's preset says. Without a case a row is named after its files.
+    Raises InputError where the file is no such table, a case is there twice, or ``settings`` make no sense.
     """
-    columns = ("case", *roles, *(name for name in SETTING_FIELDS if name not in without))
+    Settings.from_mapping(settings)
+    columns = ("case", *roles, "preset", *(name for name in SETTING_FIELDS if name not in without))
     rows = list(read_table(path, columns, required).values())
     pairs, unusable = [], {}
     for case, row in zip(_cases(path, rows), rows, strict=True):
@@ -116,13 +118,17 @@ def _name(path: str) -> str:
     return image_stem(path).lstrip(".") or "image"
 
 
-def _pair(case: str, row: Mapping[str, str], folder: Path, settings: Settings, required: Collection[str]) -> Pair:
+def _pair(
+    case: str, row: Mapping[str, str], folder: Path, settings: Mapping[str, Any], required: Collection[str]
+) -> Pair:
     for role in required:
         if not row[role]:
             raise InputError(f"The row names no file for {role.replace('_', ' ')}; fill it in.")
     files = {role: folder / Path(cell).expanduser() for role in ROLES if (cell := row.get(role))}
     values = {name: _value(name, cell, folder) for name in SETTING_FIELDS if (cell := row.get(name))}
-    return Pair(case, settings=replace(settings, **values), **files)
+    if preset := row.get("preset"):
+        values["preset"] = preset
+    return Pair(case, settings=Settings.from_mapping({**settings, **values}), **files)
 
 
 def _value(name: str, cell: str, folder: Path) -> Any:

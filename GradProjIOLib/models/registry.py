@@ -160,8 +160,10 @@ def _cascade(model: Model, unet: type[UNet] = FastUNet) -> Cascade:
 def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | None:
     """The file with a model's weights: the given one, the cached or the bundled one; None where there is none.
 
-    Raises InputError for published weights that are not in the cache.
+    The model "none" has none. Raises InputError for published weights that are not in the cache.
     """
+    if name == "none":
+        return None
     model = find(name)
     if weights is not None:
         return Path(weights)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,8 @@ RESULT_FILES = (
     "report.json",
 )
 """What a folder of results may hold; labels and pictures are not always there."""
+STAGE_WORDS = {"network": "IO", "refinement": "refinement"}
+"""What the steps of a stage are called (IO: instance optimization)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,11 +135,18 @@ class Registration:
     def title(self) -> str:
         """One line that says what was registered, how, and with which folding."""
         folded = self.report["jacobian"]["folded_percent"]
-        steps = len(self.report["steps"])
         return (
             f"{Path(self.moving.name).name} → {Path(self.fixed.name).name} · {self.report['model']['name']}, "
-            f"{self.settings.method}, {steps} steps · {folded:.3g} % folded · {self.report['seconds']:.0f} s"
+            f"{self.settings.method}, {count_steps(self.report)} · {folded:.3g} % folded · "
+            f"{self.report['seconds']:.0f} s"
         )
+
+
+def count_steps(report: Mapping[str, Any]) -> str:
+    """How many steps of each stage a registration took, in words: "50 IO + 90 refinement steps"."""
+    stages = Counter(step["stage"] for step in report["steps"])
+    counts = [f"{stages[stage]} {word}" for stage, word in STAGE_WORDS.items() if stages[stage]]
+    return f"{' + '.join(counts)} steps" if counts else "no steps"
 
 
 def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | None = None) -> dict[str, float]:

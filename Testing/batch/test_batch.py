@@ -33,7 +33,7 @@ from GradProjIOLib.geometry.image_files import read_volume, write_volume
 from GradProjIOLib.geometry.pairs import Pair, read_pairs
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
-from GradProjIOLib.settings import Settings
+from GradProjIOLib.settings import PRESETS, Settings
 
 SHAPE = (20, 22, 24)
 AFFINE = np.diag([2.0, 2.5, 3.0, 1.0])
@@ -251,18 +251,45 @@ def test_a_table_may_hold_any_option_of_register(images, tmp_path):
         {"Fixed": "fixed1.nrrd", "moving": "", "steps": "4"},
         {"Fixed": "fixed2.nrrd", "moving": "moving1.nrrd", "steps": "many"},
     ]  # fmt: skip
-    common = Settings(steps=3, similarity="mind")
+    common = {"steps": 3, "similarity": "mind"}
     (first, second), unusable = read_pairs(write_table(images / "options.csv", rows, delimiter=";"), common)
     assert first.settings == Settings(steps=7, similarity="mind", lattice=(16, 18, 20),
                                       learning_rate=1e-4, align="rigid", weights=str(images / "my.pt"))  # fmt: skip
     assert first.files == {"fixed": images / "fixed0.nrrd", "moving": images / "moving0.nrrd"}
-    assert second.settings == common
+    assert second.settings == Settings(**common)
     assert second.moving_labels == images / "labels.nrrd"
     assert first.case.startswith("moving0_to_fixed0_")
     assert first.case != second.case
     assert [word in message for message, word in zip(unusable.values(), ("-4", "moving", "many"), strict=True)]
     reordered, _ = read_pairs(write_table(images / "options.csv", rows[::-1], "\t"), common)
     assert {pair.case for pair in reordered} == {first.case, second.case}
+
+
+def test_a_preset_in_a_table_gives_what_neither_the_row_nor_the_common_options_say(images):
+    rows = [
+        {"fixed": "fixed0.nrrd", "moving": "moving0.nrrd", "preset": "paper"},
+        {"fixed": "fixed1.nrrd", "moving": "moving1.nrrd", "preset": "paper", "steps": "7"},
+        {"fixed": "fixed2.nrrd", "moving": "moving1.nrrd", "preset": ""},
+        {"fixed": "fixed2.nrrd", "moving": "moving0.nrrd", "preset": "papre"},
+    ]
+    common = {"preset": "quick", "projection": "similarity"}
+    pairs, unusable = read_pairs(write_table(images / "presets.csv", rows), common)
+    assert [pair.settings for pair in pairs] == [
+        Settings(steps=50, refine_steps=0, projection="similarity"),
+        Settings(steps=7, refine_steps=0, projection="similarity"),
+        Settings(refine_steps=PRESETS["quick"]["refine_steps"], projection="similarity"),
+    ]
+    assert ["did you mean paper?" in message for message in unusable.values()] == [True]
+    with pytest.raises(InputError, match="'slow' is not known"):
+        read_pairs(images / "presets.csv", {"preset": "slow"})
+
+
+def test_a_batch_without_a_network(images, tmp_path):
+    """The model none has no weights, whose checksum a result could depend on."""
+    settings = Settings(model="none", refine_steps=1, device="cpu")
+    (outcome,) = run.run([pair(images, 0, settings)], tmp_path, here)
+    assert outcome.state == DONE, outcome.message
+    assert [outcome.state for outcome in run.run([pair(images, 0, settings)], tmp_path, here)] == [KEPT]
 
 
 @pytest.mark.parametrize(

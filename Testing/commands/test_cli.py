@@ -57,6 +57,7 @@ class TestRegister:
                         "--model", "compact", "--steps", 2, "--refine-steps", 0, "--device", "cpu",
                         "--moving-labels", pair / "moving_labels.nii.gz")  # fmt: skip
         assert found.returncode == 0, found.stderr
+        assert "compact, projected, 2 IO steps on cpu in" in found.stdout
         assert "folded voxels" in found.stdout
         assert (tmp_path / "out" / "warped_labels.nii.gz").exists()
         report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -158,6 +159,8 @@ class TestOtherVerbs:
         found = command("demo", "-o", tmp_path / "demo", "--size", 32, "--steps", 2, "--refine-steps", 2)
         assert found.returncode == 0, found.stderr
         assert "before  mean Dice" in found.stdout
+        assert "compact, projected, 2 IO + 6 refinement steps on" in found.stdout
+        assert "refinement from the network's deformation on" in found.stdout
         assert "mean distance to the known deformation" in found.stdout
         assert (tmp_path / "demo" / "overview.png").stat().st_size > 10_000
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -190,7 +191,8 @@ def test_killed_comparison_goes_on(pairs, tmp_path, capsys):
     assert run(pairs, whole, methods=methods) == 0
     assert rows_of(killed) == rows_of(whole)
     first, second = (json.loads((folder / "one" / "projected.json").read_text())["steps"] for folder in (whole, killed))
-    assert [step | {"seconds": 0} for step in first] == [step | {"seconds": 0} for step in second]
+    timeless = {"seconds": 0, "remaining_seconds": 0}
+    assert [step | timeless for step in first] == [step | timeless for step in second]
     assert any(step["projected"] != "none" for step in first[3:])
     assert not (killed / "one" / "projected.state").exists()
 
@@ -240,7 +242,22 @@ def test_curves_hold_what_was_measured(compared):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "vanilla", "vanilla:0", "projected:-1", "direct:5", "newton:3", "direct,direct", "vanilla:x"]
+    "text",
+    [
+        "",
+        "vanilla",
+        "vanilla:0",
+        "projected:-1",
+        "direct:5",
+        "newton:3",
+        "direct,direct",
+        "vanilla:x",
+        "projected:0+0",
+        "projected:5+",
+        "direct+5",
+        "projected:+5",
+        "projected:5+0,projected:5",
+    ],
 )
 def test_methods_that_make_no_sense(text):
     with pytest.raises(InputError):
@@ -249,6 +266,60 @@ def test_methods_that_make_no_sense(text):
 
 def test_papers_settings():
     assert [str(setting) for setting in comparison.parse_settings(comparison.PAPER)] == comparison.PAPER.split(",")
+    assert comparison.DEFAULT.startswith(comparison.PAPER)
+    assert comparison.Setting.parse("projected:50+60") == comparison.Setting("projected", 50, 60)
+
+
+def test_refined_settings_are_further_rows(compared, tmp_path, monkeypatch):
+    """They are what `register` gives; the other rows are not refined; a second call computes nothing."""
+    taken = []
+    step = InstanceOptimizer._step
+
+    def counted(self, index):
+        taken.append((self.method, type(self.objective.model).__name__))
+        return step(self, index)
+
+    table = tmp_path / "one.csv"
+    lines = (compared / "pairs.csv").read_text().splitlines()[:2]
+    table.write_text("\n".join(lines).replace("one_", f"{compared}/one_"))
+    more = f"{METHODS},projected:2+1,vanilla:0+1"
+    with monkeypatch.context() as patch:
+        patch.setattr(InstanceOptimizer, "_step", counted)
+        assert run(table, tmp_path / "out", methods=more) == 0
+        levels = 3
+        assert Counter(taken) == {
+            ("vanilla", "Cascade"): 4,
+            ("projected", "Cascade"): 4 + 2,
+            ("projected", "Displacements"): levels,
+            ("vanilla", "Displacements"): levels,
+        }
+        assert run(table, tmp_path / "out", methods=more) == 0
+        assert len(taken) == 10 + 2 * levels
+    rows = rows_of(tmp_path / "out")
+    plain = [row for row in rows if "+" not in row["group"]]
+    assert plain == [row for row in rows_of(compared / "out") if row["case"] == "one"]
+    refined = {row["group"]: row for row in rows if "+" in row["group"]}
+    settings = Settings(model="compact", lattice=(16, 16, 16), steps=2, refine_steps=1, device="cpu",
+                        learning_rate=1e-4)  # fmt: skip
+    images = [read_volume(compared / f"one_{side}.nii.gz") for side in ("fixed", "moving")]
+    labels = [read_labels(compared / f"one_{side}_labels.nii.gz") for side in ("fixed", "moving")]
+    expected = metrics.evaluate_labels(register(*images, settings).forward, *labels)
+    assert (refined["projected:2+1"]["dice"], refined["projected:2+1"]["hd95_mm"]) == (expected.dice, expected.hd95)
+    text = (tmp_path / "out" / "table.txt").read_text()
+    assert "vanilla:0+1" in text
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
+def test_without_a_network_only_refinements_are_compared(compared, tmp_path, capsys):
+    table = tmp_path / "one.csv"
+    lines = (compared / "pairs.csv").read_text().splitlines()[:2]
+    table.write_text("\n".join(lines).replace("one_", f"{compared}/one_"))
+    command = ["compare", str(table), "-o", str(tmp_path / "out"), "--model", "none", "--device", "cpu"]
+    assert main.main([*command, "--methods", "projected:0+1,vanilla:0+1"]) == 0
+    assert [row["group"] for row in rows_of(tmp_path / "out")] == ["projected:0+1", "vanilla:0+1"]
+    capsys.readouterr()
+    assert main.main([*command, "--methods", "direct,projected:0+1"]) == 2
+    assert "has no network to optimize" in capsys.readouterr().err
 
 
 def test_pairs_that_make_no_sense(tmp_path, capsys):

@@ -235,6 +235,16 @@ def test_command_registers_packs_and_checks(folder, tmp_path, capsys):
     assert "other inputs or settings (steps)" in capsys.readouterr().err
 
 
+def test_a_preset_holds_for_every_pair(folder, tmp_path):
+    """The fields were made with the preset's settings, and with what the command line says instead."""
+    output = tmp_path / "mine.zip"
+    assert main.main(["lumir", "register", str(folder), "-o", str(output), "--model", "compact", "--device", "cpu",
+                      "--preset", "paper", "--steps", "1", "--lattice", "16", "16", "16"]) == 0  # fmt: skip
+    records = list(output.with_suffix("").glob("*.json"))
+    settings = [json.loads(path.read_text())["settings"] for path in records]
+    assert [(one["steps"], one["refine_steps"], one["projection"]) for one in settings] == [(1, 0, "random")] * 2
+
+
 def test_command_goes_on_after_a_broken_pair(folder, tmp_path, capsys):
     output = tmp_path / "mine.zip"
     pair = lumir.validation_pairs(folder)[0]

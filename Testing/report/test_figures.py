@@ -23,9 +23,14 @@ ORIENTATIONS = {
     "ASR": np.array([[0, 0, 3.0], [2.0, 0, 0], [0, 2.0, 0]]),
 }
 STEPS = [
-    asdict(Step(1, 0.5, 0.01, 0.2, "none", 0.1)),
-    asdict(Step(2, 0.4, 0.02, -0.1, "similarity", 0.1)),
-    asdict(Step(3, 0.35, 0.03, -0.2, "both", 0.1)),
+    asdict(Step(0, 0.5, 0.01, 0.0, 0.2, "none", 0.1)),
+    asdict(Step(1, 0.4, 0.02, 0.0, -0.1, "similarity", 0.1)),
+    asdict(Step(2, 0.35, 0.03, 0.0, -0.2, "both", 0.1)),
+]
+REFINED = STEPS + [
+    asdict(Step(index, 0.3 - 0.01 * index, 0.02, 0.0, 0.1, "both", 0.1, "refinement", level))
+    for level in range(3)
+    for index in range(10)
 ]
 
 
@@ -184,12 +189,28 @@ def test_losses_and_conflicts_are_told() -> None:
     assert "conflict in 2 of 3 steps" in text
     assert "projected (2)" in text
     assert "projected (1)" in text
-    vanilla = [{"index": 1, "similarity": 0.5, "regularity": 0.0, "cosine": None, "projected": None}]
-    assert "Cosine" not in words(Picture(scene(), steps=vanilla))
+    vanilla = STEPS[0] | {"cosine": None, "projected": None}
+    assert "Cosine" not in words(Picture(scene(), steps=[vanilla]))
     assert "No optimization steps" in words(Picture(scene(), steps=[]))
 
 
-@pytest.mark.parametrize("steps", [STEPS, []])
+def test_stages_and_levels_are_marked_and_numbered_in_a_row() -> None:
+    picture = Picture(scene(), steps=REFINED)
+    text = words(picture)
+    for name in ("network", "refinement 1", "refinement 2", "refinement 3"):
+        assert text.split("\n").count(name) == 3
+    assert "Similarity loss in refinement 3: 0.3 → 0.21" in text
+    similarity = next(axes for axes in picture.figure.axes if axes.get_title().startswith("Similarity"))
+    lines = [line.get_xdata() for line in similarity.lines if len(line.get_xdata()) in (3, 10)]
+    assert [list(x) for x in lines] == [
+        [*range(first, last + 1)] for first, last in ((1, 3), (4, 13), (14, 23), (24, 33))
+    ]
+    # Where losses of another lattice begin, there is a line and no connection.
+    assert [line.get_xdata()[0] for line in similarity.lines if line.get_xdata()[0] % 1] == [3.5, 13.5, 23.5]
+    assert "refinement" not in words(Picture(scene()))
+
+
+@pytest.mark.parametrize("steps", [STEPS, REFINED, []])
 def test_texts_do_not_overlap_and_lie_within_the_picture(steps: list) -> None:
     fixed = Volume(scene().array, scene().affine, "a_very_long_$file_name$_of_a_subject_at_baseline.nii.gz")
     determinant = np.ones(fixed.shape, dtype=np.float32)
