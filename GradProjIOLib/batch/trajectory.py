@@ -161,7 +161,7 @@ class Trajectory:
 
 
 def measure(
-    deformation: Deformation, inputs: Mapping[str, Any], structures: Iterable[int] | None, with_distances: bool
+    deformation: Deformation, inputs: Mapping[str, Any], structures: Sequence[int] | None, with_distances: bool
 ) -> tables.Row:
     """Overlap and folding of a deformation, and where asked for the distances between the structures' surfaces."""
     labels = inputs["fixed_labels"], inputs["moving_labels"]

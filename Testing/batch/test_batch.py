@@ -284,6 +284,16 @@ def test_a_preset_in_a_table_gives_what_neither_the_row_nor_the_common_options_s
         read_pairs(images / "presets.csv", {"preset": "slow"})
 
 
+def test_a_batch_without_a_model_says_which_one_it_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "default_model", lambda: "compact")
+    table = write_table(tmp_path / "pairs.csv", [{"fixed": "a.nrrd", "moving": "b.nrrd", "model": ""}])
+    assert main(["batch", str(table), "-o", str(tmp_path / "out"), "--workers", "1"]) == 1
+    assert "where no model is chosen" in capsys.readouterr().err
+    table = write_table(tmp_path / "pairs.csv", [{"fixed": "a.nrrd", "moving": "b.nrrd", "model": "none"}])
+    assert main(["batch", str(table), "-o", str(tmp_path / "out"), "--workers", "1"]) == 1
+    assert "where no model is chosen" not in capsys.readouterr().err
+
+
 def test_a_batch_without_a_network(images, tmp_path):
     """The model none has no weights, whose checksum a result could depend on."""
     settings = Settings(model="none", refine_steps=1, device="cpu")

@@ -17,6 +17,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.scene.batch import FolderBatch, NodeBatch, pairs_of
 from GradProjIOLib.scene.session import SceneRegistration
+from GradProjIOLib.settings import PRESETS
 
 ONE_STEP = QUICK | {"steps": 1}
 
@@ -81,6 +82,19 @@ def test_with_a_folder_there_are_only_files_and_what_is_done_is_kept(environment
     again = FolderBatch(pairs, ONE_STEP, tmp_path / "out")
     assert len([result for result in again.wait() if result.folder]) == 3
     assert report.stat().st_mtime_ns == before
+
+
+def test_a_preset_is_a_setting_like_others(environment, session, tmp_path):
+    """It gives the settings that the call does not name."""
+    pair = tuple(files(tmp_path / "scans", 2))
+    settings = {"preset": "quick", "model": "none", "device": "cpu", "samples": 1000}
+    (result,) = FolderBatch([pair], settings, tmp_path / "out").wait()
+    assert not result.message
+    in_files = json.loads((result.folder / "report.json").read_text())["settings"]
+    (result,) = NodeBatch(session, [pair], settings).wait()
+    in_scene = json.loads(result.nodes["transform"].GetAttribute("GradProjIO.report"))["settings"]
+    for found in (in_files, in_scene):
+        assert (found["refine_steps"], found["samples"]) == (PRESETS["quick"]["refine_steps"], 1000)
 
 
 def test_bad_settings_are_refused_before_anything_starts(session, tmp_path):
