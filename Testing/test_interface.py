@@ -133,6 +133,14 @@ class TestRegister:
             difference = found.forward.displacement - result.forward.displacement
             assert np.abs(difference).max() < 1e-3
 
+    def test_a_preset_overrides_the_settings_but_not_other_keywords(self, heads):
+        settings = gp.Settings(**SHORT, steps=7, projection="similarity", seed=4)
+        found = gp.register(heads.fixed, heads.moving, settings, preset="paper", steps=1)
+        used = found.settings
+        assert (used.steps, used.refine_steps, used.projection, used.seed) == (1, 0, "random", 4)
+        with pytest.raises(gp.InputError, match="did you mean paper"):
+            gp.register(heads.fixed, heads.moving, settings, preset="papre")
+
     def test_masks_and_the_initial_transform_may_be_images_and_files(self, heads, tmp_path):
         mask = sitk.Cast(to_sitk(heads.fixed_labels) > 0, sitk.sitkUInt8)
         sitk.WriteTransform(sitk.TranslationTransform(3, (3.0, -2.0, 1.0)), str(tmp_path / "start.tfm"))

@@ -37,7 +37,7 @@ from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
 from GradProjIOLib.registration.refinement import Refinement, check_memory, lattice_for, plan_levels
 from GradProjIOLib.registration.result import Registration, describe_jacobian
-from GradProjIOLib.settings import Settings
+from GradProjIOLib.settings import Settings, preset_values
 from GradProjIOLib.spatial import alignment
 from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
@@ -79,7 +79,8 @@ def register(
     (array [k, j, i], affine from the index (i, j, k) to RAS mm); see ``geometry.conversion.as_volume``. Masks (any
     lattice, non-zero inside) say where each image counts in the similarity.
     settings: how to register. Each field of ``Settings`` may also be given as a keyword, as in ``steps=100``; it
-    overrides the one in ``settings``. The keyword ``preset`` names one of ``settings.PRESETS``.
+    overrides the one in ``settings``. The keyword ``preset`` names one of ``settings.PRESETS``, whose values override
+    those in ``settings`` but not other keywords.
     initial_transform: a map from fixed to moving points in RAS mm, 4x4, a Deformation, or the path of an ITK
     transform file. It takes the place of ``settings.align``.
     on_step: is called after each step; returning False ends the optimization there, and the result is what was
@@ -92,7 +93,8 @@ def register(
     settings that are unknown or out of range; a device that is not there; missing or unfit weights; too little
     memory.
     """
-    settings = Settings.from_mapping(({} if settings is None else asdict(settings)) | keywords)
+    given = {} if settings is None else asdict(settings)
+    settings = Settings.from_mapping(given | preset_values(keywords.pop("preset", None)) | keywords)
     if isinstance(initial_transform, (str, os.PathLike)):
         initial_transform = read_initial(initial_transform)
     return _Run(

@@ -47,7 +47,7 @@ def test_nodes_and_files_become_nodes_and_one_failure_stops_nothing(session, tmp
     assert results[0].nodes["warped"].GetName() == "moving registered to fixed"
     assert results[2].nodes["transform"].GetName() == "scan1 to scan0"
     assert results[0].nodes["transform"] is not results[2].nodes["transform"]
-    assert "1 of 3 pairs registered, 1 failed; scan1 to scan0, step 0" in seen
+    assert "1 of 3 pairs registered, 1 failed; scan1 to scan0" in seen
     assert batch.status() == "2 of 3 pairs registered, 1 failed"
 
 
