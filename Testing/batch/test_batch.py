@@ -342,7 +342,7 @@ def test_the_summary_shows_the_worst_first(images, finished, tmp_path):
 
     height, width, _ = imread(tmp_path / "pair1" / "thumbnail.png").shape
     assert height == 128
-    assert width == 3 * round(128 * 24 * 2.0 / (22 * 2.5))
+    assert width == round(128 * 3 * 24 * 2.0 / (22 * 2.5))
 
 
 def test_one_batch_at_a_time_works_in_a_folder(images, tmp_path):
