@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEAST_DETERMINANT = 0.1
+LEAST_DETERMINANT = 0.2
 """ε: determinants above it cost nothing."""
 
 

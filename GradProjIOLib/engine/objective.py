@@ -37,7 +37,8 @@ class Objective:
     similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
     say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
     mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
-    stride: see ``GradientInverseConsistency``.
+    stride: see ``GradientInverseConsistency``. outside_counts: whether samples that are mapped outside the lattice
+    count, as black; uniGradICON has it so.
     """
 
     names = ("similarity", "regularity")
@@ -54,13 +55,16 @@ class Objective:
         regularity_weight: float = 1.5,
         folding_weight: float = 0.0,
         stride: int = 2,
+        outside_counts: bool = True,
     ):
         self.model = model
         self.sources = torch.cat([moving, fixed])
         self.targets = torch.cat([fixed, moving])
         self.lattice = tuple(fixed.shape[2:])
         self.points = maps.identity(self.lattice, fixed.device)
-        self.masks = _stack_masks(self.targets, fixed_mask, moving_mask, similarity)
+        self.masks: Tensor | None = _stack_masks(self.targets, fixed_mask, moving_mask, similarity)
+        if outside_counts and _hides_nothing(self.masks):
+            self.masks = None
         window = {} if similarity == "mind" else {"sigma": sigma}
         self.similarity = SIMILARITIES[similarity](self.targets, **window)
         self.regularity = GradientInverseConsistency(self.lattice, fixed.device, stride)
@@ -131,17 +135,15 @@ class Objective:
         return ((mapped - self.points) * maps.voxels_per_unit(self.lattice, mapped.device)).movedim(-1, 1)
 
 
-def _stack_masks(
-    targets: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None, similarity: str
-) -> Tensor | None:
-    """What counts of the targets: [2, 1, D, H, W] of zeros and ones; None where everything does."""
+def _stack_masks(targets: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None, similarity: str) -> Tensor:
+    """What counts of the targets: [2, 1, D, H, W] of zeros and ones."""
     masks = torch.ones_like(targets)
     for entry, mask in zip(masks, (fixed_mask, moving_mask), strict=True):
         if mask is not None:
             entry.copy_(mask[0] > 0)
     if similarity == "mind":
         masks = masks * has_structure(targets)
-    return None if _hides_nothing(masks) else masks
+    return masks
 
 
 def _hides_nothing(masks: Tensor) -> bool:

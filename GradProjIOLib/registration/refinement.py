@@ -8,6 +8,7 @@ parameters are the displacements of both directions on a lattice over the fixed 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from GradProjIOLib.models.displacements import Displacements
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.settings import Settings
+from GradProjIOLib.spatial import maps
 
 MANY_SAMPLES = 1_000_000
 """Levels with more samples take fewer steps, as each costs more."""
@@ -31,6 +33,12 @@ SHARE_OF_STEPS = 0.6
 """How many of the steps of the other levels they take."""
 FEWEST_SAMPLES = 8
 """An axis is not coarsened below so many samples."""
+SEARCH_SAMPLES = 30
+"""Samples along the longest axis on which a translation is searched."""
+LEAST_GAIN = 0.95
+"""A translation is taken where the loss, with what its length costs, is less than this part of the loss without."""
+SEARCH_PENALTY = 0.02
+"""How much better a translation must be, for each sample of its length, as a part of the loss without."""
 COARSER_LEVELS = 2
 """How many levels, each with twice the spacing of the next, come before the finest."""
 
@@ -48,8 +56,8 @@ class Tuning:
     learning_rate: float
 
 
-TUNINGS = {"lncc": Tuning(1.5, 1.5, 0.2), "lncc2": Tuning(1.5, 1.5, 0.2), "mind": Tuning(20.0, 6.0, 0.1)}
-FOLDING_WEIGHT = 50.0
+TUNINGS = {"lncc": Tuning(1.5, 1.5, 0.2), "lncc2": Tuning(1.5, 1.5, 0.2), "mind": Tuning(20.0, 7.0, 0.06)}
+FOLDING_WEIGHT = 100.0
 STRIDE = 3
 """Of the regularizer's points; two cost a third more time for no better result (Docs/benchmarks.md)."""
 LEAST_SLOPE = 2e-2
@@ -133,6 +141,7 @@ class Refinement:
             regularity_weight=self.tuning.regularity_weight * self.settings.regularity_weight / 1.5,
             folding_weight=FOLDING_WEIGHT,
             stride=STRIDE,
+            outside_counts=self.settings.similarity != "mind",
         )
         return objective, drawn.affine
 
@@ -141,6 +150,38 @@ class Refinement:
         objective, _ = self.objective(lattice, start)
         with torch.no_grad():
             return objective.similarity_of(objective.fields()).item()
+
+    def translation(self) -> Fields | None:
+        """The translation with which the images match best, to start from; None where none is clearly better than zero.
+
+        Of all similarities only MIND is tried: it has a wide minimum where images of different modalities match. A
+        longer translation must be that much better. The search is coarse, and the levels find the rest.
+        """
+        if self.settings.similarity != "mind":
+            return None
+        extent = max(n * d for n, d in zip(self.images.fixed.shape, reversed(self.images.fixed.spacing), strict=True))
+        lattice = lattice_for(self.images.fixed, extent / SEARCH_SAMPLES)
+        objective, affine = self.objective(lattice, None)
+        unit = 1 / maps.voxels_per_unit(lattice, self.device)
+
+        @torch.no_grad()
+        def loss(shift: np.ndarray) -> float:
+            both = torch.tensor(np.stack([shift, -shift]), dtype=torch.float32, device=self.device) * unit
+            return objective.similarity_of([both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice)]).item()
+
+        best = np.zeros(3)
+        still = lowest = loss(best)
+        for reach, step in ((6, 3), (2, 1)):
+            center = best
+            for offset in itertools.product(range(-reach, reach + 1, step), repeat=3):
+                shift = center + np.array(offset)
+                value = loss(shift) + SEARCH_PENALTY * still * float(np.linalg.norm(shift))
+                if value < lowest:
+                    best, lowest = shift, value
+        if lowest > LEAST_GAIN * still:
+            return None
+        samples = np.stack([best, -best]).astype(np.float32)[..., None, None, None]
+        return Fields.from_samples(np.broadcast_to(samples, (2, 3, *lattice)), affine)
 
     def run(self, level: Level, start: Fields | None, on_step: Callable[[Step], bool]) -> Fields:
         """Optimize on one level. on_step: returns whether to go on."""

@@ -192,6 +192,9 @@ class _Run:
             self.warnings.append(
                 "The network's deformation matches the images worse than none, so the refinement began without it."
             )
+        if self.levels and fields is None:
+            fields = refinement.translation()
+            start = "zero" if fields is None else "translation"
         for number, level in enumerate(self.levels):
             if self.stopped == "finished":
                 fields = refinement.run(level, fields, partial(self._take, stage="refinement", level=number))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from GradProjIOLib.engine.folding import cell_determinants, folding_penalty
+from GradProjIOLib.engine.folding import LEAST_DETERMINANT, cell_determinants, folding_penalty
 
 
 def linear_displacement(matrix, shape=(6, 7, 8)):
@@ -24,7 +24,7 @@ def test_a_linear_map_has_its_determinant_in_every_cell(seed):
 
 
 def test_the_penalty_is_what_the_determinants_lack_and_nothing_where_they_lack_nothing():
-    shrunk = linear_displacement(torch.diag(torch.tensor([0.05, 1.0, 1.0], dtype=torch.float64)))
+    shrunk = linear_displacement(torch.diag(torch.tensor([0.15, 1.0, 1.0], dtype=torch.float64)))
     assert folding_penalty(shrunk).item() == pytest.approx(0.05)
     assert folding_penalty(torch.cat([shrunk, torch.zeros_like(shrunk)])).item() == pytest.approx(0.05)
     still = torch.zeros(1, 3, 5, 5, 5, requires_grad=True)
@@ -62,7 +62,7 @@ def test_the_gradient_is_that_of_finite_differences():
 def test_the_gradient_of_the_few_cells_is_that_of_all_cells():
     torch.manual_seed(1)
     displacement = (0.8 * torch.randn(2, 3, 7, 6, 8, dtype=torch.float64)).requires_grad_()
-    all_cells = torch.relu(0.1 - cell_determinants(displacement)).mean(dim=(1, 2, 3)).sum()
+    all_cells = torch.relu(LEAST_DETERMINANT - cell_determinants(displacement)).mean(dim=(1, 2, 3)).sum()
     few_cells = folding_penalty(displacement)
     torch.testing.assert_close(few_cells, all_cells)
     torch.testing.assert_close(*(torch.autograd.grad(loss, displacement)[0] for loss in (few_cells, all_cells)))

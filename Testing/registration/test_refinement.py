@@ -129,6 +129,22 @@ def test_a_network_that_makes_it_worse_is_not_the_start(heads, monkeypatch):
     assert found.report["similarity"] < found.report["similarity_before"]
 
 
+def test_images_of_other_contrast_that_lie_far_apart_start_from_their_translation(heads):
+    """Descent on MIND alone would not get there."""
+    shift = np.array([14.0, -22.0, 9.0])
+    affine = heads.fixed.affine.copy()
+    affine[:3, 3] += shift
+    inverted = np.where(heads.fixed.array > 0, heads.fixed.array.max() - heads.fixed.array, 0)
+    moving = Volume(inverted, affine, "inverted")
+    found = register(heads.fixed, moving, replace(NONE, similarity="mind"))
+    inside = lattice_points(heads.fixed.shape, heads.fixed.affine)[heads.fixed_labels.array > 0]
+    assert found.report["start"] == "translation"
+    assert np.linalg.norm(found.forward.map_points(inside) - inside - shift, axis=1).mean() < 0.5 * np.linalg.norm(
+        shift
+    )
+    assert register(heads.fixed, heads.fixed, replace(NONE, similarity="mind")).report["start"] == "zero"
+
+
 def test_an_image_registered_to_itself_stays_where_it_is(heads):
     found = register(heads.fixed, heads.fixed, NONE)
     assert np.linalg.norm(found.forward.displacement, axis=-1).mean() < 0.05
