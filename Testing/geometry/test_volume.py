@@ -214,7 +214,7 @@ def spoiled(values) -> np.ndarray:
         (spoiled([np.nan, np.inf, -np.inf]), "3 of 4896 voxels"),
         (np.full((16, 16, 16), 7, dtype=np.int16), "same value (7)"),
         (np.zeros((16, 16, 16)), "same value (0)"),
-        (smooth_noise((16, 7, 18), 0), "18 x 7 x 16"),
+        (smooth_noise((16, 4, 18), 0), "18 x 4 x 16"),
         (np.zeros((0, 16, 16)), "16 x 16 x 0"),
     ],
 )
