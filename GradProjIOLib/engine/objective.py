@@ -1,8 +1,8 @@
-"""The two objectives of one pair on the network's lattice: similarity and regularity.
+"""The objectives of one pair on a lattice: similarity, and regularity with the penalty of folding.
 
-Both directions go through the network as one batch: entry 0 maps fixed to moving (the warped moving image
-lies on the fixed one), entry 1 moving to fixed. The network is in evaluation mode, where batch
-normalisation keeps the entries apart, so the batch computes what two passes would.
+Both directions are one batch: entry 0 maps fixed to moving (the warped moving image lies on the fixed one), entry 1
+moving to fixed. A network is in evaluation mode, where batch normalization keeps the entries apart, so the batch
+computes what two passes would.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Instance optimisation: the network's parameters refined for one pair, one step at a time.
+"""Instance optimization: the parameters of a deformation model fitted to one pair, one step at a time.
 
 The method of Zhang, Zhao and Tao (Learn2Reg 2024): AMSGrad on all parameters, for ``vanilla`` on the weighted
 sum of the two losses, for ``projected`` on the projected sum of their gradients.
@@ -48,7 +48,7 @@ class Step:
 
 
 class InstanceOptimizer:
-    """Iterates over the steps of an instance optimisation; leaving the loop ends it where it is.
+    """Iterates over the steps of an instance optimization; leaving the loop ends it where it is.
 
     Use it as a context manager: the network's parameters are restored at the end, so read the
     deformation before.

@@ -43,6 +43,11 @@ def lattice_affine(affine: np.ndarray, size: tuple[int, int, int], lattice: tupl
     return np.asarray(affine, dtype=np.float64) @ stretch
 
 
+def corner_affine(affine: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Affine (4x4, index → RAS mm) of 2 x 2 x 2 samples at the corners of an image of `size` voxels (K, J, I)."""
+    return affine @ np.diag([*(max(n - 1, 1) for n in reversed(size)), 1])
+
+
 def describe_lattice(shape: tuple[int, int, int], affine: np.ndarray, unit: str = "samples") -> str:
     """A lattice of `shape` (K, J, I) in words, its axes in the order (i, j, k)."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from GradProjIOLib.engine.objective import Objective
+from GradProjIOLib.geometry.lattice import corner_affine
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation
 
@@ -42,6 +43,5 @@ class Fields:
     @classmethod
     def zero(cls, fixed: Volume) -> Fields:
         """No displacement anywhere in the fixed image."""
-        corners = fixed.affine @ np.diag([*(max(n - 1, 1) for n in reversed(fixed.shape)), 1])
-        still = Deformation(np.zeros((2, 2, 2, 3)), corners)
+        still = Deformation(np.zeros((2, 2, 2, 3)), corner_affine(fixed.affine, fixed.shape))
         return cls(still, still)

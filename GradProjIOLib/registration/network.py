@@ -27,6 +27,11 @@ from GradProjIOLib.settings import Settings
 OnStarted = Callable[[InstanceOptimizer, np.ndarray], None]
 
 
+def network_steps(settings: Settings) -> int:
+    """How many steps are taken on the network's parameters."""
+    return 0 if settings.model == "none" or settings.method == "direct" else settings.steps
+
+
 class NetworkStage:
     """The network of a registration, on its lattice over the fixed image.
 
@@ -51,8 +56,9 @@ class NetworkStage:
 
     def part(self) -> Part:
         """The steps to come and what one costs, as a multiple of a step of the refinement on one sample."""
-        steps = 0 if self.settings.method == "direct" else self.settings.steps
-        return Part(steps, self.loaded.network.memory_share * COST_OF_A_SAMPLE * math.prod(self.lattice))
+        return Part(
+            network_steps(self.settings), self.loaded.network.memory_share * COST_OF_A_SAMPLE * math.prod(self.lattice)
+        )
 
     def run(self, images: ImagePair, on_started: OnStarted, on_step: Callable[[Step], bool]) -> Fields:
         """The fields after the optimization, in the first memory mode that fits.

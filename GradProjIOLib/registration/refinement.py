@@ -23,6 +23,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models.displacements import Displacements
 from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.network import network_steps
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import maps
@@ -107,8 +108,7 @@ def lattice_for(image: Volume, spacing: float) -> tuple[int, int, int]:
 
 def count_steps(fixed: Volume, settings: Settings) -> int:
     """How many steps a registration takes in both stages."""
-    network = 0 if settings.model == "none" or settings.method == "direct" else settings.steps
-    return network + sum(level.steps for level in plan_levels(fixed, settings))
+    return network_steps(settings) + sum(level.steps for level in plan_levels(fixed, settings))
 
 
 def check_memory(levels: Sequence[Level], device: torch.device) -> None:
@@ -138,7 +138,9 @@ class Refinement:
         objective = drawn.objective(
             model,
             self.settings,
-            regularity_weight=self.tuning.regularity_weight * self.settings.regularity_weight / 1.5,
+            regularity_weight=self.tuning.regularity_weight
+            * self.settings.regularity_weight
+            / Settings.regularity_weight,
             folding_weight=FOLDING_WEIGHT,
             stride=STRIDE,
             outside_counts=self.settings.similarity != "mind",

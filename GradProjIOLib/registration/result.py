@@ -14,6 +14,7 @@ import numpy as np
 
 from GradProjIOLib.geometry.files import staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.lattice import corner_affine
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
@@ -73,7 +74,7 @@ class Registration:
         """The moving image on the fixed image's lattice as the initial transform alone places it."""
         initial = self.initial
         if not isinstance(initial, Deformation):
-            initial = Deformation.from_linear(initial, (2, 2, 2), _corners(self.fixed))
+            initial = Deformation.from_linear(initial, (2, 2, 2), corner_affine(self.fixed.affine, self.fixed.shape))
         return initial.warp(self.moving, self.fixed)
 
     def plot(self) -> Figure:
@@ -158,11 +159,6 @@ def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | 
         "folded_percent": folding.folded_percent,
         "ndv_percent": folding.ndv_percent,
     }
-
-
-def _corners(volume: Volume) -> np.ndarray:
-    """Affine of a lattice of 2x2x2 samples at the corners of the volume."""
-    return volume.affine @ np.diag([*(max(n - 1, 1) for n in reversed(volume.shape)), 1])
 
 
 def _move_folder(source: Path, target: Path) -> None:
