@@ -1,0 +1,59 @@
+"""What one registration reached, in the one line that everyone reads: terminal, panel and tables of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def summary_line(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
+    """One line about a registration, from its report (see Docs/metrics.md); what is missing there is left out.
+
+    It tells the similarity loss before and after (less is better, and a result that is worse says so), the folding,
+    how much of the images overlaps, what the refinement started from, how long it took and with which model. `tr`
+    translates its sentences.
+    """
+    _ = tr
+    parts = [_similarity(report, _), _folding(report.get("jacobian", {}), _)]
+    if report.get("overlap") is not None:
+        parts.append(_("{percent:.0f} % of the images overlap").format(percent=100 * report["overlap"]))
+    starts = {"zero": _("no deformation"), "translation": _("a translation"), "network": _("the network's deformation")}
+    if report.get("start") in starts and report.get("levels"):
+        parts.append(_("refined from {start}").format(start=starts[report["start"]]))
+    if "seconds" in report:
+        parts.append(duration(report["seconds"]))
+    name = report.get("model", {}).get("name")
+    if name is not None:
+        parts.append(_("without a network") if name == "none" else _("model {name}").format(name=name))
+    return " · ".join(filter(None, parts))
+
+
+def is_worse(report: Mapping[str, Any]) -> bool:
+    """Whether the images match worse than before the deformable registration."""
+    return "similarity_before" in report and report["similarity"] > report["similarity_before"]
+
+
+def _similarity(report: Mapping[str, Any], _: Callable[[str], str]) -> str:
+    if "similarity_before" not in report:
+        return ""
+    text = _("similarity loss {similarity_before:.4f} → {similarity:.4f}").format(**report)
+    return text + _(", worse than before") if is_worse(report) else text
+
+
+def _folding(figures: Mapping[str, float], _: Callable[[str], str]) -> str:
+    if "folded_voxels" not in figures:
+        return ""
+    if figures["folded_voxels"]:
+        text = _("folding: {folded_voxels:,} voxels ({folded_percent:.2g} %)")
+        return text.format(**figures)
+    if figures.get("ndv_percent", 0) > 0:
+        return _("folding only between voxels (NDV {ndv_percent:.2g} %)").format(**figures)
+    return _("no folding")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in short words: 40 s, 3 min, 2 h 5 min."""
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
