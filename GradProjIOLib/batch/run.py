@@ -161,7 +161,7 @@ def _check_files(pair: Pair, lattice_of: Callable[[str, Path], Volume]) -> None:
     lattices = {role: lattice_of(role.split("_")[-1], path) for role, path in pair.files.items()
                 if role != "initial_transform"}  # fmt: skip
     if pair.initial_transform is not None:
-        read_initial(str(pair.initial_transform))
+        read_initial(pair.initial_transform, lattices["fixed"])
         return
     apart = alignment.overlap(lattices["fixed"], lattices["moving"], np.eye(4)) < LEAST_OVERLAP
     if apart and pair.settings.align == "none":

@@ -70,7 +70,7 @@ class Task:
 
 
 def read_inputs(task: Task) -> dict[str, Any] | Outcome:
-    """The volumes and the transform of a task by their role, or why they cannot be read."""
+    """The volumes of a task, and the path of its transform, by their role, or why they cannot be read."""
     try:
         return {role: _read(role, path) for role, path in task.pair.files.items()}
     except Exception as error:
@@ -79,15 +79,13 @@ def read_inputs(task: Task) -> dict[str, Any] | Outcome:
 
 def _read(role: str, path: Path) -> Any:
     if role == "initial_transform":
-        # It loads torch.
-        from GradProjIOLib.spatial.deformation import read_initial
-
-        return read_initial(str(path))
+        # Some have to be sampled over the fixed image, which the registration does.
+        return path
     return read_labels(path) if role.endswith("labels") else read_volume(path)
 
 
 def finish(task: Task, inputs: dict[str, Any] | Outcome) -> Outcome:
-    """Do the job of a task with what `read_inputs` has read."""
+    """Do the job of a task with what `read_inputs` gave."""
     if isinstance(inputs, Outcome):
         return inputs
     try:

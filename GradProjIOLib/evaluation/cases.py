@@ -121,6 +121,8 @@ def read_result(path: Path, fixed_labels: Volume | None = None) -> tuple[Deforma
     if fixed_labels is not None:
         return Deformation.read(path, fixed_labels.shape, fixed_labels.affine), fixed_labels
     deformation = Deformation.read(path)
+    if deformation.is_linear:
+        raise InputError(f"{path} is linear, which says nothing about where to measure it; give the fixed labels, too.")
     return deformation, Volume(deformation.displacement[..., 0], deformation.affine, str(path))
 
 

@@ -26,7 +26,7 @@ from GradProjIOLib.evaluation import metrics, tables
 from GradProjIOLib.evaluation.cases import label_row
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import check_readable, read_labels, read_volume
-from GradProjIOLib.geometry.lattice import lattice_points
+from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
 from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
@@ -75,9 +75,8 @@ def validation_pairs(folder: Path, settings: Settings | None = None) -> list[Pai
 def voxel_displacement(deformation: Deformation, fixed: Volume, moving: Volume) -> np.ndarray:
     """What to add to an index of `fixed` to get the corresponding one of `moving`: float32 [i, j, k, 3]."""
     index_of = np.linalg.inv(moving.affine)
-    displacement = deformation.sample(fixed.shape, fixed.affine).displacement
-    points = lattice_points(fixed.shape, fixed.affine) + displacement
-    shift = points @ index_of[:3, :3].T + index_of[:3, 3] - lattice_points(fixed.shape, np.eye(4))
+    points = deformation.map_points(lattice_points(fixed.shape, fixed.affine))
+    shift = apply_matrix(index_of, points) - lattice_points(fixed.shape, np.eye(4))
     return np.ascontiguousarray(shift.transpose(2, 1, 0, 3), dtype=np.float32)
 
 

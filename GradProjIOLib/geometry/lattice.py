@@ -12,6 +12,7 @@ from GradProjIOLib.errors import InputError
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 POINTS_AT_ONCE = 1 << 18
+LARGEST_COARSE_LATTICE = 175
 
 
 def check_affine(affine: np.ndarray, name: str) -> None:
@@ -41,6 +42,15 @@ def lattice_affine(affine: np.ndarray, size: tuple[int, int, int], lattice: tupl
     stretch = np.diag([*scale, 1.0])
     stretch[:3, 3] = 0.5 * scale - 0.5
     return np.asarray(affine, dtype=np.float64) @ stretch
+
+
+def coarse_lattice(size: tuple[int, int, int], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape (K, J, I) and affine of a lattice over an image of `size` voxels on which a smooth map may be sampled.
+
+    It is the image's own where no axis has more than LARGEST_COARSE_LATTICE voxels.
+    """
+    k, j, i = (min(n, LARGEST_COARSE_LATTICE) for n in size)
+    return (k, j, i), lattice_affine(affine, size, (k, j, i))
 
 
 def corner_affine(affine: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:

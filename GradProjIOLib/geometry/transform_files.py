@@ -6,7 +6,9 @@ it to resample the moving image.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import atomic_path, write_error
 from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES as IMAGE_SUFFIXES
 from GradProjIOLib.geometry.image_files import check_readable, read_sitk, write_sitk
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, lattice_points
 from GradProjIOLib.geometry.volume import lattice_of, set_lattice
 
 if TYPE_CHECKING:
@@ -50,54 +52,104 @@ def linear_from_sitk(transform: SimpleITK.Transform) -> np.ndarray:
     return RAS_TO_LPS @ matrix @ RAS_TO_LPS
 
 
-def read_field(
+def read_transform(
     path: str | os.PathLike, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The displacement [k, j, i, 3] (RAS mm) in `path` and the affine (4x4) of its lattice.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The map x → matrix·(x + u(x)) in `path`: u [k, j, i, 3] (RAS mm), the affine (4x4) of its lattice, the matrix.
 
-    One displacement field, as an ITK transform or as an image, comes on its own lattice. Any other ITK
-    transform (linear, B-spline, composite) is sampled on the lattice `shape` (K, J, I), `affine`. Raises
-    InputError where the file is missing, unreadable, or holds something else.
+    `matrix` (4x4) is the product of all linear parts of the transform, so that u vanishes where nothing else acts.
+    Linear transforms, and those with a single displacement field, come as they are; a linear one has u = 0. Others
+    (B-splines, several fields) are sampled on the lattice `shape` (K, J, I), `affine`. Raises InputError where the
+    file is missing, unreadable, or holds something else, or where such a lattice is missing.
     """
-    import SimpleITK as sitk
-
     path = Path(path)
     if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return _from_sitk(_read_field_image(path), path)
+        return *_from_sitk(_read_field_image(path), path), np.eye(4)
     transform = _read_transform(path)
-    if transform.GetName() == "DisplacementFieldTransform":
-        return _from_sitk(sitk.DisplacementFieldTransform(transform).GetDisplacementField(), path)
+    parts = _parts(transform)
+    matrix = _product(part for part in parts if part.IsLinear())
+    bending = [number for number, part in enumerate(parts) if not part.IsLinear()]
+    if not bending:
+        return np.zeros((2, 2, 2, 3), np.float32), np.eye(4), matrix
+    if len(bending) == 1 and parts[bending[0]].GetName() == "DisplacementFieldTransform":
+        return *_single_field(parts, bending[0], path), matrix
     if shape is None or affine is None:
         raise InputError(
             f"{path} holds a {transform.GetName()}, which needs an image that says where to sample it; "
             "give the fixed image, too."
         )
-    return _from_sitk(_sampled(transform, shape, affine), path)
+    undone = sitk_from_linear(np.linalg.inv(matrix))
+    return *_from_sitk(_sampled([undone, transform], shape, affine), path), matrix
 
 
-def write_field(displacement: np.ndarray, affine: np.ndarray, path: str | os.PathLike) -> None:
-    """Write `displacement` [k, j, i, 3] (RAS mm) on the lattice `affine` (4x4), whole or not at all.
+def write_transform(displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray, path: str | os.PathLike) -> None:
+    """Write the map x → matrix·(x + u(x)), with u = `displacement` [k, j, i, 3] (RAS mm), whole or not at all.
 
-    The suffix chooses an ITK transform (.h5, .tfm) or a displacement image (.nii.gz, .nrrd, .mha …). Raises
-    WriteError.
+    The suffix chooses an ITK transform (.h5, .tfm) or an image of the whole displacement (.nii.gz, .nrrd, .mha …).
+    The transform is composite (the affine, and the displacement field before it) unless `matrix` is the identity or
+    u is zero. Raises WriteError.
     """
     import SimpleITK as sitk
 
     path = Path(path)
     suffix = path.suffix.lower()
-    image = sitk.GetImageFromArray(displacement * RAS_TO_LPS_VECTOR, isVector=True)
-    set_lattice(image, affine)
     if suffix not in WRITTEN_SUFFIXES:
-        return write_sitk(image, path)
-    transform = sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64))
+        linear_part = lattice_points(displacement.shape[:3], (matrix - np.eye(4)) @ affine)
+        whole = (displacement @ matrix[:3, :3].T + linear_part).astype(np.float32)
+        return write_sitk(_to_sitk(whole, affine), path)
+    parts: list[SimpleITK.Transform] = []
+    if not np.array_equal(matrix, np.eye(4)):
+        parts.append(sitk_from_linear(matrix))
+    if displacement.any() or not parts:
+        parts.append(sitk.DisplacementFieldTransform(sitk.Cast(_to_sitk(displacement, affine), sitk.sitkVectorFloat64)))
+    transform = parts[0] if len(parts) == 1 else sitk.CompositeTransform(parts)
     bytes_per_number = 8 if suffix in HDF5_SUFFIXES else 25
     with atomic_path(path) as temporary:
         # On a full disk ITK's text writer says nothing and HDF5 brings the process down when it ends.
-        _require_space(temporary, 65536 + bytes_per_number * transform.GetNumberOfParameters())
+        _require_space(temporary, 65536 + bytes_per_number * displacement.size)
         try:
             sitk.WriteTransform(transform, str(temporary))
         except RuntimeError as error:
             raise write_error(path, error) from error
+    return None
+
+
+def sitk_from_linear(matrix: np.ndarray) -> SimpleITK.AffineTransform:
+    """The SimpleITK transform (LPS mm) of the map `matrix` (4x4, RAS mm)."""
+    import SimpleITK as sitk
+
+    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
+    return sitk.AffineTransform(lps[:3, :3].ravel().tolist(), lps[:3, 3].tolist())
+
+
+def _parts(transform: SimpleITK.Transform) -> list[SimpleITK.Transform]:
+    """The transforms that a composite applies one after the other, the last one first; else the transform itself."""
+    import SimpleITK as sitk
+
+    if transform.GetName() != "CompositeTransform":
+        return [transform]
+    composite = sitk.CompositeTransform(transform)
+    composite.FlattenTransform()
+    return [composite.GetNthTransform(number).Downcast() for number in range(composite.GetNumberOfTransforms())]
+
+
+def _product(parts: Iterable[SimpleITK.Transform]) -> np.ndarray:
+    """The 4x4 matrix (RAS mm) of linear transforms, of which the last one is applied first."""
+    return functools.reduce(np.matmul, (linear_from_sitk(part) for part in parts), np.eye(4))
+
+
+def _single_field(parts: list[SimpleITK.Transform], number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """u and the affine of its lattice such that x + u(x), and then all linear parts, is the whole map.
+
+    For the linear map L that is applied before a field v, L·x + v(L·x) = L·(x + u(x)) with u(x) = L⁻¹·v(L·x).
+    """
+    import SimpleITK as sitk
+
+    displacement, affine = _from_sitk(sitk.DisplacementFieldTransform(parts[number]).GetDisplacementField(), path)
+    if number == len(parts) - 1:
+        return displacement, affine
+    undone = np.linalg.inv(_product(parts[number + 1 :]))
+    return (displacement @ undone[:3, :3].T).astype(np.float32), undone @ affine
 
 
 def _read_transform(path: Path) -> SimpleITK.Transform:
@@ -140,8 +192,16 @@ def _from_sitk(field: SimpleITK.Image, path: Path) -> tuple[np.ndarray, np.ndarr
     return displacement * RAS_TO_LPS_VECTOR, lattice_of(field)
 
 
-def _sampled(transform: SimpleITK.Transform, shape: tuple[int, int, int], affine: np.ndarray) -> SimpleITK.Image:
-    """The displacement of any transform on a lattice, as a vector image."""
+def _to_sitk(displacement: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(displacement * RAS_TO_LPS_VECTOR, isVector=True)
+    set_lattice(image, affine)
+    return image
+
+
+def _sampled(transforms: list[SimpleITK.Transform], shape: tuple[int, int, int], affine: np.ndarray) -> SimpleITK.Image:
+    """The displacement of any transforms, the last one applied first, on a lattice, as a vector image."""
     import SimpleITK as sitk
 
     lattice = sitk.Image([int(n) for n in shape[::-1]], sitk.sitkUInt8)
@@ -149,7 +209,7 @@ def _sampled(transform: SimpleITK.Transform, shape: tuple[int, int, int], affine
     to_field = sitk.TransformToDisplacementFieldFilter()
     to_field.SetReferenceImage(lattice)
     to_field.SetOutputPixelType(sitk.sitkVectorFloat64)
-    return to_field.Execute(transform)
+    return to_field.Execute(sitk.CompositeTransform(transforms))
 
 
 def _require_space(path: Path, size: int) -> None:

@@ -28,10 +28,11 @@ from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
 from GradProjIOLib.geometry.files import checksum
-from GradProjIOLib.geometry.lattice import is_rectangular, lattice_affine
+from GradProjIOLib.geometry.lattice import is_rectangular
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.inverse import inverse_of
 from GradProjIOLib.registration.network import NetworkStage
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
@@ -96,7 +97,7 @@ def register(
     given = {} if settings is None else asdict(settings)
     settings = Settings.from_mapping(given | preset_values(keywords.pop("preset", None)) | keywords)
     if isinstance(initial_transform, (str, os.PathLike)):
-        initial_transform = read_initial(initial_transform)
+        initial_transform = read_initial(initial_transform, as_volume(fixed, "the fixed image"))
     return _Run(
         as_volume(fixed, "the fixed image"),
         as_volume(moving, "the moving image"),
@@ -150,7 +151,10 @@ class _Run:
             self.bar, self.on_step = bar, on_step
             fields = None if self.network is None else self._from_network(on_start)
             fields, start, losses = self._refined(fields)
-        forward, inverse = self._deformations(fields)
+        forward = self._whole(fields.forward)
+        if forward.has_matrix:
+            forward = forward.fading()
+        inverse, error = inverse_of(forward, self.fixed, self.moving)
         return Registration(
             self.settings,
             self.fixed,
@@ -158,7 +162,7 @@ class _Run:
             self.initial,
             forward,
             inverse,
-            self._report(forward, start, losses),
+            self._report(forward, error, start, losses),
         )
 
     def _take(self, step: Step, stage: str, level: int) -> bool:
@@ -220,22 +224,12 @@ class _Run:
     def _whole(self, forward: Deformation) -> Deformation:
         """The whole map fixed → moving, of displacements about the initial transform."""
         if isinstance(self.initial, Deformation):
-            return self.initial.compose(forward)
+            return self.initial if forward.is_linear else self.initial.compose(forward)
         return forward.then_linear(self.initial)
 
-    def _deformations(self, fields: Fields) -> tuple[Deformation, Deformation]:
-        """The whole maps fixed → moving and back."""
-        fixed, moving, initial = self.fixed, self.moving, self.initial
-        same_place = fixed.shape == moving.shape and np.allclose(fixed.affine, moving.affine)
-        if not isinstance(initial, Deformation) and np.array_equal(initial, np.eye(4)) and same_place:
-            return fields.forward, fields.backward
-        lattice = lattice_for(moving, USUAL_SPACINGS * min(moving.spacing))
-        target = lattice, lattice_affine(moving.affine, moving.shape, lattice)
-        if isinstance(initial, Deformation):
-            return self._whole(fields.forward), fields.backward.compose(initial.inverse(*target))
-        return self._whole(fields.forward), fields.backward.preceded_by_linear(np.linalg.inv(initial), *target)
-
-    def _report(self, forward: Deformation, start: str, losses: dict[str, float]) -> dict[str, Any]:
+    def _report(
+        self, forward: Deformation, inverse_error: dict[str, float | None], start: str, losses: dict[str, float]
+    ) -> dict[str, Any]:
         loaded = None if self.network is None else self.network.loaded
         inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks
         return {
@@ -264,6 +258,7 @@ class _Run:
             "stopped": self.stopped,
             **losses,
             "jacobian": describe_jacobian(forward, self.fixed),
+            "inverse_error_mm": inverse_error,
             "seconds": time.perf_counter() - self.started,
             "peak_memory_bytes": peak_memory(self.device),
             "warnings": self.warnings,

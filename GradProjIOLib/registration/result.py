@@ -14,7 +14,6 @@ import numpy as np
 
 from GradProjIOLib.geometry.files import staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
-from GradProjIOLib.geometry.lattice import corner_affine
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
@@ -74,7 +73,7 @@ class Registration:
         """The moving image on the fixed image's lattice as the initial transform alone places it."""
         initial = self.initial
         if not isinstance(initial, Deformation):
-            initial = Deformation.from_linear(initial, (2, 2, 2), corner_affine(self.fixed.affine, self.fixed.shape))
+            initial = Deformation.from_linear(initial)
         return initial.warp(self.moving, self.fixed)
 
     def plot(self) -> Figure:

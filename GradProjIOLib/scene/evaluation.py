@@ -157,7 +157,7 @@ class SceneEvaluation:
         if inputs.fixed_points is not None:
             records["fixed_points"] = protocol.write_points(_points(inputs.fixed_points))
             records["moving_points"] = protocol.write_points(_points(inputs.moving_points))
-        field = transforms.grid_from_node(linked(jacobian, TRANSFORM))
+        field = transforms.deformation_from_result(linked(jacobian, TRANSFORM))
         return EvaluateRequest(
             folder=str(folder),
             transform=protocol.write_field(*field, folder, "transform"),

@@ -11,14 +11,11 @@ import numpy as np
 import slicer
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import lattice_affine
+from GradProjIOLib.geometry.lattice import coarse_lattice
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import labels, nodes, transforms
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, RegisterRequest
-
-# Initial transforms that bend are sampled on a lattice of at most this many points along an axis.
-LARGEST_INITIAL_LATTICE = 175
 
 # The wanted results, each with the node to fill, or None for a new one.
 Outputs = Mapping[str, slicer.vtkMRMLNode | None]
@@ -70,10 +67,8 @@ def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> 
     matrix = transforms.matrix_from_node(node)
     if matrix is not None:
         return {"matrix": matrix.tolist()}
-    k, j, i = (min(size, LARGEST_INITIAL_LATTICE) for size in fixed.shape)
-    lattice = k, j, i
-    affine = lattice_affine(fixed.affine, fixed.shape, lattice)
-    displacement = transforms.displacement_from_node(node, lattice, affine)
+    shape, affine = coarse_lattice(fixed.shape, fixed.affine)
+    displacement, matrix = transforms.deformation_from_node(node, shape, affine)
     if not np.isfinite(displacement).all():
         raise InputError(f"{node.GetName()} cannot be evaluated over the fixed image; choose another one.")
-    return protocol.write_field(displacement, affine, folder, "initial_transform")
+    return protocol.write_field(displacement, affine, matrix, folder, "initial_transform")

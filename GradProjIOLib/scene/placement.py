@@ -25,7 +25,7 @@ NEW_NODES = {
 
 
 def read_result(records: Mapping[str, Record]) -> dict[str, Any]:
-    """The volumes and (displacement, affine) of a result by role. Raises OSError, ValueError or KeyError."""
+    """The volumes and (displacement, affine, matrix) of a result by role. Raises OSError, ValueError or KeyError."""
     return {
         role: protocol.read_field(record) if role in (TRANSFORM, INVERSE) else protocol.read_volume(record)
         for role, record in records.items()
@@ -62,8 +62,8 @@ def place(
             continue
         node = node_for(role, outputs[role])
         if role in (TRANSFORM, INVERSE):
-            displacement, affine = result[role]
-            transforms.displacement_to_node(displacement, affine, node)
+            displacement, affine, matrix = result[role]
+            transforms.deformation_to_node(displacement, affine, node, matrix)
         elif role == WARPED_LABELS:
             labels.labels_to_segmentation(result[role], node, fixed, source)
         else:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import lattice_points
+from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
 from GradProjIOLib.scene.nodes import mapped
+
+IDENTITY_MATRIX = np.eye(4)
 
 
 def matrix_from_node(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
     """A transform node that moves things onto the fixed image, as 4x4 point map fixed → moving in the world.
 
-    None where it is not linear; see displacement_from_node then.
+    None where it is not linear; see deformation_from_node then.
     """
     if not node.IsTransformToWorldLinear():
         return None
@@ -24,23 +28,76 @@ def matrix_from_node(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
-def displacement_from_node(
+def deformation_from_node(
     node: slicer.vtkMRMLTransformNode, shape: tuple[int, int, int], affine: np.ndarray
-) -> np.ndarray:
-    """Displacement fixed → moving [k, j, i, 3] in RAS mm of any transform node, on a lattice in the world."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The map fixed → moving of any transform node as x → matrix·(x + u(x)), in RAS mm.
+
+    u [k, j, i, 3] is sampled on a lattice in the world; matrix (4x4) is the product of the linear parts, so that u
+    vanishes where nothing else acts.
+    """
     transform = vtk.vtkGeneralTransform()
     node.GetTransformFromWorld(transform)
+    matrix = functools.reduce(np.matmul, map(_matrix, _linear_parts(transform)), np.eye(4))
     points = lattice_points(shape, affine).reshape(-1, 3)
-    return (mapped(transform, points) - points).astype(np.float32).reshape(*shape, 3)
+    displacement = apply_matrix(np.linalg.inv(matrix), mapped(transform, points)) - points
+    return displacement.astype(np.float32).reshape(*shape, 3), matrix
 
 
-def displacement_to_node(displacement: np.ndarray, affine: np.ndarray, node: slicer.vtkMRMLTransformNode) -> None:
-    """Put the deformation x → x + u(x) in the world (fixed → moving) into the transform node `node`.
+def deformation_to_node(
+    displacement: np.ndarray,
+    affine: np.ndarray,
+    node: slicer.vtkMRMLTransformNode,
+    matrix: np.ndarray = IDENTITY_MATRIX,
+) -> None:
+    """Put the map x → matrix·(x + u(x)) in the world (fixed → moving) into the transform node `node`.
 
     `displacement` is u [k, j, i, 3] in RAS mm on the lattice `affine` (4x4, right-angled). MRML wants it as the
     transform *from* parent: a volume put below the node then lands on the fixed image, and Slicer writes the node as
-    ITK's fixed → moving file. The node lies below no transform.
+    ITK's fixed → moving file. It is a grid transform, and a composite of a grid and a linear one unless `matrix`
+    (4x4) is the identity. The node lies below no transform.
     """
+    grid = _grid_transform(displacement, affine)
+    node.SetAndObserveTransformNodeID(None)
+    if np.array_equal(matrix, IDENTITY_MATRIX):
+        node.SetAndObserveTransformFromParent(grid)
+        return
+    linear = vtk.vtkTransform()
+    linear.SetMatrix(slicer.util.vtkMatrixFromArray(matrix))
+    whole = vtk.vtkGeneralTransform()
+    # The last one concatenated maps points first.
+    whole.Concatenate(linear)
+    whole.Concatenate(grid)
+    node.SetAndObserveTransformFromParent(whole)
+
+
+def deformation_from_result(node: slicer.vtkMRMLTransformNode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Displacement [k, j, i, 3] in RAS mm, affine and matrix of a node that `deformation_to_node` filled.
+
+    Raises InputError where it has become something else since, or lies below another transform.
+    """
+    parts = _flat(node.GetTransformFromParent())
+    grid_transform = parts[-1] if parts else None
+    is_grid = isinstance(grid_transform, slicer.vtkOrientedGridTransform)
+    linear = all(isinstance(part, vtk.vtkLinearTransform) for part in parts[:-1])
+    whole = is_grid and linear and grid_transform.GetDisplacementGrid() is not None
+    if node.GetParentTransformNode() is not None or not whole or grid_transform.GetGridDirectionMatrix() is None:
+        raise InputError(
+            f"{node.GetName()} is not as the registration left it; take it out of its parent transform, "
+            "or register again."
+        )
+    grid = grid_transform.GetDisplacementGrid()
+    affine = np.eye(4)
+    directions = slicer.util.arrayFromVTKMatrix(grid_transform.GetGridDirectionMatrix())
+    affine[:3, :3] = directions[:3, :3] * np.array(grid.GetSpacing())
+    affine[:3, 3] = grid.GetOrigin()
+    values = vtk_to_numpy(grid.GetPointData().GetScalars()).reshape(*grid.GetDimensions()[::-1], 3)
+    displacement = values * grid_transform.GetDisplacementScale() + grid_transform.GetDisplacementShift()
+    matrix = functools.reduce(np.matmul, map(_matrix, parts[:-1]), np.eye(4))
+    return displacement.astype(np.float32), affine, matrix
+
+
+def _grid_transform(displacement: np.ndarray, affine: np.ndarray) -> slicer.vtkOrientedGridTransform:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     directions = np.eye(4)
     directions[:3, :3] = affine[:3, :3] / spacing
@@ -54,30 +111,25 @@ def displacement_to_node(displacement: np.ndarray, affine: np.ndarray, node: sli
     transform.SetDisplacementGridData(grid)
     transform.SetGridDirectionMatrix(slicer.util.vtkMatrixFromArray(directions))
     transform.SetInterpolationModeToLinear()
-    node.SetAndObserveTransformNodeID(None)
-    node.SetAndObserveTransformFromParent(transform)
+    return transform
 
 
-def grid_from_node(node: slicer.vtkMRMLTransformNode) -> tuple[np.ndarray, np.ndarray]:
-    """Displacement [k, j, i, 3] in RAS mm and affine of a node that `displacement_to_node` filled.
+def _flat(transform: vtk.vtkAbstractTransform | None) -> list[vtk.vtkAbstractTransform]:
+    """The simple transforms that make up a transform; the last one maps points first."""
+    if transform is None:
+        return []
+    parts = vtk.vtkCollection()
+    slicer.vtkMRMLTransformNode.FlattenGeneralTransform(parts, transform)
+    return [parts.GetItemAsObject(number) for number in reversed(range(parts.GetNumberOfItems()))]
 
-    Raises InputError where it has become something else since, or lies below another transform.
-    """
-    transform = node.GetTransformFromParent()
-    is_grid = isinstance(transform, slicer.vtkOrientedGridTransform) and transform.GetDisplacementGrid() is not None
-    if node.GetParentTransformNode() is not None or not is_grid or transform.GetGridDirectionMatrix() is None:
-        raise InputError(
-            f"{node.GetName()} is not as the registration left it; take it out of its parent transform, "
-            "or register again."
-        )
-    grid = transform.GetDisplacementGrid()
-    affine = np.eye(4)
-    directions = slicer.util.arrayFromVTKMatrix(transform.GetGridDirectionMatrix())
-    affine[:3, :3] = directions[:3, :3] * np.array(grid.GetSpacing())
-    affine[:3, 3] = grid.GetOrigin()
-    values = slicer.util.arrayFromGridTransform(node)
-    displacement = values * transform.GetDisplacementScale() + transform.GetDisplacementShift()
-    return displacement.astype(np.float32), affine
+
+def _linear_parts(transform: vtk.vtkAbstractTransform) -> list[vtk.vtkLinearTransform]:
+    return [part for part in _flat(transform) if isinstance(part, vtk.vtkLinearTransform)]
+
+
+def _matrix(transform: vtk.vtkLinearTransform) -> np.ndarray:
+    transform.Update()
+    return slicer.util.arrayFromVTKMatrix(transform.GetMatrix())
 
 
 def is_under(node: slicer.vtkMRMLTransformableNode, transform: slicer.vtkMRMLTransformNode) -> bool:

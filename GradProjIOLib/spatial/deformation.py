@@ -1,46 +1,60 @@
-"""Deformations: a displacement in RAS mm on a lattice, and what one does with it.
+"""Deformations: a displacement in RAS mm on a lattice and a linear map after it, and what one does with them.
 
-A deformation maps a point x of the fixed image to x + u(x) in the moving image. Coordinates are RAS mm; ITK's
-files, in LPS mm, are translated when they are read and written.
+A deformation maps a point x of the fixed image to matrix·(x + u(x)) in the moving image. Coordinates are RAS mm;
+ITK's files, in LPS mm, are translated when they are read and written.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from GradProjIOLib.geometry import transform_files
-from GradProjIOLib.geometry.lattice import apply_matrix, check_affine, describe_lattice, lattice_points, slabs
+from GradProjIOLib.geometry.lattice import (
+    apply_matrix,
+    check_affine,
+    coarse_lattice,
+    describe_lattice,
+    lattice_points,
+    slabs,
+)
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.spatial.inversion import PointMap, solve
+from GradProjIOLib.spatial.inversion import solve
 from GradProjIOLib.spatial.sampling import interpolator, sample_linear, to_type
 
 Lattice = tuple[tuple[int, int, int], np.ndarray]
+PointMap = Callable[[np.ndarray], np.ndarray]
+TOLERANCE = 0.01
+"""How far off, in voxels, a point of an inverse may be."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Deformation:
-    """The map x → x + u(x), with u = `displacement` [k, j, i, 3] in RAS mm and `affine` (4x4) from the index
-    (i, j, k, 1) of its lattice to RAS mm.
+    """The map x → matrix·(x + u(x)), with u = `displacement` [k, j, i, 3] in RAS mm and `affine` (4x4) from the
+    index (i, j, k, 1) of its lattice to RAS mm. `matrix` (4x4, RAS mm) is the identity unless given.
 
     u is trilinear inside the lattice. Outside it keeps the value of the nearest point of the border, as in
-    3D Slicer; ITK takes u = 0 from half a voxel outside on.
+    3D Slicer; ITK takes u = 0 from half a voxel outside on. The matrix goes on everywhere.
     """
 
     displacement: np.ndarray
     affine: np.ndarray
+    matrix: np.ndarray = field(default_factory=lambda: np.eye(4))
 
     def __post_init__(self) -> None:
         displacement = np.ascontiguousarray(self.displacement, dtype=np.float32)
         if displacement.ndim != 4 or displacement.shape[3] != 3:
             raise ValueError(f"expected a displacement of shape [k, j, i, 3], found {displacement.shape}")
         object.__setattr__(self, "displacement", displacement)
-        object.__setattr__(self, "affine", np.array(self.affine, dtype=np.float64))
-        check_affine(self.affine, "the lattice of the deformation")
+        for name, what in (("affine", "the lattice of the deformation"), ("matrix", "the linear part")):
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype=np.float64))
+            check_affine(getattr(self, name), what)
 
     def __repr__(self) -> str:
         longest = np.linalg.norm(self.displacement, axis=-1).max()
@@ -51,21 +65,40 @@ class Deformation:
         """Number of samples of the lattice along (k, j, i)."""
         return self.displacement.shape[:3]
 
+    @property
+    def has_matrix(self) -> bool:
+        """Whether there is a linear part: the matrix is not the identity."""
+        return not np.array_equal(self.matrix, np.eye(4))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether there is nothing but the linear part: u is zero everywhere."""
+        return not self.displacement.any()
+
     @classmethod
-    def from_linear(cls, matrix: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> Deformation:
-        """The linear map `matrix` (4x4, RAS mm) sampled on a lattice."""
-        return cls(lattice_points(shape, (matrix - np.eye(4)) @ affine), affine)
+    def from_linear(
+        cls, matrix: np.ndarray, shape: tuple[int, int, int] = (2, 2, 2), affine: np.ndarray | None = None
+    ) -> Deformation:
+        """The linear map `matrix` (4x4, RAS mm), with u = 0 on a lattice."""
+        return cls(np.zeros((*shape, 3), np.float32), np.eye(4) if affine is None else affine, matrix)
 
     def map_points(self, points: np.ndarray) -> np.ndarray:
-        """x + u(x) for `points` [..., 3] in RAS mm."""
+        """matrix·(x + u(x)) for `points` [..., 3] in RAS mm."""
         points = np.asarray(points, dtype=np.float64)
-        return points + self._displacement_at(points)
+        return apply_matrix(self.matrix, points + self._displacement_at(points))
 
     def sample(self, shape: tuple[int, int, int], affine: np.ndarray) -> Deformation:
-        """The same deformation sampled on another lattice of `shape` (K, J, I)."""
+        """The same deformation with u sampled on another lattice of `shape` (K, J, I)."""
         if shape == self.shape and np.array_equal(affine, self.affine):
             return self
-        return _deformation_from(lambda points: points, self._displacement_at, shape, affine)
+        displacement = np.empty((*shape, 3), dtype=np.float32)
+        for slab, points in slabs(shape, affine):
+            displacement[slab] = self._displacement_at(points)
+        return Deformation(displacement, affine, self.matrix)
+
+    def whole_displacement(self, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+        """matrix·(x + u(x)) − x at the samples x of a lattice of `shape` (K, J, I): float32 [k, j, i, 3]."""
+        return _sampled(self.map_points, np.eye(4), shape, affine).displacement
 
     def warp(
         self,
@@ -74,7 +107,7 @@ class Deformation:
         interpolation: str = "linear",
         background: float | None = None,
     ) -> Volume:
-        """The moving `volume` drawn onto the fixed image: voxel x of `reference` gets volume(x + u(x)).
+        """The moving `volume` drawn onto the fixed image: voxel x of `reference` gets volume(matrix·(x + u(x))).
 
         `interpolation` is "linear", "bspline" (cubic) or "nearest" (labels). The pixel type stays; whole
         numbers are rounded. `background` is given to points more than half a voxel outside `volume`; it is
@@ -95,53 +128,77 @@ class Deformation:
         return Volume(warped, affine, volume.name)
 
     def compose(self, inner: Deformation) -> Deformation:
-        """x → self(inner(x)), on the lattice of `inner`."""
-        return _deformation_from(inner.map_points, self._displacement_at, inner.shape, inner.affine)
+        """x → self(inner(x)), on the lattice of `inner`. Its matrix is the product of both."""
+        return _sampled(
+            lambda points: self.map_points(inner.map_points(points)),
+            self.matrix @ inner.matrix,
+            inner.shape,
+            inner.affine,
+        )
 
     def then_linear(self, matrix: np.ndarray) -> Deformation:
-        """x → matrix·(x + u(x)), on the same lattice and exact inside it; `matrix` is 4x4 in RAS mm."""
-        linear_part = lattice_points(self.shape, (matrix - np.eye(4)) @ self.affine)
-        return Deformation(self.displacement @ np.asarray(matrix)[:3, :3].T + linear_part, self.affine)
+        """x → matrix·self(x), exactly; `matrix` is 4x4 in RAS mm."""
+        return replace(self, matrix=np.asarray(matrix) @ self.matrix)
 
-    def preceded_by_linear(self, matrix: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> Deformation:
-        """y → matrix·y + u(matrix·y), sampled on the given lattice; `matrix` is 4x4 in RAS mm."""
-        inner = partial(apply_matrix, matrix)
-        return _deformation_from(inner, self._displacement_at, shape, affine)
+    def fading(self) -> Deformation:
+        """The same inside the lattice; around it u falls to zero, over a distance twice as long as u.
+
+        So the map is the matrix far outside, for this class and 3D Slicer as for ITK, and folds nowhere on the way.
+        """
+        border = np.concatenate([end for axis in range(3) for end in _ends(self.displacement, axis)])
+        to_index = np.linalg.inv(self.affine[:3, :3])
+        i, j, k = (int(n) for n in np.ceil(2 * np.abs(border @ to_index.T).max(axis=0)) + 1)
+        widths = ((k, k), (j, j), (i, i))
+        displacement = np.pad(self.displacement, (*widths, (0, 0)), mode="edge")
+        for axis, (before, after) in enumerate(widths):
+            size = self.shape[axis]
+            ramp = np.concatenate([np.arange(before) / before, np.ones(size), np.arange(after)[::-1] / after])
+            displacement *= np.expand_dims(ramp, [n for n in range(4) if n != axis]).astype(np.float32)
+        moved = np.eye(4)
+        moved[:3, 3] = -i, -j, -k
+        return Deformation(displacement, self.affine @ moved, self.matrix)
 
     def inverse(self, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None) -> Deformation:
-        """The inverse map, y → x with x + u(x) = y, on this lattice or a given one.
+        """The inverse map, y → x with self(x) = y, on a given lattice.
+
+        Without one it is on this deformation's own lattice, as the matrix places it in the moving image.
 
         Each point is found to 1 % of the lattice's spacing by the iteration in `inversion.solve`. Where the
         deformation folds, several x belong to one y and there is no inverse: the iteration ends at one of
         them, or at the nearest it came to, and neighbors may take different ones. A RuntimeWarning says at
         how many points it did not come near enough, and by how much at most.
         """
-        shape, affine = (shape or self.shape), (self.affine if affine is None else affine)
-        tolerance = 0.01 * float(np.linalg.norm(self.affine[:3, :3], axis=0).min())
-        linear = np.linalg.inv(self._linear_part())
+        shape, affine = (shape or self.shape), (self.matrix @ self.affine if affine is None else affine)
+        to_mm, to_index = self.affine[:3, :3], np.linalg.inv(self.affine)
+        in_voxels = torch.from_numpy((self.displacement @ to_index[:3, :3].T).astype(np.float32))
+        linear = torch.from_numpy((to_index[:3, :3] @ np.linalg.inv(self._linear_part()) @ to_mm).astype(np.float32))
+        back = np.linalg.inv(self.matrix)
         displacement = np.empty((*shape, 3), dtype=np.float32)
-        error = np.empty(shape)
-        for slab, points in slabs(shape, affine):
-            found, distance = solve(self.map_points, points.reshape(-1, 3), linear, tolerance)
-            displacement[slab] = found.reshape(points.shape) - points
-            error[slab] = distance.reshape(points.shape[:3])
-        missed = int((error > tolerance).sum())
+        missed, worst = 0, 0.0
+        for slab, points in slabs(shape, to_index @ back @ affine):
+            targets = torch.from_numpy(points.reshape(-1, 3).astype(np.float32))
+            found, left = solve(in_voxels.movedim(-1, 0)[None], targets, linear, TOLERANCE)
+            # With matrix·(x + u(x)) = y, the displacement x − matrix⁻¹·y comes after matrix⁻¹; before it, it turns.
+            displacement[slab] = ((found - targets).numpy() @ (self.matrix[:3, :3] @ to_mm).T).reshape(points.shape)
+            missed += int((left.norm(dim=1) > TOLERANCE).sum())
+            worst = max(worst, float(np.linalg.norm(left.numpy() @ to_mm.T, axis=1).max()))
         if missed:
             warnings.warn(
-                f"the inverse deformation is off by up to {error.max():.2g} mm, at {missed} of {error.size} "
-                f"points by more than {tolerance:.2g} mm; the deformation folds there",
+                f"the inverse deformation is off by up to {worst:.2g} mm, at {missed} of {math.prod(shape)} "
+                f"points by more than {TOLERANCE:.0%} of the spacing; the deformation folds there",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return Deformation(displacement, affine)
+        return Deformation(displacement, affine, back)
 
     def write(self, path: str | os.PathLike) -> None:
         """Write an ITK transform (.h5, .tfm) or a displacement image (.nii.gz, .nrrd, .mha …), whole or not at all.
 
         Both are in LPS mm and map the fixed image's points to the moving image's, as ITK, ANTs and 3D Slicer expect
-        it. Raises WriteError.
+        it. A transform with a linear part is written as a composite of an affine and a displacement field. An image
+        holds both in its displacements, and ends with its lattice. Raises WriteError.
         """
-        transform_files.write_field(self.displacement, self.affine, path)
+        transform_files.write_transform(self.displacement, self.affine, self.matrix, path)
 
     @classmethod
     def read(
@@ -149,11 +206,11 @@ class Deformation:
     ) -> Deformation:
         """Read what `write` writes, or any other ITK transform (linear, B-spline, composite).
 
-        With `shape` (K, J, I) and `affine` the result is sampled on that lattice; they may be left out for a
-        file that holds one displacement field. Raises InputError where the file is missing, unreadable, or
-        holds something else.
+        With `shape` (K, J, I) and `affine` the displacement is sampled on that lattice; they may be left out for a
+        file that holds at most one displacement field, and linear transforms. Raises InputError where the file is
+        missing, unreadable, or holds something else.
         """
-        found = cls(*transform_files.read_field(path, shape, affine))
+        found = cls(*transform_files.read_transform(path, shape, affine))
         return found if shape is None or affine is None else found.sample(shape, affine)
 
     def _displacement_at(self, points: np.ndarray) -> np.ndarray:
@@ -169,20 +226,25 @@ class Deformation:
         return np.eye(3) + change[:3].T
 
 
-def _deformation_from(
-    inner: PointMap, displacement_at: PointMap, shape: tuple[int, int, int], affine: np.ndarray
-) -> Deformation:
-    """The deformation x → inner(x) + displacement_at(inner(x)) sampled on a lattice."""
+def _sampled(mapped: PointMap, matrix: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> Deformation:
+    """The map `mapped` as matrix·(x + u(x)), with u sampled on a lattice."""
+    undone = np.linalg.inv(matrix)
     displacement = np.empty((*shape, 3), dtype=np.float32)
     for slab, points in slabs(shape, affine):
-        moved = inner(points)
-        displacement[slab] = moved - points + displacement_at(moved)
-    return Deformation(displacement, affine)
+        displacement[slab] = apply_matrix(undone, mapped(points)) - points
+    return Deformation(displacement, affine, matrix)
 
 
-def read_initial(path: str | os.PathLike | None) -> Deformation | np.ndarray | None:
-    """The initial transform in a file: 4x4 (RAS mm, fixed to moving) where it is linear, else a Deformation."""
-    if path is None:
-        return None
-    matrix = transform_files.read_linear(path)
-    return Deformation.read(path) if matrix is None else matrix
+def _ends(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors in the first and the last layer of `array` [k, j, i, 3] along an axis: [n, 3] each."""
+    first, last = array.take(0, axis).reshape(-1, 3), array.take(-1, axis).reshape(-1, 3)
+    return first, last
+
+
+def read_initial(path: str | os.PathLike, fixed: Volume) -> Deformation | np.ndarray:
+    """The initial transform in a file: 4x4 (RAS mm, fixed to moving) where it is linear, else a Deformation.
+
+    What has to be sampled is sampled over the fixed image, as `coarse_lattice` says. Raises InputError.
+    """
+    found = Deformation(*transform_files.read_transform(path, *coarse_lattice(fixed.shape, fixed.affine)))
+    return found.matrix if found.is_linear else found

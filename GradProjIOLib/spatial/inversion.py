@@ -1,57 +1,74 @@
-"""Points that a map takes to given targets."""
+"""Points that a displacement field takes to given targets. Everything is in voxels of the field's lattice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import torch
+from torch import Tensor
 
-import numpy as np
+from GradProjIOLib.spatial.sampling import sample
 
 FIXED_POINT_STEPS = 30
 NEWTON_STEPS = 30
+LARGEST_SHARE_GOING = 0.7
+"""Points that are near enough are set aside when no more than this share of them is not."""
 
-PointMap = Callable[[np.ndarray], np.ndarray]
 
+def solve(displacement: Tensor, targets: Tensor, linear: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Points x [n, 3] with x + d(x) = `targets` [n, 3], and the residuals x + d(x) − target [n, 3] that are left.
 
-def solve(
-    forward: PointMap, targets: np.ndarray, linear: np.ndarray, tolerance: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points [n, 3] whose images under `forward` are `targets` [n, 3], and how far off the images are [n].
-
-    The first steps are x ← x − linear·(forward(x) − target), where `linear` (3x3) inverts the linear part of
-    `forward`. For the identity this is the iteration of Chen et al. 2008 (Medical Physics 35(1)), which converges
-    where the displacement is a contraction. The few points where it is not get Gauss-Newton steps. A step that
-    does not come closer is halved. Points nearer than a tenth of `tolerance` (mm) stay where they are.
+    d is the `displacement` [1, 3, K, J, I]; components and points are along (i, j, k), all in single precision. The
+    first steps are x ← x − linear·(x + d(x) − target), where `linear` (3x3) inverts the linear part of the map. For
+    the identity this is the iteration of Chen et al. 2008 (Medical Physics 35(1)), which converges where the
+    displacement is a contraction. The few points where it is not get Gauss-Newton steps. A step that does not come
+    closer is halved. The steps end for points nearer than a quarter of `tolerance`.
     """
-    found = targets.copy()
-    residual = forward(found) - targets
-    error = np.linalg.norm(residual, axis=1)
+
+    def off(points: Tensor, aims: Tensor) -> Tensor:
+        return points + _displacement_at(displacement, points) - aims
+
+    enough = (tolerance / 4) ** 2
+    found, left = targets.clone(), torch.empty_like(targets)
+    number, points, aims = torch.arange(len(targets)), targets, targets
+    residual = off(points, aims)
+    error = residual.square().sum(dim=1)
     for newton, steps in ((False, FIXED_POINT_STEPS), (True, NEWTON_STEPS)):
-        pace = np.ones(len(targets))
+        pace = torch.ones(len(number), 1)
         for _ in range(steps):
-            active = np.flatnonzero(error > tolerance / 10)
-            if active.size == 0:
-                return found, error
-            if newton:
-                direction = _newton_direction(forward, found[active], residual[active], 2 * tolerance)
-            else:
-                direction = residual[active] @ linear.T
-            trial = found[active] - pace[active, None] * direction
-            trial_residual = forward(trial) - targets[active]
-            trial_error = np.linalg.norm(trial_residual, axis=1)
-            closer = trial_error < error[active]
-            pace[active] = np.where(closer, np.minimum(2 * pace[active], 1), pace[active] / 2)
-            improved = active[closer]
-            found[improved], residual[improved] = trial[closer], trial_residual[closer]
-            error[improved] = trial_error[closer]
-    return found, error
+            going = error > enough
+            if going.sum() < LARGEST_SHARE_GOING * len(number):
+                found[number], left[number] = points, residual
+                kept = going.nonzero()[:, 0]
+                number, points, aims, residual, error, pace = (
+                    one[kept] for one in (number, points, aims, residual, error, pace)
+                )
+            if not len(number):
+                return found, left
+            direction = _newton_direction(displacement, points, residual) if newton else residual @ linear.T
+            trial = points - pace * direction
+            trial_residual = off(trial, aims)
+            trial_error = trial_residual.square().sum(dim=1)
+            closer = (trial_error < error)[:, None]
+            pace = torch.where(closer, (2 * pace).clamp_(max=1), pace / 2)
+            points, residual = torch.where(closer, trial, points), torch.where(closer, trial_residual, residual)
+            error = torch.minimum(error, trial_error)
+    found[number], left[number] = points, residual
+    return found, left
 
 
-def _newton_direction(forward: PointMap, points: np.ndarray, residual: np.ndarray, distance: float) -> np.ndarray:
-    """The Gauss-Newton step at `points` [n, 3] from differences over `distance` (mm).
+def _displacement_at(displacement: Tensor, points: Tensor) -> Tensor:
+    extent = torch.tensor([max(size - 1, 1) for size in reversed(displacement.shape[2:])])
+    return sample(displacement, (points * (2 / extent) - 1)[None, None, None])[0, :, 0, 0].T
 
-    It is damped a little, so that it exists where `forward` folds.
+
+def _newton_direction(displacement: Tensor, points: Tensor, residual: Tensor, distance: float = 0.02) -> Tensor:
+    """The Gauss-Newton step at `points` [n, 3] from differences over `distance` voxels.
+
+    It is damped a little, so that it exists where the map folds.
     """
-    columns = [(forward(points + shift) - forward(points - shift)) for shift in distance * np.eye(3)]
-    jacobian = np.stack(columns, axis=-1) / (2 * distance)
-    transposed = jacobian.transpose(0, 2, 1)
-    return np.linalg.solve(transposed @ jacobian + 1e-3 * np.eye(3), transposed @ residual[..., None])[..., 0]
+    columns = [
+        _displacement_at(displacement, points + shift) - _displacement_at(displacement, points - shift)
+        for shift in distance * torch.eye(3)
+    ]
+    jacobian = torch.eye(3) + torch.stack(columns, dim=-1) / (2 * distance)
+    transposed = jacobian.mT
+    return torch.linalg.solve(transposed @ jacobian + 1e-3 * torch.eye(3), transposed @ residual[..., None])[..., 0]

@@ -1,7 +1,8 @@
 """Where a deformation grows, shrinks and folds: Jacobian determinants and the non-diffeomorphic volume.
 
 Everything is computed from the displacement in voxels, d = A⁻¹·u for a lattice with the affine A: the map
-i → i + d(i) has the same Jacobian determinant as the physical map x → x + u(x).
+i → i + d(i) has the same Jacobian determinant as the physical map x → x + u(x). The linear part of a deformation
+multiplies it by a number.
 """
 
 from __future__ import annotations
@@ -42,11 +43,18 @@ class Folding:
 
 
 def determinant_map(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
-    """Jacobian determinant of x → x + u(x) at every voxel of a lattice: float32 [k, j, i].
+    """Jacobian determinant of the whole map at every voxel of a lattice: float32 [k, j, i].
 
     1 keeps the volume, 2 doubles it, 0 and below folds. See `jacobian_determinant` for the differences.
     """
-    return jacobian_determinant(voxel_displacement(deformation, shape, affine)).numpy()
+    return jacobian_determinant(voxel_displacement(deformation, shape, affine)).numpy() * linear_determinant(
+        deformation
+    )
+
+
+def linear_determinant(deformation: Deformation) -> np.float32:
+    """Determinant of the linear part: what it makes of volumes everywhere."""
+    return np.float32(np.linalg.det(deformation.matrix[:3, :3]))
 
 
 def folding(
@@ -60,11 +68,11 @@ def folding(
     With `region` (bool [k, j, i], not empty) only its voxels are looked at.
 
     The displacement goes on unchanged outside the lattice, so at the lattice's border the central differences
-    are half the one-sided ones of `determinant_map`. A linear map that follows the deformation has no part in
-    folding; leave it out where it turns by 90° or more, or else that border counts as folded.
+    are half the one-sided ones of `determinant_map`. The linear part has no part in folding; it only makes what is
+    folded larger or smaller.
     """
     displacement = voxel_displacement(deformation, shape, affine)
-    volume = non_diffeomorphic_volume(displacement).numpy()
+    volume = non_diffeomorphic_volume(displacement).numpy() * abs(linear_determinant(deformation))
     mask = (_over_blocks(_central_determinant, _padded(displacement)) <= 0).numpy()
     if region is not None:
         volume = volume[region]
@@ -100,7 +108,7 @@ def summary(determinant: np.ndarray, mask: np.ndarray | None = None) -> dict[str
 
 
 def voxel_displacement(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> torch.Tensor:
-    """The displacement [3, K, J, I] in voxels of a lattice, with the components along k, j and i."""
+    """The displacement u [3, K, J, I] in voxels of a lattice, before the linear part; components along k, j and i."""
     to_index = np.linalg.inv(np.asarray(affine)[:3, :3])[::-1].astype(np.float32)
     displacement = torch.from_numpy(deformation.sample(shape, affine).displacement)
     return torch.einsum("ab,kjib->akji", torch.from_numpy(np.ascontiguousarray(to_index)), displacement)

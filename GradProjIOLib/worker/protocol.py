@@ -29,8 +29,8 @@ An event is `{"event": kind, …}`. All but the first two have an `id`. One of t
 
 Image data do not pass through the pipes. They lie as uncompressed .npy files in a folder that belongs to one request,
 and a record (a JSON object) says where each file is and where its image lies in space: `array` (path), `affine` (4x4,
-index to RAS mm) and `name`. Writing and reading such a file costs as much as copying the array. `result` holds
-records by the names below.
+index to RAS mm) and `name`. The record of a displacement field u has the 4x4 `matrix` of the map x → matrix·(x + u(x)),
+too. Writing and reading such a file costs as much as copying the array. `result` holds records by the names below.
 """
 
 from __future__ import annotations
@@ -138,9 +138,14 @@ def write_volume(volume: Volume, folder: Path, name: str) -> dict[str, Any]:
     return _write(volume.array, volume.affine, folder / f"{name}.npy", volume.name)
 
 
-def write_field(displacement: np.ndarray, affine: np.ndarray, folder: Path, name: str) -> dict[str, Any]:
-    """Write a displacement [k, j, i, 3] in RAS mm; return its record. Raises InputError where there is no room."""
-    return _write(displacement, affine, folder / f"{name}.npy", name)
+def write_field(
+    displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray, folder: Path, name: str
+) -> dict[str, Any]:
+    """Write a displacement [k, j, i, 3] in RAS mm and the matrix (4x4) after it, as `spatial.deformation` has them.
+
+    Returns the record. Raises InputError where there is no room.
+    """
+    return _write(displacement, affine, folder / f"{name}.npy", name) | {"matrix": np.asarray(matrix).tolist()}
 
 
 def write_points(points: Landmarks) -> dict[str, Any]:
@@ -163,9 +168,9 @@ def read_volume(record: Record) -> Volume:
     return Volume(np.load(record["array"], allow_pickle=False), np.array(record["affine"]), record["name"])
 
 
-def read_field(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """The displacement [k, j, i, 3] in RAS mm and the affine (4x4) of a record."""
-    return np.load(record["array"], allow_pickle=False), np.array(record["affine"])
+def read_field(record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The displacement [k, j, i, 3] in RAS mm, the affine (4x4) of its lattice and the matrix (4x4) of a record."""
+    return np.load(record["array"], allow_pickle=False), np.array(record["affine"]), np.array(record["matrix"])
 
 
 def read_points(record: Record) -> Landmarks:

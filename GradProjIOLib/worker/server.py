@@ -197,7 +197,7 @@ def read_initial(source: Record | None) -> Any:
 
     if source is None:
         return None
-    if "matrix" in source:
+    if "array" not in source:
         return np.array(source["matrix"], dtype=np.float64)
     return Deformation(*protocol.read_field(source))
 
@@ -223,7 +223,9 @@ def write_arrays(registration: Any, labels: Volume | None, folder: Path) -> dict
         volumes[protocol.WARPED_LABELS] = forward.warp(labels, registration.fixed, "nearest")
     result = {role: protocol.write_volume(volume, folder, role) for role, volume in volumes.items()}
     for role, deformation in ((protocol.TRANSFORM, forward), (protocol.INVERSE, inverse)):
-        result[role] = protocol.write_field(deformation.displacement, deformation.affine, folder, role)
+        result[role] = protocol.write_field(
+            deformation.displacement, deformation.affine, deformation.matrix, folder, role
+        )
     return result
 
 

@@ -89,15 +89,26 @@ class TestRegister:
             arguments = ["register", path, pair / "moving.nii.gz", "-o", tmp_path / suffix[1:], *QUICK]
             assert run(*arguments) == 0
 
-    @pytest.mark.parametrize("kind", ["transform.h5", "rigid"])
-    def test_an_initial_transform(self, pair, tmp_path, kind):
-        path = tmp_path / "initial.tfm"
-        if kind == "rigid":
-            sitk.WriteTransform(sitk.Euler3DTransform((0, 0, 0), 0.05, 0, 0.02, (1, 2, 3)), str(path))
-        else:
-            assert run(*register_arguments(pair, tmp_path / "before")) == 0
-            path = tmp_path / "before" / "transform.h5"
-        assert run(*register_arguments(pair, tmp_path / "out", "--initial-transform", path)) == 0
+    @pytest.mark.parametrize("kind", ["rigid", "spline", "composite"])
+    def test_an_initial_transform_of_any_kind_is_where_simpleitk_puts_it(self, pair, tmp_path, kind):
+        rigid = sitk.Euler3DTransform((0, 0, 0), 0.05, 0, 0.02, (4, 2, -6))
+        spline = sitk.BSplineTransformInitializer(sitk.ReadImage(str(pair / "fixed.nii.gz")), [5, 5, 5], 3)
+        spline.SetParameters(np.random.default_rng(0).normal(0, 4, len(spline.GetParameters())).tolist())
+        initial = {"rigid": rigid, "spline": spline, "composite": sitk.CompositeTransform([rigid, spline])}[kind]
+        sitk.WriteTransform(initial, str(tmp_path / "initial.h5"))
+        still = ["--model", "none", "--refine-steps", "0", "--device", "cpu", "--quiet"]
+        images = pair / "fixed.nii.gz", pair / "moving.nii.gz"
+        out = tmp_path / "out"
+        assert run("register", *images, "-o", out, *still, "--initial-transform", tmp_path / "initial.h5") == 0
+        fixed, moving = (sitk.ReadImage(str(path)) for path in images)
+        expected, found = (
+            sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0))
+            for transform in (initial, sitk.ReadTransform(str(out / "transform.h5")))
+        )
+        written = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "warped.nii.gz")))
+        inner = (slice(2, -2),) * 3
+        assert np.abs(found - expected)[inner].max() < 0.02 * np.ptp(expected)
+        assert np.abs(written - expected)[inner].max() < 0.02 * np.ptp(expected)
 
 
 class TestOtherVerbs:

@@ -1,17 +1,18 @@
 """From two volumes to deformations: the right place in space, whatever the lattices."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import oblique_volume
+from conftest import oblique_affine, oblique_volume, smooth_noise
 from scipy.spatial.transform import Rotation
 
 from GradProjIOLib.engine import devices
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import lattice_affine, lattice_points
+from GradProjIOLib.geometry.lattice import apply_matrix, lattice_affine, lattice_points
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.models import registry
 from GradProjIOLib.models.cascade import Cascade
@@ -86,6 +87,44 @@ class TestGeometry:
             mapped = deformation.map_points(points)
             np.testing.assert_allclose(mapped, expected, atol=1e-3)
             assert np.linalg.norm(mapped - points, axis=1).max() > 1
+
+    def test_an_affine_alignment_goes_on_outside_the_fixed_image(self, heads, moved_network, tmp_path):
+        matrix = rigid((10, -6, 15), (6, -9, 4))
+        moving = replace(heads.moving, affine=matrix @ heads.moving.affine)
+        found = register(heads.fixed, moving, DIRECT, initial_transform=matrix)
+        points = points_in(heads.fixed)
+        assert np.linalg.norm(found.forward.map_points(points) - apply_matrix(matrix, points), axis=1).max() > 1
+        found.write(tmp_path / "result")
+        flip = np.array([-1, -1, 1])
+        outside = points + 2 * np.array(heads.fixed.shape[::-1]) * heads.fixed.spacing
+        np.testing.assert_allclose(found.forward.map_points(outside), apply_matrix(matrix, outside), atol=1e-4)
+        for name, linear in (("transform.h5", matrix), ("inverse_transform.h5", np.linalg.inv(matrix))):
+            transform = sitk.ReadTransform(str(tmp_path / "result" / name))
+            mapped = [flip * transform.TransformPoint((flip * point).tolist()) for point in outside]
+            np.testing.assert_allclose(mapped, apply_matrix(linear, outside), atol=1e-4)
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_the_way_back_is_the_inverse(self, identity_network, turned):
+        lattice = (40, 44, 42)
+        noise = smooth_noise((*lattice, 3), 0, (5, 5, 5, 0)) - 100
+        affine = oblique_affine((2, 2, 2), (12, -20, 8), (-28, 4, 30))
+        matrix = rigid((10, -6, 15), (6, -9, 4)) if turned else np.eye(4)
+        initial = Deformation(noise / 15, affine, matrix)
+        fixed = Volume(smooth_noise(lattice, 1), affine, "fixed")
+        moving = Volume(smooth_noise(lattice, 2), matrix @ affine, "moving")
+        found = register(fixed, moving, DIRECT, initial_transform=initial)
+        points = points_in(fixed, 2000)
+        mapped = found.forward.map_points(points)
+        assert np.linalg.norm(mapped - apply_matrix(matrix, points), axis=1).max() > 4
+        distance = np.linalg.norm(found.inverse.map_points(mapped) - points, axis=1)
+        assert distance.mean() <= 0.05
+        assert np.quantile(distance, 0.999) <= 0.5
+        # The report looks at the edges of the image, too.
+        error = found.report["inverse_error_mm"]
+        assert distance.mean() < error["mean"] <= 0.05
+        assert distance.max() < error["max"] < 1
+        corner = lattice_affine(moving.affine, lattice, found.inverse.shape)
+        np.testing.assert_allclose(found.inverse.affine, corner)
 
     def test_warped_is_what_simpleitk_resamples(self, fixed_volume, moving_volume, moved_network, tmp_path):
         found = register(fixed_volume, moving_volume, DIRECT)

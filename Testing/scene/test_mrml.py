@@ -111,7 +111,7 @@ def test_parents_that_bend_or_shear_resample_to_what_slicer_shows(scene, kind):
     node = volume_node(scene, Volume(smooth_image((20, 26, 28), affine), affine, "bent"))
     if kind == "grid":
         parent = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-        transforms.displacement_to_node(bump((20, 26, 28), affine), affine, parent)
+        transforms.deformation_to_node(bump((20, 26, 28), affine), affine, parent)
     else:
         shear = np.eye(4)
         shear[0, 1] = 0.3
@@ -175,7 +175,7 @@ def test_moving_under_the_transform_lies_where_the_deformation_says(scene, paren
     lattice = affine @ np.diag([2, 2, 2, 1.0])
     displacement = bump((12, 15, 14), lattice)
     transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
-    transforms.displacement_to_node(displacement, lattice, transform)
+    transforms.deformation_to_node(displacement, lattice, transform)
     moving.HardenTransform()
     moving.SetAndObserveTransformNodeID(transform.GetID())
     assert transforms.is_under(moving, transform)
@@ -199,7 +199,7 @@ def test_a_transform_node_is_written_as_itk_reads_it(scene, tmp_path):
     affine = affine_of((2, 2.5, 3), rotation(10, 20, 30), (-10, -12, -14))
     displacement = bump((10, 11, 12), affine)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-    transforms.displacement_to_node(displacement, affine, node)
+    transforms.deformation_to_node(displacement, affine, node)
     storage = scene.AddNewNodeByClass("vtkMRMLTransformStorageNode")
     storage.SetFileName(str(tmp_path / "transform.h5"))
     assert storage.WriteData(node)
@@ -216,10 +216,43 @@ def test_initial_transforms_are_read_as_point_maps_fixed_to_moving(scene):
     affine = affine_of((3, 3, 3), np.eye(3), (-20, -20, -20))
     displacement = bump((12, 13, 14), affine)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-    transforms.displacement_to_node(displacement, affine, node)
+    transforms.deformation_to_node(displacement, affine, node)
     assert transforms.matrix_from_node(node) is None
-    sampled = transforms.displacement_from_node(node, (12, 13, 14), affine)
+    sampled, linear = transforms.deformation_from_node(node, (12, 13, 14), affine)
+    assert np.array_equal(linear, np.eye(4))
     assert np.abs(sampled - displacement).max() < 1e-4
+
+
+def test_a_grid_and_a_linear_map_are_one_node(scene, tmp_path):
+    """The node moves volumes as both maps do, is ITK's composite in a file, and comes back as it was."""
+    sitk = pytest.importorskip("SimpleITK")
+    affine = affine_of((2, 2.5, 3), rotation(10, 20, 30), (-10, -12, -14))
+    linear = affine_of((1.1, 0.9, 1), rotation(-8, 5, 12), (4, -6, 9))
+    displacement = bump((10, 11, 12), affine)
+    node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
+    transforms.deformation_to_node(displacement, affine, node, linear)
+    assert slicer_save(scene, tmp_path)
+    transform = sitk.ReadTransform(str(next(tmp_path.glob("T.*"))))
+    again = slicer.vtkMRMLScene()
+    again.SetURL(str(tmp_path / "scene.mrml"))
+    again.Import()
+    index = np.random.default_rng(0).integers(0, 10, (40, 3))
+    inside = nodes.apply_matrix(affine, index)
+    expected = nodes.apply_matrix(linear, inside + displacement[tuple(index.T[::-1])])
+    outside = inside + 400
+    flip = np.array([-1, -1, 1])
+    for one in (node, again.GetFirstNodeByName("T")):
+        found, matrix = transforms.deformation_from_node(one, (10, 11, 12), affine)
+        assert np.abs(found - displacement).max() < 1e-4
+        assert np.allclose(matrix, linear)
+        general = vtk.vtkGeneralTransform()
+        one.GetTransformFromWorld(general)
+        assert np.allclose(nodes.mapped(general, inside), expected, atol=1e-4)
+    for points, target in ((inside, expected), (outside, nodes.apply_matrix(linear, outside))):
+        mapped = [flip * transform.TransformPoint((flip * point).tolist()) for point in points]
+        assert np.allclose(mapped, target, atol=1e-4)
+    for found, put in zip(transforms.deformation_from_result(node), (displacement, affine, linear), strict=True):
+        assert np.allclose(found, put, atol=1e-6)
 
 
 def two_segments(scene, shape, affine):
@@ -440,7 +473,7 @@ def test_a_saved_scene_holds_how_its_results_were_made(scene, tmp_path):
     affine = affine_of((2, 2, 2), rotation(3, 4, 5), (0, 0, 0))
     displacement = bump((10, 11, 12), affine)
     transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
-    transforms.displacement_to_node(displacement, affine, transform)
+    transforms.deformation_to_node(displacement, affine, transform)
     nodes.remember(transform, report=report)
     _, jacobian, determinant = folded_map(scene)
     folding.color_jacobian(jacobian)
@@ -451,7 +484,7 @@ def test_a_saved_scene_holds_how_its_results_were_made(scene, tmp_path):
     again.Import()
     node = again.GetFirstNodeByName("T")
     assert nodes.recall(node, "report") == report
-    sampled = transforms.displacement_from_node(node, (10, 11, 12), affine)
+    sampled, _ = transforms.deformation_from_node(node, (10, 11, 12), affine)
     assert np.abs(sampled - displacement).max() < 1e-4
     loaded = again.GetFirstNodeByName("jacobian")
     assert np.array_equal(slicer.util.arrayFromVolume(loaded), determinant)

@@ -16,7 +16,7 @@ from GradProjIOLib.scene.evaluation import EvaluationInputs, SceneEvaluation
 from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.labels import add_segment
 from GradProjIOLib.scene.session import SceneRegistration
-from GradProjIOLib.scene.transforms import displacement_to_node, grid_from_node
+from GradProjIOLib.scene.transforms import deformation_from_result, deformation_to_node
 from GradProjIOLib.spatial.deformation import Deformation
 
 
@@ -51,20 +51,21 @@ def table(node) -> dict[str, float]:
 
 
 def deformation_of(nodes) -> Deformation:
-    return Deformation(*grid_from_node(nodes["transform"]))
+    return Deformation(*deformation_from_result(nodes["transform"]))
 
 
 def test_a_grid_comes_back_as_it_was_put_into_a_node():
     scene = slicer.vtkMRMLScene()
     displacement = np.random.default_rng(0).normal(size=(4, 5, 6, 3)).astype(np.float32)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "grid")
-    displacement_to_node(displacement, right_angled(OBLIQUE), node)
-    found, affine = grid_from_node(node)
+    deformation_to_node(displacement, right_angled(OBLIQUE), node)
+    found, affine, matrix = deformation_from_result(node)
+    np.testing.assert_array_equal(matrix, np.eye(4))
     np.testing.assert_allclose(found, displacement)
     np.testing.assert_allclose(affine, right_angled(OBLIQUE), atol=1e-9)
     node.Inverse()
     with pytest.raises(InputError, match="grid is not as"):
-        grid_from_node(node)
+        deformation_from_result(node)
 
 
 def test_label_maps_and_landmarks(result, worker, folder):

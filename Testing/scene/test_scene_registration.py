@@ -33,7 +33,7 @@ from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.labels import add_segment, labels_from_node
 from GradProjIOLib.scene.nodes import linked
 from GradProjIOLib.scene.session import SceneRegistration, State, duration
-from GradProjIOLib.scene.transforms import displacement_from_node
+from GradProjIOLib.scene.transforms import deformation_from_node
 from GradProjIOLib.worker import protocol
 
 
@@ -115,7 +115,14 @@ def test_moving_under_the_transform_equals_the_registered_volume(session, folder
 
 
 def nodes_displacement(node, volume):
-    return displacement_from_node(node, volume.shape, volume.affine)
+    from GradProjIOLib.spatial.deformation import Deformation
+
+    return Deformation(*deformation_of(node, volume)).whole_displacement(volume.shape, volume.affine)
+
+
+def deformation_of(node, volume):
+    displacement, matrix = deformation_from_node(node, volume.shape, volume.affine)
+    return displacement, volume.affine, matrix
 
 
 def test_map_segmentation_table_and_report_agree_also_in_the_mask(session):
@@ -166,8 +173,9 @@ def test_nodes_hold_what_the_command_writes(session, tmp_path):
         assert np.abs(shown - written).max() < 1e-5 * np.ptp(written)
     for role, name in (("transform", "transform"), ("inverse", "inverse_transform")):
         written = Deformation.read(tmp_path / "out" / f"{name}.h5")
-        shown = displacement_from_node(nodes[role], written.shape, written.affine)
+        shown, matrix = deformation_from_node(nodes[role], written.shape, written.affine)
         assert np.abs(shown - written.displacement).max() < 1e-3
+        assert np.allclose(matrix, written.matrix)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     ours = mrml.recall(nodes["transform"], "report")
     assert report["jacobian"] == pytest.approx(ours["jacobian"])

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from GradProjIOLib.errors import InputError, WriteError
-from GradProjIOLib.geometry.lattice import lattice_points
-from GradProjIOLib.geometry.transform_files import read_linear
+from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
+from GradProjIOLib.geometry.transform_files import linear_from_sitk, read_linear
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.jacobian import determinant_map
 
 RAS_LPS = np.array([-1, -1, 1])
 LATTICE = ((14, 18, 16), oblique_affine((3.0, 2.0, 4.0), (12, -20, 8), (-28, 4, 30)))
@@ -213,27 +214,53 @@ def test_points_that_cannot_be_reached_are_reported():
         Deformation(displacement, np.eye(4)).inverse()
 
 
-def test_linear_maps_before_and_after(fixed_volume):
+def test_a_linear_map_after_and_before():
     deformation = wavy()
-    points = random_points(deformation, margin=0)
+    points = random_points(deformation)
     moved = deformation.map_points(points)
     after = deformation.then_linear(LINEAR)
-    np.testing.assert_allclose(after.map_points(points), moved @ LINEAR[:3, :3].T + LINEAR[:3, 3], atol=1e-4)
-    shape, affine = fixed_volume.shape, fixed_volume.affine
-    before = deformation.preceded_by_linear(LINEAR, shape, affine)
-    on_lattice = lattice_points(shape, affine)
-    expected = deformation.map_points(on_lattice @ LINEAR[:3, :3].T + LINEAR[:3, 3])
+    np.testing.assert_allclose(after.map_points(points), apply_matrix(LINEAR, moved), atol=1e-9)
+    before = deformation.compose(Deformation.from_linear(LINEAR, *LATTICE))
+    on_lattice = lattice_points(*LATTICE)
+    expected = deformation.map_points(apply_matrix(LINEAR, on_lattice))
     np.testing.assert_allclose(before.map_points(on_lattice), expected, atol=1e-4)
+    np.testing.assert_allclose(before.matrix, LINEAR)
 
 
-def test_forward_and_inverse_with_a_linear_alignment_cancel(fixed_volume):
-    deformation = wavy(2.0)
-    forward = deformation.then_linear(LINEAR)
-    moving_shape = (16, 20, 18)
-    moving_affine = LINEAR @ deformation.affine
-    back = inverted(deformation).preceded_by_linear(np.linalg.inv(LINEAR), moving_shape, moving_affine)
-    inner = random_points(deformation, margin=2)
+def test_forward_and_inverse_with_a_linear_part_cancel():
+    forward = wavy(2.0).then_linear(LINEAR)
+    back = inverted(forward, (16, 20, 18), LINEAR @ forward.affine)
+    np.testing.assert_allclose(back.matrix, np.linalg.inv(LINEAR))
+    inner = random_points(forward, margin=2)
     np.testing.assert_allclose(back.map_points(forward.map_points(inner)), inner, atol=0.1)
+
+
+def test_far_outside_its_lattice_a_faded_deformation_is_its_linear_part(tmp_path):
+    """For this class, SimpleITK and Slicer alike; inside nothing changes, and nothing folds on the way."""
+    slicer = pytest.importorskip("slicer")
+    sharp = wavy(9.0).then_linear(LINEAR)
+    faded = sharp.fading()
+    inside, (high, low) = random_points(sharp), (np.array(sharp.shape[::-1]) + 40, -40)
+    np.testing.assert_allclose(faded.map_points(inside), sharp.map_points(inside), atol=1e-4)
+    index = np.random.default_rng(3).uniform(low, high, size=(2000, 3))
+    everywhere = apply_matrix(sharp.affine, index)
+    outside = everywhere[((index < -16) | (index > np.array(sharp.shape[::-1]) + 15)).any(axis=1)]
+    assert len(outside) > 500
+    faded.write(tmp_path / "transform.h5")
+    transform = sitk.ReadTransform(str(tmp_path / "transform.h5"))
+    scene = slicer.vtkMRMLScene()
+    node = scene.AddNewNodeByClass("vtkMRMLTransformNode")
+    storage = slicer.vtkMRMLTransformStorageNode()
+    storage.SetFileName(str(tmp_path / "transform.h5"))
+    assert storage.ReadData(node)
+    for mapped in (faded.map_points(outside), itk_points(transform, outside), slicer_points(node, outside)):
+        np.testing.assert_allclose(mapped, apply_matrix(LINEAR, outside), atol=1e-4)
+    np.testing.assert_allclose(itk_points(transform, everywhere), faded.map_points(everywhere), atol=1e-3)
+    read = Deformation.read(tmp_path / "transform.h5")
+    np.testing.assert_allclose(read.map_points(everywhere), faded.map_points(everywhere), atol=1e-4)
+    determinant = determinant_map(faded, faded.shape, faded.affine)
+    core = determinant_map(sharp, sharp.shape, sharp.affine)
+    assert determinant.min() > 0.1 * core.min()
 
 
 def test_a_deformation_with_a_large_linear_part_is_inverted():
@@ -353,10 +380,42 @@ def test_linear_itk_transforms_are_read_as_matrices(tmp_path, suffix):
     np.testing.assert_allclose(read_linear(tmp_path / f"linear{suffix}"), LINEAR, atol=1e-12)
 
 
-def test_a_linear_transform_needs_a_lattice(tmp_path):
-    write_linear(tmp_path / "linear.h5")
+def test_a_spline_needs_a_lattice(tmp_path):
+    sitk.WriteTransform(itk_transforms()["spline"], str(tmp_path / "spline.h5"))
     with pytest.raises(InputError, match="fixed image"):
-        Deformation.read(tmp_path / "linear.h5")
+        Deformation.read(tmp_path / "spline.h5")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".tfm"])
+@pytest.mark.parametrize("order", ["affine field", "field affine", "affine field euler", "affine"])
+def test_affines_around_one_field_are_read_exactly(tmp_path, suffix, order):
+    parts = itk_transforms()
+    deformation = wavy(4.0)
+    deformation.write(tmp_path / "field.h5")
+    parts["field"] = sitk.ReadTransform(str(tmp_path / "field.h5"))
+    composite = sitk.CompositeTransform([parts[name] for name in order.split()])
+    sitk.WriteTransform(composite, str(tmp_path / f"composite{suffix}"))
+    read = Deformation.read(tmp_path / f"composite{suffix}")
+    points = random_points(deformation)
+    if before := order.partition("field ")[2]:
+        points = apply_matrix(np.linalg.inv(linear_from_sitk(parts[before])), points)
+    np.testing.assert_allclose(read.map_points(points), itk_points(composite, points), atol=1e-4)
+    # What is read can be written again, and is the same.
+    if order in ("affine field", "affine"):
+        read.write(tmp_path / "again.h5")
+        again = sitk.ReadTransform(str(tmp_path / "again.h5"))
+        far = points + 300
+        np.testing.assert_allclose(itk_points(again, points), itk_points(composite, points), atol=1e-4)
+        np.testing.assert_allclose(itk_points(again, far), itk_points(composite, far), atol=1e-6)
+
+
+def test_a_displacement_image_holds_the_linear_part_too(tmp_path):
+    deformation = wavy(3.0).then_linear(LINEAR)
+    deformation.write(tmp_path / "field.nii.gz")
+    field = sitk.ReadImage(str(tmp_path / "field.nii.gz"), sitk.sitkVectorFloat64)
+    points = random_points(deformation)
+    expected = itk_points(sitk.DisplacementFieldTransform(field), points)
+    np.testing.assert_allclose(deformation.map_points(points), expected, atol=1e-3)
 
 
 def test_files_that_are_no_transforms(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import oblique_affine
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.landmarks import Landmarks
@@ -37,8 +38,10 @@ def test_volumes_fields_and_points_arrive_as_they_were_sent(tmp_path, fixed_volu
     assert np.array_equal(volume.affine, fixed_volume.affine)
     assert volume.name == fixed_volume.name
     displacement = np.random.default_rng(0).normal(size=(4, 5, 6, 3)).astype(np.float32)
-    record = protocol.write_field(displacement, fixed_volume.affine, tmp_path, "field")
-    found, affine = protocol.read_field(sent(record))
+    turned = oblique_affine((1, 1, 1), (5, 6, 7), (1, 2, 3))
+    record = protocol.write_field(displacement, fixed_volume.affine, turned, tmp_path, "field")
+    found, affine, matrix = protocol.read_field(sent(record))
+    assert np.array_equal(matrix, turned)
     assert np.array_equal(found, displacement)
     assert np.array_equal(affine, fixed_volume.affine)
     points = Landmarks(["one", "two"], np.array([[1.0, 2, 3], [4, 5, 6]]), "list")
