@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from GradProjIOLib.commands.options import TRANSFORM_HELP
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.metrics import IDENTITY
 from GradProjIOLib.evaluation.tables import write_json
+from GradProjIOLib.geometry.files import json_text
 from GradProjIOLib.geometry.image_files import read_volume, write_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.result import describe_jacobian
@@ -24,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("transform", metavar="TRANSFORM", help=TRANSFORM_HELP)
     parser.add_argument("-r", "--reference", required=True, metavar="FIXED", help="image at whose voxels to measure")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the map of the Jacobian determinant")
+    parser.add_argument("--log", action="store_true", help="write the natural logarithm of the determinant instead")
+    parser.add_argument(
+        "--without-affine", action="store_true", help="write the determinant without the transform's affine part"
+    )
     parser.add_argument("--folding", metavar="FILE", help="write a mask of the voxels where the deformation folds")
     parser.add_argument("--mask", metavar="FILE", help="measure only where this image is not 0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures that are printed")
@@ -39,12 +43,17 @@ def run(arguments: argparse.Namespace) -> int:
         if not region.any():
             raise InputError(f"{arguments.mask} is empty on {arguments.reference}; choose a mask with voxels there.")
     figures = describe_jacobian(deformation, reference, region)
-    print(json.dumps(figures, indent=1))
+    print(json_text(figures, indent=1))
     if arguments.json:
         write_json(figures, arguments.json)
     if arguments.output:
-        determinant = jacobian.determinant_map(deformation, reference.shape, reference.affine)
-        write_volume(Volume(determinant, reference.affine), arguments.output)
+        determinant = jacobian.determinant_map(
+            deformation, reference.shape, reference.affine, with_affine=not arguments.without_affine
+        )
+        note = "Jacobian determinant" + (" without the affine part" if arguments.without_affine else "")
+        if arguments.log:
+            determinant, note = jacobian.logarithm(determinant), f"natural logarithm of the {note}"
+        write_volume(Volume(determinant, reference.affine), arguments.output, note)
     if arguments.folding:
         mask = jacobian.folding(deformation, reference.shape, reference.affine).mask
         write_volume(Volume(mask.astype(np.uint8), reference.affine), arguments.folding)

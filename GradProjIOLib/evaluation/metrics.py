@@ -92,11 +92,12 @@ def evaluate_folding(
 
     Raises InputError for a mask that has no voxel there.
     """
-    determinant = jacobian.determinant_map(deformation, reference.shape, reference.affine)
+    sampled = deformation.sample(reference.shape, reference.affine)
+    determinant = jacobian.determinant_map(sampled, reference.shape, reference.affine)
 
     def inside(region: np.ndarray | None) -> FoldingEvaluation:
-        folding = jacobian.folding(deformation, reference.shape, reference.affine, region)
-        spread = jacobian.summary(determinant, region)["std_log"]
+        folding = jacobian.folding(sampled, reference.shape, reference.affine, region)
+        spread = jacobian.summary(determinant, jacobian.defined_region(sampled, region))["std_log"]
         return FoldingEvaluation(folding.ndv_percent, folding.folded_voxels, spread)
 
     if mask is None:

@@ -7,17 +7,16 @@ and, where measured, the lists "structures" and "landmarks".
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.statistics import PairedComparison, Summary, compare_paired, summarize
-from GradProjIOLib.geometry.files import atomic_path
+from GradProjIOLib.geometry.files import atomic_path, json_text
 
 Row = dict[str, Any]
 
@@ -195,7 +194,7 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
 def write_json(data: Any, path: str | os.PathLike) -> None:
     """`data` as standard JSON, whole or not at all; NaN becomes null and infinity the text "inf"."""
     with atomic_path(Path(path)) as temporary:
-        temporary.write_text(json.dumps(jsonable(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(data, indent=2) + "\n", encoding="utf-8")
 
 
 def check_fingerprint(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
@@ -220,21 +219,8 @@ def report(rows: Sequence[Row], failed: Sequence[dict[str, str]], comparisons: S
     }
 
 
-def jsonable(value: Any) -> Any:
-    """`value` with dataclasses as dictionaries, NaN as None and infinity as "inf"."""
-    if isinstance(value, (GroupComparison, Summary, PairedComparison)):
-        return jsonable(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
-
-
 def from_json(value: Any) -> Any:
-    """What `jsonable` was given: None becomes NaN and "inf" infinity."""
+    """What `files.jsonable` was given: None becomes NaN and "inf" infinity."""
     if isinstance(value, dict):
         return {key: from_json(item) for key, item in value.items()}
     if isinstance(value, list):

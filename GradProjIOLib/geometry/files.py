@@ -1,13 +1,17 @@
-"""Writing files and folders whole or not at all, and their checksums."""
+"""Writing files and folders whole or not at all, JSON that every reader takes, and checksums."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from GradProjIOLib.errors import InputError, WriteError
@@ -60,6 +64,24 @@ def write_error(path: Path, error: Exception) -> WriteError:
         f"{path} could not be written ({reason}), so nothing was changed there; "
         "free some space or choose another folder."
     )
+
+
+def json_text(value: Any, indent: int | None = None, **options: Any) -> str:
+    """`value` as standard JSON, which knows neither NaN nor infinity; see `jsonable`. Options are json.dumps's."""
+    return json.dumps(jsonable(value), indent=indent, allow_nan=False, **options)
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with dataclasses as dictionaries, NaN as None and infinity as "inf"."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return jsonable(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
 
 
 def checksum(path: str | os.PathLike) -> str:

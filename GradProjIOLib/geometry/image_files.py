@@ -57,11 +57,16 @@ def read_volume(path: str | os.PathLike) -> Volume:
     return from_sitk(read_sitk(path, accept), str(path)).read_from(path)
 
 
-def read_sitk(path: Path, accept: Callable[[SimpleITK.ImageFileReader], None]) -> SimpleITK.Image:
+def read_sitk(
+    path: Path,
+    accept: Callable[[SimpleITK.ImageFileReader], None],
+    on_not_finite: Callable[[np.ndarray, str], None] | None = None,
+) -> SimpleITK.Image:
     """The image in the NIfTI, NRRD or MetaImage file `path` as SimpleITK reads it.
 
-    `accept` gets the reader when it knows the header but no voxel yet, and may raise InputError. Raises
-    InputError for a file that is missing, unreadable or truncated, or holds NaN or infinity.
+    `accept` gets the reader when it knows the header but no voxel yet, and may raise InputError. Of NIfTI files ITK
+    reads NaN and infinity as zeros: `on_not_finite` gets where they are, flat in the file's order, and the file's name;
+    unless it is given, they are refused. Raises InputError for a file that is missing, unreadable or truncated.
     """
     import SimpleITK as sitk
 
@@ -72,7 +77,7 @@ def read_sitk(path: Path, accept: Callable[[SimpleITK.ImageFileReader], None]) -
         try:
             reader.ReadImageInformation()
             accept(reader)
-            _check_values(unpacked, str(path))
+            _check_values(unpacked, str(path), on_not_finite or _refuse)
             return reader.Execute()
         except RuntimeError as error:
             if "orthonormal" in str(error) or "Bad direction" in str(error):
@@ -93,12 +98,16 @@ def read_labels(path: str | os.PathLike) -> Volume:
     return Volume(whole.astype(np.int32), labels.affine, labels.name)
 
 
-def write_volume(volume: Volume, path: str | os.PathLike) -> None:
+def write_volume(volume: Volume, path: str | os.PathLike, note: str = "") -> None:
     """Write `volume` to `path`, whole or not at all; the suffix chooses the format (see WRITTEN_SUFFIXES).
 
-    Raises WriteError where the file cannot be written.
+    The header keeps the `note` that says what it is, in NIfTI as the description. Raises WriteError where the file
+    cannot be written.
     """
-    write_sitk(to_sitk(volume), path)
+    image = to_sitk(volume)
+    if note:
+        image.SetMetaData("ITK_FileNotes", note)
+    write_sitk(image, path)
 
 
 def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
@@ -185,8 +194,12 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield unpacked
 
 
-def _check_values(path: Path, name: str) -> None:
-    """Raise InputError for an unpacked NIfTI file with NaN or infinity, which ITK would read as zeros."""
+def _refuse(bad: np.ndarray, name: str) -> None:
+    refuse_not_finite(int(bad.sum()), bad.size, name)
+
+
+def _check_values(path: Path, name: str, on_not_finite: Callable[[np.ndarray, str], None]) -> None:
+    """Say where an unpacked NIfTI file has NaN or infinity, which ITK would read as zeros."""
     if not _is_nifti(path):
         return
     with open(path, "rb") as file:
@@ -195,7 +208,7 @@ def _check_values(path: Path, name: str) -> None:
         return
     count = math.prod(header.get_data_shape())
     values = np.fromfile(path, header.get_data_dtype(), count, offset=int(header["vox_offset"]))
-    refuse_not_finite(int((~np.isfinite(values)).sum()), values.size, name)
+    on_not_finite(~np.isfinite(values), name)
 
 
 def _nifti_header(start: bytes) -> nibabel.Nifti1Header | None:

@@ -60,11 +60,12 @@ def read_transform(
     `matrix` (4x4) is the product of all linear parts of the transform, so that u vanishes where nothing else acts.
     Linear transforms, and those with a single displacement field, come as they are; a linear one has u = 0. Others
     (B-splines, several fields) are sampled on the lattice `shape` (K, J, I), `affine`. Raises InputError where the
-    file is missing, unreadable, or holds something else, or where such a lattice is missing.
+    file is missing, unreadable, or holds something else, or where such a lattice is missing. What is undefined in a
+    field is left as it is: NaN, or as large as 3.4e38.
     """
     path = Path(path)
     if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return *_from_sitk(_read_field_image(path), path), np.eye(4)
+        return *_read_field_image(path), np.eye(4)
     transform = _read_transform(path)
     parts = _parts(transform)
     matrix = _product(part for part in parts if part.IsLinear())
@@ -72,14 +73,14 @@ def read_transform(
     if not bending:
         return np.zeros((2, 2, 2, 3), np.float32), np.eye(4), matrix
     if len(bending) == 1 and parts[bending[0]].GetName() == "DisplacementFieldTransform":
-        return *_single_field(parts, bending[0], path), matrix
+        return *_single_field(parts, bending[0]), matrix
     if shape is None or affine is None:
         raise InputError(
             f"{path} holds a {transform.GetName()}, which needs an image that says where to sample it; "
             "give the fixed image, too."
         )
     undone = sitk_from_linear(np.linalg.inv(matrix))
-    return *_from_sitk(_sampled([undone, transform], shape, affine), path), matrix
+    return *_from_sitk(_sampled([undone, transform], shape, affine)), matrix
 
 
 def write_transform(displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray, path: str | os.PathLike) -> None:
@@ -138,18 +139,19 @@ def _product(parts: Iterable[SimpleITK.Transform]) -> np.ndarray:
     return functools.reduce(np.matmul, (linear_from_sitk(part) for part in parts), np.eye(4))
 
 
-def _single_field(parts: list[SimpleITK.Transform], number: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _single_field(parts: list[SimpleITK.Transform], number: int) -> tuple[np.ndarray, np.ndarray]:
     """u and the affine of its lattice such that x + u(x), and then all linear parts, is the whole map.
 
     For the linear map L that is applied before a field v, L·x + v(L·x) = L·(x + u(x)) with u(x) = L⁻¹·v(L·x).
     """
     import SimpleITK as sitk
 
-    displacement, affine = _from_sitk(sitk.DisplacementFieldTransform(parts[number]).GetDisplacementField(), path)
+    displacement, affine = _from_sitk(sitk.DisplacementFieldTransform(parts[number]).GetDisplacementField())
     if number == len(parts) - 1:
         return displacement, affine
     undone = np.linalg.inv(_product(parts[number + 1 :]))
-    return (displacement @ undone[:3, :3].T).astype(np.float32), undone @ affine
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (displacement @ undone[:3, :3].T).astype(np.float32), undone @ affine
 
 
 def _read_transform(path: Path) -> SimpleITK.Transform:
@@ -173,23 +175,29 @@ def _is_hdf5(path: Path) -> bool:
         return file.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
-def _read_field_image(path: Path) -> SimpleITK.Image:
+def _read_field_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import SimpleITK as sitk
+
     def accept(reader: SimpleITK.ImageFileReader) -> None:
         if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 3:
             raise InputError(
                 f"{path} is not a displacement image; choose a 3-D image with three components per voxel (mm)."
             )
 
-    return read_sitk(path, accept)
+    found: list[np.ndarray] = []
+    image = read_sitk(path, accept, lambda bad, _: found.append(bad))
+    displacement = sitk.GetArrayFromImage(image).astype(np.float32)
+    for bad in found:
+        displacement[bad.reshape(3, *displacement.shape[:3]).any(axis=0)] = np.nan
+    return displacement * RAS_TO_LPS_VECTOR, lattice_of(image)
 
 
-def _from_sitk(field: SimpleITK.Image, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _from_sitk(field: SimpleITK.Image) -> tuple[np.ndarray, np.ndarray]:
     import SimpleITK as sitk
 
-    displacement = sitk.GetArrayFromImage(field).astype(np.float32)
-    if not np.isfinite(displacement).all():
-        raise InputError(f"{path} has NaN or infinity among its displacements; compute it again.")
-    return displacement * RAS_TO_LPS_VECTOR, lattice_of(field)
+    # ANTs marks what is undefined by the largest number there is.
+    with np.errstate(over="ignore"):
+        return sitk.GetArrayFromImage(field).astype(np.float32) * RAS_TO_LPS_VECTOR, lattice_of(field)
 
 
 def _to_sitk(displacement: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:

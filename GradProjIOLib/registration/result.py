@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from GradProjIOLib.geometry.files import staging_folder, write_error
+from GradProjIOLib.geometry.files import json_text, staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
@@ -120,7 +119,7 @@ class Registration:
         write_volume(warped, folder / "warped.nii.gz")
         self.forward.write(folder / "transform.h5")
         self.inverse.write(folder / "inverse_transform.h5")
-        write_volume(determinant, folder / "jacobian.nii.gz")
+        write_volume(determinant, folder / "jacobian.nii.gz", "Jacobian determinant")
         write_volume(folding, folder / "folding.nii.gz")
         if labels is not None:
             write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
@@ -130,7 +129,7 @@ class Registration:
             warning = f"The picture overview.png could not be drawn ({error})."
             if warning not in self.report["warnings"]:
                 self.report["warnings"].append(warning)
-        (folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json_text(self.report, indent=1) + "\n", encoding="utf-8")
 
     def title(self) -> str:
         """One line that says what was registered, how, and with which folding."""
@@ -150,14 +149,30 @@ def count_steps(report: Mapping[str, Any]) -> str:
 
 
 def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | None = None) -> dict[str, float]:
-    """Figures of the Jacobian determinant and of folding at the fixed image's voxels, or those of a region."""
-    determinant = jacobian.determinant_map(forward, fixed.shape, fixed.affine)
-    folding = jacobian.folding(forward, fixed.shape, fixed.affine, region)
-    return jacobian.summary(determinant, region) | {
-        "folded_voxels": folding.folded_voxels,
-        "folded_percent": folding.folded_percent,
-        "ndv_percent": folding.ndv_percent,
-    }
+    """Figures of the Jacobian determinant and of folding at the fixed image's voxels, or those of a region.
+
+    `affine_determinant` is that of the linear part; the figures that begin with without_affine leave it out. Where the
+    deformation is undefined nothing is measured; `undefined_voxels` says at how many voxels. Raises InputError where
+    none is left.
+    """
+    sampled = forward.sample(fixed.shape, fixed.affine)
+    where = jacobian.defined_region(sampled, region)
+    determinant = jacobian.determinant_map(sampled, fixed.shape, fixed.affine)
+    folding = jacobian.folding(sampled, fixed.shape, fixed.affine, region)
+    looked_at = np.prod(fixed.shape) if region is None else region.sum()
+    linear = jacobian.linear_determinant(forward)
+    without = jacobian.summary(determinant / linear, where)
+    return (
+        jacobian.summary(determinant, where)
+        | {"affine_determinant": float(linear)}
+        | {f"without_affine_{key}": without[key] for key in ("min", "max", "percentile_1", "percentile_99", "mean_log")}
+        | {
+            "folded_voxels": folding.folded_voxels,
+            "folded_percent": folding.folded_percent,
+            "ndv_percent": folding.ndv_percent,
+            "undefined_voxels": int(looked_at) - folding.voxels,
+        }
+    )
 
 
 def _move_folder(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import json_text
 from GradProjIOLib.geometry.lattice import apply_matrix, check_affine, is_rectangular
 from GradProjIOLib.geometry.volume import Volume
 
@@ -188,7 +189,7 @@ def _covering_lattice(
 def remember(node: slicer.vtkMRMLNode, **records: Any) -> None:
     """Keep JSON records (settings, report) as attributes of `node`, so that they are saved with the scene."""
     for key, record in records.items():
-        node.SetAttribute(ATTRIBUTE_PREFIX + key, json.dumps(record, sort_keys=True))
+        node.SetAttribute(ATTRIBUTE_PREFIX + key, json_text(record, sort_keys=True))
 
 
 def recall(node: slicer.vtkMRMLNode, key: str) -> Any:

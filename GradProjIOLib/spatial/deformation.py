@@ -25,11 +25,11 @@ from GradProjIOLib.geometry.lattice import (
     slabs,
 )
 from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.spatial.gaps import fill_gaps
 from GradProjIOLib.spatial.inversion import solve
 from GradProjIOLib.spatial.sampling import interpolator, sample_linear, to_type
 
 Lattice = tuple[tuple[int, int, int], np.ndarray]
-PointMap = Callable[[np.ndarray], np.ndarray]
 TOLERANCE = 0.01
 """How far off, in voxels, a point of an inverse may be."""
 
@@ -41,17 +41,24 @@ class Deformation:
 
     u is trilinear inside the lattice. Outside it keeps the value of the nearest point of the border, as in
     3D Slicer; ITK takes u = 0 from half a voxel outside on. The matrix goes on everywhere.
+
+    Samples that are NaN, infinite or longer than a kilometer are `undefined` [k, j, i], as well as those given (None
+    where there are none). They take the nearest defined displacement, so that they change nothing around them; nothing
+    is drawn there, and figures leave them out. Raises InputError where all are.
     """
 
     displacement: np.ndarray
     affine: np.ndarray
     matrix: np.ndarray = field(default_factory=lambda: np.eye(4))
+    undefined: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         displacement = np.ascontiguousarray(self.displacement, dtype=np.float32)
         if displacement.ndim != 4 or displacement.shape[3] != 3:
             raise ValueError(f"expected a displacement of shape [k, j, i, 3], found {displacement.shape}")
+        displacement, undefined = fill_gaps(displacement, self.undefined)
         object.__setattr__(self, "displacement", displacement)
+        object.__setattr__(self, "undefined", undefined)
         for name, what in (("affine", "the lattice of the deformation"), ("matrix", "the linear part")):
             object.__setattr__(self, name, np.array(getattr(self, name), dtype=np.float64))
             check_affine(getattr(self, name), what)
@@ -92,13 +99,21 @@ class Deformation:
         if shape == self.shape and np.array_equal(affine, self.affine):
             return self
         displacement = np.empty((*shape, 3), dtype=np.float32)
+        undefined = np.zeros(shape, dtype=bool)
         for slab, points in slabs(shape, affine):
             displacement[slab] = self._displacement_at(points)
-        return Deformation(displacement, affine, self.matrix)
+            undefined[slab] = self.undefined_at(points)
+        return Deformation(displacement, affine, self.matrix, undefined)
+
+    def undefined_at(self, points: np.ndarray) -> np.ndarray:
+        """Whether the nearest sample to each of the `points` [..., 3] (RAS mm) is undefined: bool [...]."""
+        if self.undefined is None:
+            return np.zeros(points.shape[:-1], dtype=bool)
+        return interpolator(self.undefined, "nearest")(apply_matrix(np.linalg.inv(self.affine), points))
 
     def whole_displacement(self, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
         """matrix·(x + u(x)) − x at the samples x of a lattice of `shape` (K, J, I): float32 [k, j, i, 3]."""
-        return _sampled(self.map_points, np.eye(4), shape, affine).displacement
+        return _sampled(lambda points, _: self.map_points(points), np.eye(4), shape, affine).displacement
 
     def warp(
         self,
@@ -110,8 +125,8 @@ class Deformation:
         """The moving `volume` drawn onto the fixed image: voxel x of `reference` gets volume(matrix·(x + u(x))).
 
         `interpolation` is "linear", "bspline" (cubic) or "nearest" (labels). The pixel type stays; whole
-        numbers are rounded. `background` is given to points more than half a voxel outside `volume`; it is
-        the volume's minimum unless given, and 0 for "nearest".
+        numbers are rounded. `background` is given to points more than half a voxel outside `volume`, and to those
+        where the deformation is undefined; it is the volume's minimum unless given, and 0 for "nearest".
         """
         shape, affine = (reference.shape, reference.affine) if isinstance(reference, Volume) else reference
         interpolate = interpolator(volume.array, interpolation)
@@ -123,18 +138,21 @@ class Deformation:
         for slab, points in slabs(shape, affine):
             index = apply_matrix(to_index, self.map_points(points))
             values = to_type(interpolate(index), warped.dtype)
-            inside = ((index >= -0.5) & (index <= upper)).all(axis=-1)
+            inside = ((index >= -0.5) & (index <= upper)).all(axis=-1) & ~self.undefined_at(points)
             warped[slab] = np.where(inside, values, np.asarray(background, dtype=warped.dtype))
         return Volume(warped, affine, volume.name)
 
     def compose(self, inner: Deformation) -> Deformation:
         """x → self(inner(x)), on the lattice of `inner`. Its matrix is the product of both."""
-        return _sampled(
-            lambda points: self.map_points(inner.map_points(points)),
-            self.matrix @ inner.matrix,
-            inner.shape,
-            inner.affine,
-        )
+        undefined = np.zeros(inner.shape, dtype=bool) if inner.undefined is None else inner.undefined.copy()
+
+        def mapped(points: np.ndarray, slab: slice) -> np.ndarray:
+            between = inner.map_points(points)
+            undefined[slab] |= self.undefined_at(between)
+            return self.map_points(between)
+
+        whole = _sampled(mapped, self.matrix @ inner.matrix, inner.shape, inner.affine)
+        return replace(whole, undefined=undefined)
 
     def then_linear(self, matrix: np.ndarray) -> Deformation:
         """x → matrix·self(x), exactly; `matrix` is 4x4 in RAS mm."""
@@ -156,7 +174,8 @@ class Deformation:
             displacement *= np.expand_dims(ramp, [n for n in range(4) if n != axis]).astype(np.float32)
         moved = np.eye(4)
         moved[:3, 3] = -i, -j, -k
-        return Deformation(displacement, self.affine @ moved, self.matrix)
+        undefined = None if self.undefined is None else np.pad(self.undefined, widths)
+        return Deformation(displacement, self.affine @ moved, self.matrix, undefined)
 
     def inverse(self, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None) -> Deformation:
         """The inverse map, y → x with self(x) = y, on a given lattice.
@@ -196,7 +215,8 @@ class Deformation:
 
         Both are in LPS mm and map the fixed image's points to the moving image's, as ITK, ANTs and 3D Slicer expect
         it. A transform with a linear part is written as a composite of an affine and a displacement field. An image
-        holds both in its displacements, and ends with its lattice. Raises WriteError.
+        holds both in its displacements, and ends with its lattice. What is undefined is written as it was filled in.
+        Raises WriteError.
         """
         transform_files.write_transform(self.displacement, self.affine, self.matrix, path)
 
@@ -226,12 +246,17 @@ class Deformation:
         return np.eye(3) + change[:3].T
 
 
-def _sampled(mapped: PointMap, matrix: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray) -> Deformation:
-    """The map `mapped` as matrix·(x + u(x)), with u sampled on a lattice."""
+def _sampled(
+    mapped: Callable[[np.ndarray, slice], np.ndarray],
+    matrix: np.ndarray,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+) -> Deformation:
+    """A map as matrix·(x + u(x)), with u sampled on a lattice; `mapped` gets points and which slices they are."""
     undone = np.linalg.inv(matrix)
     displacement = np.empty((*shape, 3), dtype=np.float32)
     for slab, points in slabs(shape, affine):
-        displacement[slab] = apply_matrix(undone, mapped(points)) - points
+        displacement[slab] = apply_matrix(undone, mapped(points, slab)) - points
     return Deformation(displacement, affine, matrix)
 
 

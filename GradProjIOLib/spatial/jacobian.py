@@ -15,10 +15,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from GradProjIOLib.errors import InputError
 from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.gaps import determinants_beside
 
 VOXELS_AT_ONCE = 1 << 17
 """How many voxels are computed at the same time, which bounds the memory."""
+LEAST_DETERMINANT = np.float32(1e-3)
+"""The smallest determinant of which a map of logarithms shows the logarithm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +46,30 @@ class Folding:
         return 100 * self.folded_voxels / self.voxels
 
 
-def determinant_map(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+def determinant_map(
+    deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray, with_affine: bool = True
+) -> np.ndarray:
     """Jacobian determinant of the whole map at every voxel of a lattice: float32 [k, j, i].
 
-    1 keeps the volume, 2 doubles it, 0 and below folds. See `jacobian_determinant` for the differences.
+    1 keeps the volume, 2 doubles it, 0 and below folds; it is 1 where the deformation is undefined. It may leave out
+    the linear part. See `jacobian_determinant` and `gaps.determinants_beside` for the differences.
     """
-    return jacobian_determinant(voxel_displacement(deformation, shape, affine)).numpy() * linear_determinant(
-        deformation
-    )
+    sampled = deformation.sample(shape, affine)
+    displacement = voxel_displacement(sampled, shape, affine)
+    determinant = jacobian_determinant(displacement).numpy()
+    _correct_gaps(determinant, displacement, sampled)
+    if with_affine:
+        determinant *= linear_determinant(deformation)
+    if sampled.undefined is not None:
+        determinant[sampled.undefined] = 1
+    return determinant
+
+
+def _correct_gaps(determinant: np.ndarray, displacement: torch.Tensor, sampled: Deformation) -> None:
+    """Compute the determinants beside gaps anew, without what is filled in there."""
+    if sampled.undefined is not None:
+        voxels, values = determinants_beside(displacement.movedim(0, -1).numpy(), sampled.undefined)
+        determinant[voxels] = values
 
 
 def linear_determinant(deformation: Deformation) -> np.float32:
@@ -65,20 +85,38 @@ def folding(
 ) -> Folding:
     """Non-diffeomorphic volume and folded voxels of a deformation on a lattice, as LUMIR computes them.
 
-    With `region` (bool [k, j, i], not empty) only its voxels are looked at.
+    With `region` (bool [k, j, i], not empty) only its voxels are looked at, and nowhere those that are undefined.
+    Raises InputError where none is left.
 
     The displacement goes on unchanged outside the lattice, so at the lattice's border the central differences
     are half the one-sided ones of `determinant_map`. The linear part has no part in folding; it only makes what is
     folded larger or smaller.
     """
-    displacement = voxel_displacement(deformation, shape, affine)
+    sampled = deformation.sample(shape, affine)
+    displacement = voxel_displacement(sampled, shape, affine)
     volume = non_diffeomorphic_volume(displacement).numpy() * abs(linear_determinant(deformation))
-    mask = (_over_blocks(_central_determinant, _padded(displacement)) <= 0).numpy()
+    determinant = _over_blocks(_central_determinant, _padded(displacement)).numpy()
+    _correct_gaps(determinant, displacement, sampled)
+    mask = determinant <= 0
+    region = defined_region(sampled, region)
     if region is not None:
         volume = volume[region]
         mask &= region
     total = float(volume.sum(dtype=np.float64))
     return Folding(100 * total / volume.size, total, int(mask.sum()), mask, volume.size)
+
+
+def defined_region(sampled: Deformation, region: np.ndarray | None = None) -> np.ndarray | None:
+    """Where a deformation is defined on its lattice, inside a region if one is given; None where that is everywhere.
+
+    Raises InputError where it is nowhere.
+    """
+    if sampled.undefined is None:
+        return region
+    region = ~sampled.undefined if region is None else region & ~sampled.undefined
+    if not region.any():
+        raise InputError("The transform is undefined (NaN or too large) wherever it should be measured.")
+    return region
 
 
 def non_diffeomorphic_volume(displacement: torch.Tensor) -> torch.Tensor:
@@ -91,20 +129,25 @@ def non_diffeomorphic_volume(displacement: torch.Tensor) -> torch.Tensor:
 
 
 def summary(determinant: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
-    """Range of a determinant map, in a mask if one is given: min, max, percentile_1, percentile_99, std_log.
-
-    `std_log` is the standard deviation of log |J| over the voxels that do not fold.
+    """Range of a determinant map, in a mask if one is given: min, max, percentile_1, percentile_99, and of log |J|
+    over the voxels that do not fold: mean_log and its standard deviation std_log.
     """
     values = determinant[mask.astype(bool)] if mask is not None else determinant.ravel()
     low, high = np.percentile(values, [1, 99])
-    positive = values[values > 0]
+    logarithm = np.log(values[values > 0])
     return {
         "min": float(values.min()),
         "max": float(values.max()),
         "percentile_1": float(low),
         "percentile_99": float(high),
-        "std_log": float(np.log(positive).std(dtype=np.float64)) if positive.size else 0.0,
+        "mean_log": float(logarithm.mean(dtype=np.float64)) if logarithm.size else 0.0,
+        "std_log": float(logarithm.std(dtype=np.float64)) if logarithm.size else 0.0,
     }
+
+
+def logarithm(determinant: np.ndarray) -> np.ndarray:
+    """The natural logarithm of a determinant map; that of LEAST_DETERMINANT where it is less, as in folds."""
+    return np.log(np.maximum(determinant, LEAST_DETERMINANT))
 
 
 def voxel_displacement(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> torch.Tensor:

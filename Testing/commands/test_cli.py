@@ -149,6 +149,35 @@ class TestOtherVerbs:
         assert run(*arguments, "--mask", tmp_path / "empty.nii.gz") == 2
         assert "empty.nii.gz is empty on" in capsys.readouterr().err
 
+    def test_jacobian_of_an_ants_warp_with_holes_its_logarithm_and_without_the_affine(self, pair, tmp_path, capsys):
+        fixed = read_volume(pair / "fixed.nii.gz")
+        doubled = lattice_points(fixed.shape, fixed.affine) * [-1, -1, 1]
+        doubled[10:12, 10:12, 10:12] = np.finfo(np.float32).max
+        field = sitk.GetImageFromArray(doubled, isVector=True)
+        field.CopyInformation(sitk.ReadImage(str(pair / "fixed.nii.gz")))
+        halved = sitk.ScaleTransform(3, (0.5, 1, 1))
+        warp = sitk.DisplacementFieldTransform(field)
+        sitk.WriteTransform(sitk.CompositeTransform([halved, warp]), str(tmp_path / "warp.h5"))
+        maps = {"whole": [], "log": ["--log"], "without": ["--without-affine"], "both": ["--log", "--without-affine"]}
+        expected = {"whole": 4, "log": np.log(4), "without": 8, "both": np.log(8)}
+        for name, options in maps.items():
+            path = tmp_path / f"{name}.nii.gz"
+            assert run("jacobian", tmp_path / "warp.h5", "-r", pair / "fixed.nii.gz", "-o", path, *options) == 0
+            figures = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+            image = sitk.ReadImage(str(path))
+            values = sitk.GetArrayFromImage(image)
+            hole = np.zeros(values.shape, dtype=bool)
+            hole[10:12, 10:12, 10:12] = True
+            np.testing.assert_allclose(values[~hole], expected[name], rtol=1e-3)
+            assert (values[hole] == (0 if "--log" in options else 1)).all()
+            note = image.GetMetaData("descrip")
+            assert ("logarithm" in note, "without the affine" in note) == ("--log" in options, len(options) > 0
+                                                                            and options[-1] != "--log")  # fmt: skip
+        assert figures["undefined_voxels"] == 8
+        assert figures["affine_determinant"] == pytest.approx(0.5)
+        for key, value in (("min", 4), ("max", 4), ("without_affine_min", 8), ("mean_log", np.log(4))):
+            assert figures[key] == pytest.approx(value, rel=1e-3)
+
     def test_models(self, capsys, monkeypatch, tmp_path):
         monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
         assert run("models", "list") == 0

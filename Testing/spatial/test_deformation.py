@@ -436,12 +436,45 @@ def test_files_that_are_no_transforms(tmp_path):
         read_linear(tmp_path / "flat.tfm")
 
 
-def test_displacements_that_are_not_finite_are_refused(tmp_path):
-    broken = wavy().displacement.copy()
-    broken[3, 4, 5] = np.nan
-    Deformation(broken, LATTICE[1]).write(tmp_path / "broken.nrrd")
-    with pytest.raises(InputError, match="NaN"):
-        Deformation.read(tmp_path / "broken.nrrd")
+@pytest.mark.parametrize("hole", [np.nan, np.finfo(np.float32).max])
+@pytest.mark.parametrize("name", ["field.nii.gz", "field.nrrd", "field.h5", "composite.h5"])
+def test_undefined_samples_are_known_and_nothing_is_drawn_there(tmp_path, fixed_volume, name, hole):
+    """ANTs writes the largest number there is; ITK reads NaN in NIfTI files as zero."""
+    whole = wavy()
+    broken = whole.displacement.astype(float) * RAS_LPS
+    broken[3, 4, 5], broken[7:9, 8:10, 9] = hole, hole
+    field = to_sitk_field(broken, whole.affine)
+    path = tmp_path / name
+    if name.endswith(".h5"):
+        transform = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+        if name.startswith("composite"):
+            transform = sitk.CompositeTransform([itk_transforms()["euler"], transform])
+        sitk.WriteTransform(transform, str(path))
+    else:
+        sitk.WriteImage(sitk.Cast(field, sitk.sitkVectorFloat32), str(path))
+    read = Deformation.read(path)
+    expected = np.zeros(whole.shape, dtype=bool)
+    expected[3, 4, 5] = expected[7:9, 8:10, 9] = True
+    assert np.array_equal(read.undefined, expected)
+    np.testing.assert_allclose(read.displacement[~expected], whole.displacement[~expected], atol=1e-4)
+    image = Volume(np.ones(whole.shape, np.uint8), read.matrix @ whole.affine)
+    drawn = read.warp(image, (whole.shape, whole.affine), background=9).array
+    assert (drawn[expected] == 9).all()
+    assert (drawn[3:5, 6:8, 6:8] == 1).all()
+    assert np.array_equal(read.then_linear(LINEAR).undefined, expected)
+    composed = Deformation.from_linear(LINEAR).compose(read)
+    assert np.array_equal(composed.undefined, expected)
+
+
+def to_sitk_field(displacement: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    field = sitk.GetImageFromArray(displacement, isVector=True)
+    field.CopyInformation(to_sitk(Volume(displacement[..., 0], affine)))
+    return field
+
+
+def test_a_field_that_is_undefined_everywhere_is_refused():
+    with pytest.raises(InputError, match="undefined"):
+        Deformation(np.full((3, 3, 3, 3), np.nan), np.eye(4))
 
 
 def test_unknown_suffixes_are_not_written(tmp_path):

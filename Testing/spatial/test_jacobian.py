@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_points
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.result import describe_jacobian
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.spatial.jacobian import determinant_map, folding, jacobian_determinant, summary
@@ -119,6 +122,56 @@ def test_folded_voxels_have_folded_volume(seed, amplitude):
     assert found.ndv_voxels >= 0
     if found.folded_voxels:
         assert found.ndv_voxels > 0
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf, np.finfo(np.float32).max])
+def test_what_is_undefined_is_left_out_and_changes_nothing_beside_it(hole):
+    """Of a linear field the determinant is the same everywhere, also between and beside holes."""
+    matrix = oblique_affine((1.3, 0.8, 1.1), (5, -8, 12), (3, 4, -6))
+    whole = lattice_points((9, 8, 10), (matrix - np.eye(4)) @ OBLIQUE).astype(np.float32)
+    undefined = np.random.default_rng(0).random((9, 8, 10)) < 0.15
+    undefined[:3, 4, 5] = True
+    broken = whole.copy()
+    broken[undefined, 1] = hole
+    deformation = Deformation(broken, OBLIQUE)
+    assert np.array_equal(deformation.undefined, undefined)
+    assert np.abs(deformation.displacement).max() <= np.abs(whole).max()
+    expected = np.linalg.det(matrix[:3, :3])
+    determinant = determinant_map(deformation, (9, 8, 10), OBLIQUE)
+    assert (determinant[undefined] == 1).all()
+    lonely = sum(
+        (np.diff(np.pad(undefined, 1, constant_values=True).astype(int), 2, axis) == 2)[
+            tuple(slice(None) if n == axis else slice(1, -1) for n in range(3))
+        ]
+        for axis in range(3)
+    )
+    np.testing.assert_allclose(determinant[~undefined & ~(lonely > 0)], expected, rtol=1e-3)
+    found = folding(deformation, (9, 8, 10), OBLIQUE)
+    assert found.voxels == undefined.size - undefined.sum()
+    assert found.folded_voxels == 0
+    figures = describe_jacobian(deformation, Volume(determinant, OBLIQUE))
+    assert figures["undefined_voxels"] == undefined.sum()
+    assert all(np.isfinite(value) for value in figures.values())
+    region = np.zeros_like(undefined)
+    region[:2, 4, 5] = True
+    with pytest.raises(InputError, match="undefined"):
+        describe_jacobian(deformation, Volume(determinant, OBLIQUE), region)
+
+
+def test_the_affine_part_can_be_left_out():
+    field = of_voxels(random_field(0.8, 1.5))[0]
+    matrix = oblique_affine((1.3, 0.8, 1.1), (5, -8, 12), (3, 4, -6))
+    whole = field.then_linear(matrix)
+    factor = np.linalg.det(matrix[:3, :3])
+    lattice = field.shape, OBLIQUE
+    np.testing.assert_allclose(determinant_map(whole, *lattice), factor * determinant_map(field, *lattice), rtol=1e-5)
+    np.testing.assert_allclose(determinant_map(whole, *lattice, with_affine=False), determinant_map(field, *lattice))
+    figures = describe_jacobian(whole, Volume(np.zeros(field.shape), OBLIQUE))
+    alone = describe_jacobian(field, Volume(np.zeros(field.shape), OBLIQUE))
+    assert figures["affine_determinant"] == pytest.approx(factor)
+    for key in ("min", "max", "percentile_1", "percentile_99", "mean_log"):
+        assert figures[f"without_affine_{key}"] == pytest.approx(alone[key], rel=1e-4)
+    assert figures["mean_log"] == pytest.approx(alone["mean_log"] + np.log(factor), abs=1e-5)
 
 
 def test_inner_determinants_equal_simpleitk():
