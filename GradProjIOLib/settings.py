@@ -100,7 +100,7 @@ class Settings:
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, cuda:1 … or mps", metavar="DEVICE")
     lattice: tuple[int, int, int] | None = _setting(
         None,
-        "lattice of the network instead of the model's own, in samples along each axis",
+        "lattice of the network instead of the model's own, in samples along each axis of the fixed image",
         least=SMALLEST_LATTICE,
         metavar=("K", "J", "I"),
     )

@@ -73,6 +73,20 @@ class Volume:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
 
+def in_ras_order(volume: Volume) -> tuple[Volume, tuple[int, int, int]]:
+    """The same image with its voxels stored along the nearest of the axes R, A and S, and how the axes moved.
+
+    Axis n of the array [k, j, i] that is returned was axis order[n] before; whether it was turned around is not said.
+    """
+    from nibabel import orientations
+
+    found = orientations.io_orientation(volume.affine)
+    array = np.ascontiguousarray(orientations.apply_orientation(volume.array.T, found).T)
+    affine = volume.affine @ orientations.inv_ornt_aff(found, volume.shape[::-1])
+    i, j, k = (int(np.flatnonzero(found[:, 0] == axis)[0]) for axis in range(3))
+    return Volume(array, affine, volume.name), (2 - k, 2 - j, 2 - i)
+
+
 def check_image(volume: Volume) -> None:
     """Raise InputError where `volume` is no image to register: too small, NaN or infinity, or constant."""
     if min(volume.shape) < SMALLEST_AXIS:

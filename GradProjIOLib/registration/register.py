@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
 from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.lattice import is_rectangular
-from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings
+from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.inverse import inverse_of
@@ -131,15 +131,29 @@ class _Run:
         self.initial = _initial(fixed, moving, settings, initial_transform, self.warnings)
         self.device = find_device(settings.device)
         self.settings = _with_model(settings, self.warnings)
-        self.levels = plan_levels(fixed, settings)
+        # What is found must not depend on the order in which the voxels are stored.
+        self.ordered, self.order = in_ras_order(fixed)
+        if settings.lattice is not None:
+            self.settings = replace(self.settings, lattice=self._reorder(settings.lattice))
+        self.levels = plan_levels(self.ordered, settings)
         check_memory(self.levels, self.device)
         self.network: NetworkStage | None = None
         if self.settings.model != "none":
-            self.network = NetworkStage(self.settings, fixed, self.device, self.warnings)
+            self.network = NetworkStage(self.settings, self.ordered, self.device, self.warnings)
             self.settings = self.network.settings
-        self.images = ImagePair(fixed, moving, self.initial, settings, fixed_mask, moving_mask)
+        self.images = ImagePair(self.ordered, moving, self.initial, settings, fixed_mask, moving_mask)
         self.steps: list[Step] = []
         self.stopped = "finished"
+
+    def _reorder(self, lattice: Sequence[int]) -> tuple[int, int, int]:
+        """A lattice (K, J, I) along the axes of the fixed image, in the order in which it is registered."""
+        k, j, i = (lattice[axis] for axis in self.order)
+        return k, j, i
+
+    def _as_stored(self, lattice: Sequence[int]) -> tuple[int, int, int]:
+        """The opposite: a lattice in the order of the fixed image's axes."""
+        k, j, i = (lattice[self.order.index(axis)] for axis in range(3))
+        return k, j, i
 
     def result(self, on_step: OnStep | None, on_start: OnStart | None, progress: bool) -> Registration:
         """Optimize, and say what was found."""
@@ -151,6 +165,8 @@ class _Run:
             self.bar, self.on_step = bar, on_step
             fields = None if self.network is None else self._from_network(on_start)
             fields, start, losses = self._refined(fields)
+        if self.settings.lattice is not None:
+            self.settings = replace(self.settings, lattice=self._as_stored(self.settings.lattice))
         forward = self._whole(fields.forward)
         if forward.has_matrix:
             forward = forward.fading()
@@ -203,7 +219,7 @@ class _Run:
             if self.stopped == "finished":
                 fields = refinement.run(level, fields, partial(self._take, stage="refinement", level=number))
         if fields is None:
-            fields = Fields.zero(self.fixed)
+            fields = Fields.zero(self.ordered)
         objective, _ = refinement.objective(lattice, fields)
         with torch.no_grad():
             losses = objective.losses(torch.zeros_like(objective.regularity.points))
@@ -219,7 +235,7 @@ class _Run:
 
     def _only_lattice(self) -> tuple[int, int, int]:
         """The lattice on which to measure where nothing is refined."""
-        return self.settings.lattice or lattice_for(self.fixed, USUAL_SPACINGS * min(self.fixed.spacing))
+        return self.settings.lattice or lattice_for(self.ordered, USUAL_SPACINGS * min(self.fixed.spacing))
 
     def _whole(self, forward: Deformation) -> Deformation:
         """The whole map fixed → moving, of displacements about the initial transform."""
@@ -253,7 +269,7 @@ class _Run:
             "inputs": {role: _describe(volume) for role, volume in inputs.items() if volume is not None},
             "initial_transform": None if isinstance(self.initial, Deformation) else self.initial.tolist(),
             "start": start,
-            "levels": [list(level.lattice) for level in self.levels],
+            "levels": [list(self._as_stored(level.lattice)) for level in self.levels],
             "steps": [asdict(step) for step in self.steps],
             "stopped": self.stopped,
             **losses,

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -30,6 +31,20 @@ def points_in(volume, count=200, seed=0):
     """Random points in RAS mm well inside a volume."""
     index = np.random.default_rng(seed).uniform(0.2, 0.8, (count, 3)) * (np.array(volume.shape[::-1]) - 1)
     return index @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+
+
+def axes_of(codes):
+    """The same letters with R, A and S for both directions of an axis."""
+    return codes.translate(str.maketrans("LPI", "RAS"))
+
+
+def stored_as(volume, codes):
+    """The same image with its voxels stored along other axes, such as LPS."""
+    image = nibabel.Nifti1Image(volume.array.T, volume.affine)
+    wanted = nibabel.orientations.axcodes2ornt(codes)
+    change = nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted)
+    image = image.as_reoriented(change)
+    return Volume(np.ascontiguousarray(np.asanyarray(image.dataobj).T), image.affine, volume.name)
 
 
 def rigid(degrees, shift):
@@ -125,6 +140,28 @@ class TestGeometry:
         assert distance.max() < error["max"] < 1
         corner = lattice_affine(moving.affine, lattice, found.inverse.shape)
         np.testing.assert_allclose(found.inverse.affine, corner)
+
+    def test_the_order_in_which_voxels_are_stored_changes_nothing(self, heads):
+        """The network is not symmetric, so it always sees the images along the nearest of the axes R, A and S."""
+        settings = replace(DIRECT, method="projected", steps=0, refine_steps=1, lattice=(18, 22, 20))
+        first, again = (register(heads.fixed, heads.moving, settings) for _ in range(2))
+        points = points_in(heads.fixed)
+        moved = first.forward.map_points(points)
+        noise = np.abs(again.forward.map_points(points) - moved).max()
+        assert np.linalg.norm(moved - points, axis=1).max() > 2
+        for codes in ("LPS", "LIA", "PIR"):
+            fixed, moving = (stored_as(volume, codes) for volume in (heads.fixed, heads.moving))
+            lattice = tuple(settings.lattice[2 - "RAS".index(axis)] for axis in reversed(axes_of(codes)))
+            found = register(fixed, moving, replace(settings, lattice=lattice))
+            np.testing.assert_allclose(found.forward.map_points(points), moved, atol=0.01 + noise)
+            warped = found.warped()
+            assert warped.shape == fixed.shape
+            np.testing.assert_array_equal(warped.affine, fixed.affine)
+            expected = stored_as(Volume(first.warped().array, heads.fixed.affine), codes).array
+            np.testing.assert_allclose(warped.array, expected, atol=0.02 * np.ptp(expected))
+            assert tuple(found.report["settings"]["lattice"]) == lattice
+            for level, expected in zip(found.report["levels"], first.report["levels"], strict=True):
+                assert level == [expected[2 - "RAS".index(axis)] for axis in reversed(axes_of(codes))]
 
     def test_warped_is_what_simpleitk_resamples(self, fixed_volume, moving_volume, moved_network, tmp_path):
         found = register(fixed_volume, moving_volume, DIRECT)
