@@ -21,6 +21,7 @@ from GradProjIOLib.errors import InputError
 VERBS = {
     "register": "register a moving image to a fixed one",
     "warp": "apply a transform to an image or a label map",
+    "transform": "compose, invert and export transforms, map points and surfaces",
     "jacobian": "measure where a transform folds, and map its Jacobian determinant",
     "models": "list the networks, fetch their weights",
     "demo": "register a pair of phantoms with a known deformation",

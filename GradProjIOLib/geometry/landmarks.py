@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,30 +62,46 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
 
 def to_ras(points: np.ndarray, frame: str | None, affine: np.ndarray | None, path: str | os.PathLike) -> np.ndarray:
     """`points` [n, 3] in `frame` ("LPS", "RAS" or "voxels") as points in RAS mm. Raises InputError."""
+    return apply_matrix(frame_matrix(frame, affine, path), points)
+
+
+def frame_matrix(frame: str | None, affine: np.ndarray | None, path: str | os.PathLike) -> np.ndarray:
+    """The 4x4 matrix from `frame` to RAS mm; `affine` is that of "voxels". Raises InputError where one is missing."""
     if frame == "voxels" and affine is None:
         raise InputError(f"{path} is in voxels, but of which image is unknown; give that image, too.")
     to_mm = {"RAS": np.eye(4), "LPS": RAS_TO_LPS, "voxels": affine}.get(frame or "")
     if to_mm is None:
         raise InputError(f"{path} does not say in which coordinates its points are; say {', '.join(FRAMES)}.")
-    return apply_matrix(to_mm, points)
+    return to_mm
 
 
 def _read_markups(path: Path) -> tuple[list[str], list[list[float]], str]:
     markups = json.loads(path.read_text(encoding="utf-8"))["markups"]
     if len(markups) != 1:
         raise InputError(f"{path} holds {len(markups)} point lists; save one of them to its own file.")
-    placed = [
-        point
-        for point in markups[0].get("controlPoints", [])
-        if point.get("positionStatus", "defined") == "defined" and point.get("position")
-    ]
+    placed = [point for point in markups[0].get("controlPoints", []) if is_placed(point)]
     names = [str(point.get("label", "")) for point in placed]
+    check_unit(markups[0], path)
+    frame = slicer_frame(markups[0].get("coordinateSystem", "LPS"))
+    return names, [point["position"][:3] for point in placed], frame
+
+
+def check_unit(markup: dict[str, Any], path: Path) -> None:
+    """Raise InputError where a point list of Slicer is not in mm."""
     # Either "mm" or a coded entry such as ["UCUM", "mm", "millimeter"].
-    units = markups[0].get("coordinateUnits") or "mm"
+    units = markup.get("coordinateUnits") or "mm"
     if "mm" not in units:
         raise InputError(f"{path} is in {units}, not in mm; save it from a scene whose unit of length is mm.")
-    frame = _slicer_frame(markups[0].get("coordinateSystem", "LPS"))
-    return names, [point["position"][:3] for point in placed], frame
+
+
+def is_placed(point: dict[str, Any]) -> bool:
+    """Whether a control point of Slicer has a position."""
+    return point.get("positionStatus", "defined") == "defined" and bool(point.get("position"))
+
+
+def is_placed_row(row: list[str]) -> bool:
+    """The same for a row of a .fcsv file."""
+    return len(row) <= 14 or row[14] == FIDUCIAL_DEFINED
 
 
 def _read_fiducials(path: Path) -> tuple[list[str], list[list[float]], str]:
@@ -94,39 +111,50 @@ def _read_fiducials(path: Path) -> tuple[list[str], list[list[float]], str]:
         for line in file:
             if line.startswith("#"):
                 key, _, value = line[1:].partition("=")
-                frame = _slicer_frame(value.strip()) if key.strip() == "CoordinateSystem" else frame
+                frame = slicer_frame(value.strip()) if key.strip() == "CoordinateSystem" else frame
             elif line.strip():
                 row = next(csv.reader([line]))
-                if len(row) > 14 and row[14] != FIDUCIAL_DEFINED:
+                if not is_placed_row(row):
                     continue
                 names.append(row[11] if len(row) > 11 else row[0])
                 positions.append([float(value) for value in row[1:4]])
     return names, positions, frame
 
 
-def _slicer_frame(value: str | int) -> str:
+def slicer_frame(value: str | int) -> str:
     """Slicer once wrote a number for the coordinate system."""
     return {"0": "RAS", "1": "LPS"}.get(str(value), str(value))
 
 
-def _read_table(path: Path) -> tuple[list[str], list[list[float]]]:
+def read_rows(path: Path) -> tuple[list[list[str]], list[int], int]:
+    """The rows of a .csv file with a header or without, which columns are the coordinates, and which the name."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     if not rows:
-        return [], []
+        raise InputError(f"{path} holds no landmark; place some, or choose another file.")
+    if is_number(rows[0][0]):
+        return rows, [0, 1, 2], 3
     header = [cell.strip().lower() for cell in rows[0]]
-    columns, name_column = [0, 1, 2], 3
+    axes = "xyz" if "x" in header else "ijk"
+    if not set(axes) <= set(header):
+        raise InputError(f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k.")
+    name_column = next((header.index(name) for name in ("name", "label") if name in header), len(header))
+    return rows, [header.index(axis) for axis in axes], name_column
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number."""
     try:
-        float(header[0])
-    except ValueError:  # a header, and no numbers yet
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_table(path: Path) -> tuple[list[str], list[list[float]]]:
+    rows, columns, name_column = read_rows(path)
+    if not is_number(rows[0][columns[0]]):
         del rows[0]
-        axes = "xyz" if "x" in header else "ijk"
-        if not set(axes) <= set(header):
-            raise InputError(
-                f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k."
-            ) from None
-        columns = [header.index(axis) for axis in axes]
-        name_column = next((header.index(name) for name in ("name", "label") if name in header), len(header))
     names = [
         row[name_column].strip() if len(row) > name_column else str(number) for number, row in enumerate(rows, start=1)
     ]

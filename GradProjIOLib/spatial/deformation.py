@@ -158,6 +158,13 @@ class Deformation:
         """x → matrix·self(x), exactly; `matrix` is 4x4 in RAS mm."""
         return replace(self, matrix=np.asarray(matrix) @ self.matrix)
 
+    def preceded_by_linear(self, matrix: np.ndarray) -> Deformation:
+        """x → self(matrix·x), exactly, on a lattice that may be skewed; `matrix` is 4x4 in RAS mm."""
+        undone = np.linalg.inv(matrix)
+        return Deformation(
+            self.displacement @ undone[:3, :3].T, undone @ self.affine, self.matrix @ matrix, self.undefined
+        )
+
     def fading(self) -> Deformation:
         """The same inside the lattice; around it u falls to zero, over a distance twice as long as u.
 
@@ -209,6 +216,18 @@ class Deformation:
                 stacklevel=2,
             )
         return Deformation(displacement, affine, back)
+
+    def source_points(self, points: np.ndarray) -> np.ndarray:
+        """Where `points` [n, 3] (RAS mm) come from: the inverse map at single points, without a lattice.
+
+        Found as in `inverse`, which says what it means where the deformation folds.
+        """
+        to_mm, to_index = self.affine[:3, :3], np.linalg.inv(self.affine)
+        in_voxels = torch.from_numpy((self.displacement @ to_index[:3, :3].T).astype(np.float32)).movedim(-1, 0)[None]
+        linear = torch.from_numpy((to_index[:3, :3] @ np.linalg.inv(self._linear_part()) @ to_mm).astype(np.float32))
+        index = apply_matrix(to_index @ np.linalg.inv(self.matrix), np.asarray(points, dtype=np.float64))
+        found, _ = solve(in_voxels, torch.from_numpy(index.astype(np.float32)), linear, TOLERANCE / 10)
+        return apply_matrix(self.affine, found.numpy().astype(np.float64))
 
     def write(self, path: str | os.PathLike) -> None:
         """Write an ITK transform (.h5, .tfm) or a displacement image (.nii.gz, .nrrd, .mha …), whole or not at all.
