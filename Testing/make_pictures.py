@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import slicer
 import slicer_application
-from PySide6 import QtWidgets
+from PIL import Image
+from PySide6 import QtGui, QtWidgets
 from scene_tools import add
 from slice_view import SliceView
 
@@ -20,8 +21,8 @@ from GradProjIOLib.report.canvas import new_figure
 from GradProjIOLib.synthetic.pairs import synthetic_pair
 from GradProjIOLib.synthetic.phantom import make_pair
 
-STEPS = 30
-FOLDING_STEPS = 14
+STEPS, REFINE_STEPS, FOLDING_STEPS = 10, 15, 14
+PANEL_WIDTH, VIEW_SIZE = 430, (400, 380)
 
 
 def main(folder: Path) -> None:
@@ -30,7 +31,8 @@ def main(folder: Path) -> None:
     draw_synthetic_pairs(folder / "synthetic_pairs.png")
     scene = slicer.vtkMRMLScene()
     application = slicer_application.start(scene)
-    view = SliceView(scene, size=(420, 420))
+    window = Window(application, scene)
+    window.save(folder / "window_empty.png")
     pair = make_pair(seed=3, shape=(80, 92, 80), spacing=2.4, mean_displacement=7.0, noise=2.0)
     fixed = add(scene, pair.fixed)
     fixed.SetName("MRBrain1")
@@ -39,33 +41,72 @@ def main(folder: Path) -> None:
     for node in (fixed, moving):
         node.GetDisplayNode().SetAutoWindowLevel(True)
     labels = [add(scene, volume, "vtkMRMLLabelMapVolumeNode") for volume in (pair.fixed_labels, pair.moving_labels)]
-    panel = open_panel(application)
+    panel = window.panel
+    wait(application)
+    panel.onTimer()
     parameters = panel._parameterNode
-    parameters.model, parameters.steps = "compact", STEPS
+    window.save(folder / "window_ready.png")
+    parameters.model, parameters.steps, parameters.refineSteps = "compact", STEPS, REFINE_STEPS
     register(panel, application, folder / "panel_running.png")
 
-    view.fit(fixed)
+    window.save(folder / "window_done.png")
     panel.ui.beforeButton.click()
-    view.save(folder / "before.png")
+    window.views["Red"].save(folder / "before.png")
     panel.ui.afterButton.click()
-    view.save(folder / "after.png")
+    window.views["Red"].save(folder / "after.png")
+    panel.ui.mapButton.click()
+    panel.ui.rangeComboBox.setCurrentIndex(0)
+    window.save(folder / "window_map_narrow.png")
+    panel.ui.rangeComboBox.setCurrentIndex(2)
     parameters.evaluationFixedLabels, parameters.evaluationMovingLabels = labels
     panel.ui.evaluateButton.click()
     while panel.evaluation.active:
         wait(application)
-    save_panel(panel, folder / "panel_evaluation.png", "evaluationCollapsibleButton")
+    save_panel(panel, folder / "panel_evaluation.png", "evaluation")
 
     # Large steps without smoothness, so that there is something to find; a refinement would undo the folds.
-    parameters.learningRate, parameters.regularityWeight, parameters.steps = 250.0, 0.0, FOLDING_STEPS
+    parameters.networkLearningRate, parameters.regularityWeight, parameters.steps = 250e-5, 0.0, FOLDING_STEPS
     parameters.refineSteps = 0
     register(panel, application)
-    panel.ui.overlayCheckBox.setChecked(True)
+    panel.ui.mapButton.click()
+    panel.ui.fadeSliderWidget.value = 0.6
+    window.save(folder / "folding.png", "folding")
+    panel.ui.gridCheckBox.click()
+    window.views["Red"].save(folder / "grid.png")
+    panel.ui.gridCheckBox.click()
+    parameters.foldingSegmentation = labels[0]
     panel.ui.worstButton.click()
-    view.save(folder / "folding.png")
-    panel.ui.gridCheckBox.setChecked(True)
-    view.save(folder / "grid.png")
-    save_panel(panel, folder / "panel_folding.png", "foldingCollapsibleButton")
+    window.save(folder / "window_fold.png", "folding")
+    parameters.movingVolume = None
+    save_panel(panel, folder / "panel_missing.png")
     panel.cleanup()
+
+
+class Window:
+    """The module's panel beside three slice views, as in Slicer's window."""
+
+    def __init__(self, application, scene):
+        self.application = application
+        self.panel = open_panel(application)
+        self.views = {name: SliceView(scene, name, VIEW_SIZE) for name in ("Red", "Green", "Yellow")}
+        slicer.util.resetSliceViews = self.fit
+
+    def fit(self):
+        """Show all of the fixed image."""
+        for view in self.views.values():
+            view.fit(self.panel._parameterNode.fixedVolume)
+
+    def save(self, path: Path, *opened: str) -> None:
+        """Draw the panel, with some of its lower sections open, and the views beside it."""
+        self.panel.onTimer()
+        panel = picture_of(self.panel, opened)
+        width, height = VIEW_SIZE
+        whole = Image.new("RGB", (PANEL_WIDTH + 2 * width + 10, max(panel.height, 2 * height + 5)), "#efefef")
+        whole.paste(panel, (0, 0))
+        for number, view in enumerate(self.views.values()):
+            place = (PANEL_WIDTH + 5 + (number % 2) * (width + 5), (number // 2) * (height + 5))
+            whole.paste(Image.fromarray(view.pixels()), place)
+        whole.save(path)
 
 
 def register(panel, application, picture: Path | None = None) -> None:
@@ -76,6 +117,7 @@ def register(panel, application, picture: Path | None = None) -> None:
         if picture and len(panel.session.steps) > panel.session.total // 2:
             save_panel(panel, picture)
             picture = None
+    wait(application)
     print(panel.ui.statusLabel.property("text"), panel.ui.foldingSummaryLabel.property("text"))
 
 
@@ -95,17 +137,25 @@ def wait(application) -> None:
     time.sleep(0.02)
 
 
-def save_panel(panel, path: Path, opened: str | None = None) -> None:
-    """Draw the panel, with one of its lower sections open."""
-    for name in ("foldingCollapsibleButton", "evaluationCollapsibleButton"):
-        getattr(panel.ui, name).collapsed = name != opened
-    panel.parent.resize(430, 100)
+def picture_of(panel, opened=()) -> Image.Image:
+    """The panel with those of its lower sections open that are named."""
+    for name in ("folding", "evaluation"):
+        getattr(panel.ui, f"{name}CollapsibleButton").collapsed = name not in opened
+    for name in ("inputs", "registration"):
+        getattr(panel.ui, f"{name}CollapsibleButton").collapsed = bool(opened)
+    panel.parent.resize(PANEL_WIDTH, 100)
     panel.parent.show()
     QtWidgets.QApplication.processEvents()
     panel.parent.adjustSize()
-    panel.parent.resize(430, panel.parent.sizeHint().height())
+    panel.parent.resize(PANEL_WIDTH, panel.parent.sizeHint().height())
     QtWidgets.QApplication.processEvents()
-    panel.parent.grab().save(str(path))
+    image = panel.parent.grab().toImage().convertToFormat(QtGui.QImage.Format_RGB888)
+    pixels = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
+    return Image.fromarray(pixels[:, : 3 * image.width()].reshape(image.height(), image.width(), 3).copy())
+
+
+def save_panel(panel, path: Path, *opened: str) -> None:
+    picture_of(panel, opened).save(path)
 
 
 def draw_synthetic_pairs(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import slicer
@@ -23,6 +24,94 @@ OBLIQUE = np.array([[2.8, 0.5, -0.6, -30.0], [-0.6, 2.9, 0.3, -25.0], [0.4, -0.3
 def new_worker() -> WorkerClient:
     """A client whose worker uses one thread."""
     return WorkerClient(environment=ENVIRONMENT)
+
+
+class ScriptedWorker:
+    """A client without a process, which answers a registration step by step, one at each poll, with a result at hand.
+
+    `folded` voxels of the result fold, in one row; `change` changes its volumes. `total` steps are announced.
+    """
+
+    def __init__(self) -> None:
+        self.pid, self.running = None, False
+        self.total, self.folded, self.weights_missing = 2, 0, False
+        self.change = lambda array: array
+        self.devices: list[dict] = []
+        self.models: dict[str, dict] = {}
+        self.requests: list[dict] = []
+        self._request: dict = {"request": ""}
+        self._number, self._events = 0, []
+
+    def start(self) -> None:
+        self.running = True
+
+    def submit(self, request) -> int:
+        self.running = True
+        self._number += 1
+        self._request = request
+        self.requests.append(request)
+        if request["request"] == "download":
+            return self._number
+        if self.weights_missing and not request["allow_download"]:
+            self._events = [{"event": "failed", "kind": protocol.WEIGHTS_MISSING, "message": "Download?"}]
+            return self._number
+        step = {"event": "step", "stage": "refinement", "level": 0, "similarity": 0.5, "regularity": 0.01}
+        step |= {"cosine": 0.1, "remaining_seconds": 1.0}
+        steps = [step | {"index": index} for index in range(self.total)]
+        self._events = [{"event": "started", "total": self.total, "levels": [self.total]}, *steps, {"event": "done"}]
+        return self._number
+
+    def poll(self) -> list[dict]:
+        if self.devices:
+            devices, self.devices = self.devices, []
+            return [{"event": "devices", "devices": devices, "models": self.models}]
+        events = self._events[:2] if self._events[:1] and self._events[0]["event"] == "started" else self._events[:1]
+        self._events = self._events[len(events) :]
+        ended = [event for event in events if event["event"] in ("done", "canceled")]
+        for event in ended if self._request["request"] == "register" else ():
+            event |= {"report": self._report("finished" if event["event"] == "done" else "by request")}
+            event |= {"result": self._result()}
+        return [event | {"id": self._number} for event in events]
+
+    def cancel(self, number) -> None:
+        self._events = [{"event": "canceled"}]
+
+    def kill(self) -> None:
+        self._events, self.running = [], False
+
+    close = kill
+
+    def _report(self, stopped) -> dict:
+        count = 1 if stopped == "by request" else self.total
+        figures = {"folded_voxels": self.folded, "folded_percent": self.folded / 61.2, "ndv_percent": 0.0}
+        figures |= {"folded_regions": int(self.folded > 0), "min": -0.5 if self.folded else 0.8, "max": 1.2}
+        return {
+            "settings": {},
+            "model": {"name": "compact"},
+            "stopped": stopped,
+            "similarity_before": 0.9,
+            "similarity": 0.5,
+            "steps": [{}] * count,
+            "warnings": [],
+            "jacobian": figures,
+        }
+
+    def _result(self) -> dict:
+        request, folder = self._request, Path(self._request["folder"])
+        fixed = protocol.read_volume(request["fixed"])
+        determinant = np.ones(fixed.shape, np.float32)
+        determinant[5, 5, 5 : 5 + self.folded] = -0.5
+        volumes = {"warped": fixed.array, "jacobian": determinant, "folding": (determinant <= 0).astype(np.uint8)}
+        if request.get("moving_labels") is not None:
+            volumes["warped_labels"] = (fixed.array > 100).astype(np.uint8)
+        result = {}
+        for role, array in volumes.items():
+            array = self.change(array) if role == "warped" else array
+            result[role] = protocol.write_volume(Volume(array, fixed.affine, role), folder, f"result {role}")
+        for role in ("transform", "inverse"):
+            field = np.zeros((*fixed.shape, 3), np.float32)
+            result[role] = protocol.write_field(field, fixed.affine, np.eye(4), folder, role)
+        return result
 
 
 def right_angled(matrix: np.ndarray) -> np.ndarray:

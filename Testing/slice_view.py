@@ -13,7 +13,9 @@ MANAGERS = (
     "vtkMRMLTransformsDisplayableManager2D",
     "vtkMRMLColorLegendDisplayableManager",
     "vtkMRMLMarkupsDisplayableManager",
+    "vtkMRMLModelSliceDisplayableManager",
 )
+ORIENTATIONS = {"Red": "Axial", "Green": "Coronal", "Yellow": "Sagittal"}
 
 
 class SliceView:
@@ -34,6 +36,7 @@ class SliceView:
         self.logic.SetMRMLScene(scene)
         self.logic.AddSliceNode(name)
         self.node = self.logic.GetSliceNode()
+        self.node.SetOrientation(ORIENTATIONS[name])
         self._logics.AddItem(self.logic)
         self._application.SetSliceLogics(self._logics)
         self.node.SetMappedInLayout(1)

@@ -30,6 +30,7 @@ def with_properties(qt_class: type) -> type:
     """A subclass whose Qt properties are attributes, as in PythonQt."""
     meta = qt_class.staticMetaObject
     names = {meta.property(index).name() for index in range(meta.propertyCount())} - VIRTUAL
+    names -= {"text"} if qt_class is QtWidgets.QProgressBar else set()
     # Properties that a class below declares are attributes already.
     names -= {name for name, member in vars(qt_class).items() if isinstance(member, QtCore.Property)}
     members = {name: _qt_property(name) for name in names} | {"name": _qt_property("objectName")}
@@ -72,6 +73,7 @@ WIDGETS = (
     "QLineEdit",
     "QToolButton",
     "QRadioButton",
+    "QTableWidget",
 )
 
 
@@ -80,18 +82,29 @@ class CollapsibleButton(QtWidgets.QGroupBox):
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self._collapsed = False
+        self._collapsed, self._hidden = False, []
 
     text = QtCore.Property(str, lambda self: self.title(), lambda self, text: self.setTitle(text))
 
     def _collapse(self, collapsed):
+        """Hide what is inside; when it is opened again, only that appears which was not hidden by itself."""
+        children = self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly)
+        if collapsed:
+            shown = [child for child in children if not child.isHidden()]
+            self._hidden += [child for child in shown if child not in self._hidden]
+            for child in shown:
+                child.hide()
+        elif self._collapsed and not collapsed:
+            for child in self._hidden:
+                child.show()
+            self._hidden = []
         self._collapsed = collapsed
-        for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
-            child.setVisible(not collapsed)
         self.setFlat(collapsed)
 
     def showEvent(self, event):
-        self._collapse(self._collapsed)
+        if self._collapsed:
+            # The file of the panel has closed it before there was anything inside.
+            self._collapse(True)
         super().showEvent(event)
 
     collapsed = QtCore.Property(bool, lambda self: self._collapsed, _collapse)
@@ -190,11 +203,12 @@ class NodeComboBox(QtWidgets.QComboBox):
         nodes = [self._scene.GetNthNode(index) for index in range(self._scene.GetNumberOfNodes())]
         for node in filter(self._shown, nodes):
             self.addItem(node.GetName(), node.GetID())
-        found = max(self.findData(before), 0) if before else 0
-        self.setCurrentIndex(found)
+        found = self.findData(before) if before else 0
+        # As in Slicer, a neighbor is chosen where the chosen node is gone.
+        self.setCurrentIndex(found if found >= 0 else QtWidgets.QComboBox.count(self) - 1)
         self.blockSignals(False)
-        if before and found == 0:
-            self.currentNodeChanged.emit(None)
+        if found < 0:
+            self.currentNodeChanged.emit(self.currentNode())
 
     def currentNode(self):
         identifier = QtWidgets.QComboBox.currentData(self)
@@ -243,6 +257,9 @@ STAND_INS = {
 }
 
 
+ALIVE: list[object] = []
+
+
 class UiLoader(QtUiTools.QUiLoader):
     """Builds the widgets of a .ui file from the classes above."""
 
@@ -252,6 +269,8 @@ class UiLoader(QtUiTools.QUiLoader):
             return super().createWidget(class_name, parent, name)
         widget = kind(parent)
         widget.setObjectName(name)
+        # PySide6 may free the Python side of a widget before Qt is done with it.
+        ALIVE.append(widget)
         return widget
 
 
@@ -260,6 +279,7 @@ class Application:
 
     def __init__(self):
         self.questions, self.errors, self.answer, self.shown_charts = [], [], True, []
+        self.fitted, self.settings = 0, {}
 
     def connect(self, signal, slot):
         pass
@@ -268,6 +288,15 @@ class Application:
 
     def processEvents(self):
         QtWidgets.QApplication.processEvents()
+
+    def style(self):
+        return QtWidgets.QApplication.style()
+
+    def userSettings(self):
+        return types.SimpleNamespace(setValue=self.settings.__setitem__)
+
+    def fit(self):
+        self.fitted += 1
 
     def moduleManager(self):
         return self
@@ -296,9 +325,13 @@ def start(scene: slicer.vtkMRMLScene) -> Application:
     application = Application()
     slicer.app, slicer.mrmlScene = application, scene
     scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    # What Slicer's Segmentations module does when the application starts.
+    converters = slicer.vtkSegmentationConverterFactory.GetInstance()
+    converters.RegisterConverterRule(slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule())
     slicer.util.confirmOkCancelDisplay = application.ask
     slicer.util.errorDisplay = application.show_error
-    slicer.util.settingsValue = lambda key, default, converter=None: default
+    slicer.util.resetSliceViews = application.fit
+    slicer.util.settingsValue = lambda key, default, converter=None: application.settings.get(key, default)
     plots = types.SimpleNamespace(ShowChartInLayout=application.shown_charts.append)
     slicer.modules = types.SimpleNamespace(
         gradprojio=types.SimpleNamespace(path=str(MODULE_FILE)),
@@ -417,6 +450,7 @@ def wrap_parameter_node(described):
         setattr(described, name, _parameter(name, hint, getattr(described, name, None)))
     described.__init__ = _begin
     described.connectGui, described.disconnectGui = _connect_gui, _disconnect_gui
+    described.connectParametersToGui = _connect_parameters_to_gui
     described.AddObserver = lambda self, *arguments: self.parameterNode.AddObserver(*arguments)
     described.RemoveObserver = lambda self, tag: self.parameterNode.RemoveObserver(tag)
     described.hints = hints
@@ -424,7 +458,7 @@ def wrap_parameter_node(described):
 
 
 def _begin(self, node):
-    self.parameterNode, self._gui = node, None
+    self.parameterNode, self._connections = node, {}
 
 
 def _plain_type(hint):
@@ -449,23 +483,28 @@ def _parameter(name, hint, default):
 
 
 def _connect_gui(self, ui):
+    """As in Slicer 5.10 and 5.12, the tag is lost, so that nothing can be disconnected."""
     widgets = {w.property("SlicerParameterName"): w for w in vars(ui).values()}
-    widgets.pop(None, None)
-    self._gui = [_Connection(self, name, widget) for name, widget in widgets.items()]
-    self._guiTag = self.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: _show(self))
-    return 0
+    _connect_parameters_to_gui(self, {name: widget for name, widget in widgets.items() if name})
+
+
+def _connect_parameters_to_gui(self, widgets):
+    tag = len(self._connections)
+    self._connections[tag] = [_Connection(self, name, widget) for name, widget in widgets.items()]
+    # Nobody removes this observer, which keeps the wrapper alive as long as the node.
+    self.parameterNode.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: _show(self))
+    return tag
 
 
 def _show(self):
-    for connection in self._gui or ():
-        connection.show()
+    for connections in self._connections.values():
+        for connection in connections:
+            connection.show()
 
 
 def _disconnect_gui(self, tag):
-    for connection in self._gui or ():
+    for connection in self._connections.pop(tag, ()):
         connection.end()
-    self._gui = None
-    self.parameterNode.RemoveObserver(self._guiTag)
 
 
 class _Connection:

@@ -155,6 +155,8 @@ def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | 
     deformation is undefined nothing is measured; `undefined_voxels` says at how many voxels. Raises InputError where
     none is left.
     """
+    from scipy import ndimage
+
     sampled = forward.sample(fixed.shape, fixed.affine)
     where = jacobian.defined_region(sampled, region)
     determinant = jacobian.determinant_map(sampled, fixed.shape, fixed.affine)
@@ -169,6 +171,7 @@ def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | 
         | {
             "folded_voxels": folding.folded_voxels,
             "folded_percent": folding.folded_percent,
+            "folded_regions": int(ndimage.label(folding.mask, structure=np.ones((3, 3, 3)))[1]),
             "ndv_percent": folding.ndv_percent,
             "undefined_voxels": int(looked_at) - folding.voxels,
         }

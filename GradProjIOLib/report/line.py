@@ -44,8 +44,11 @@ def _folding(figures: Mapping[str, float], _: Callable[[str], str]) -> str:
     if "folded_voxels" not in figures:
         return ""
     if figures["folded_voxels"]:
-        text = _("folding: {folded_voxels:,} voxels ({folded_percent:.2g} %)")
-        return text.format(**figures)
+        text = _("folding: {folded_voxels:,} voxels ({folded_percent:.2g} %)").format(**figures)
+        regions = figures.get("folded_regions")
+        if regions is None:
+            return text
+        return text + (_(" in one region") if regions == 1 else _(" in {count} regions").format(count=regions))
     if figures.get("ndv_percent", 0) > 0:
         return _("folding only between voxels (NDV {ndv_percent:.2g} %)").format(**figures)
     return _("no folding")

@@ -12,7 +12,7 @@ import numpy as np
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.report.canvas import new_figure
-from GradProjIOLib.report.colors import FOLD_COLOR, LARGEST_DETERMINANT, determinant_colors
+from GradProjIOLib.report.colors import FOLD_COLOR, LARGEST_DETERMINANT, determinant_colors, tick_labels
 from GradProjIOLib.report.orientation import anatomical_affine, to_anatomical, worst_fold
 from GradProjIOLib.report.steps import draw_steps
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from GradProjIOLib.spatial.deformation import Deformation
 
-DIFFERENCE_COLORS = "inferno"
+DIFFERENCE_COLORS = "magma"
 DOTS_PER_INCH = 110
 COLUMNS = ("Fixed", "Moving, before", "Moving, warped", "|Difference| before", "|Difference| after",
            "Jacobian determinant")  # fmt: skip
@@ -152,7 +152,9 @@ def draw_overview(
     for row, view in zip(panels, VIEWS, strict=True):
         for axes, image, scale in zip(row, (*images, *differences), scales, strict=False):
             _show(axes, frame, view, frame.slice(image, view), vmin=0, **scale)
-        _show(row[5], frame, view, determinant_colors(frame.slice(determinant, view), frame.slice(folded, view)))
+        plane = frame.slice(folded, view)
+        _show(row[5], frame, view, determinant_colors(frame.slice(determinant, view), plane))
+        _outline(row[5], frame, view, plane)
         if deformation is not None:
             _draw_grid(row[5], frame, view, deformation)
         if folded.any():
@@ -199,6 +201,18 @@ def _show(axes: Axes, frame: _Frame, view: _View, plane: np.ndarray, **options: 
     axes.imshow(plane, origin="lower", extent=extent, interpolation="nearest", **options)
 
 
+def _outline(axes: Axes, frame: _Frame, view: _View, folded: np.ndarray) -> None:
+    """A black line around what folds: no color of the scale is next to the yellow."""
+    rows, columns = (np.diff(np.pad(folded, 1).astype(np.int8), axis=axis) != 0 for axis in (0, 1))
+    dx, dy = frame.spacing[view.horizontal], frame.spacing[view.vertical]
+    lines = [[(x * dx, y * dy), ((x + 1) * dx, y * dy)] for y, x in np.argwhere(rows[:, 1:-1])]
+    lines += [[(x * dx, y * dy), (x * dx, (y + 1) * dy)] for y, x in np.argwhere(columns[1:-1])]
+    if lines:
+        from matplotlib.collections import LineCollection
+
+        axes.add_collection(LineCollection(lines, colors="black", linewidths=0.8), autolim=False)
+
+
 def _letter(axes: Axes, frame: _Frame, view: _View) -> None:
     """The directions at the four edges."""
     from matplotlib.patheffects import withStroke
@@ -209,7 +223,7 @@ def _letter(axes: Axes, frame: _Frame, view: _View) -> None:
               (up, 0.5, 0.98, "center", "top"), (down, 0.5, 0.02, "center", "bottom"))  # fmt: skip
     for letter, x, y, horizontal, vertical in places:
         axes.text(
-            x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical, color="yellow", fontsize=11,
+            x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical, color="white", fontsize=11,
             fontweight="bold", path_effects=[withStroke(linewidth=2.5, foreground="black")],
         )  # fmt: skip
 
@@ -256,10 +270,10 @@ def _draw_legends(figure: Figure, footer: float, lowest: np.ndarray, folded: np.
     count = int(folded.sum())
     text = f"folded: {count:,} voxels ({100 * count / folded.size:.2g} %)" if count else "no folded voxels"
     axes = _bar(figure, footer, lowest[5], lowest[5])
-    label = axes.set_xlabel(text, fontsize=9)
+    label = axes.set_xlabel(f"volume in moving / in fixed\n{text}", fontsize=9)
     ramp = LARGEST_DETERMINANT ** np.linspace(-1, 1, 256)[None]
     axes.imshow(determinant_colors(ramp, ramp <= 0), aspect="auto", extent=(-2, 2, 0, 1))
     axes.set_yticks([])
-    axes.set_xticks([-2, -1, 0, 1, 2], ["≤¼", "½", "1", "2", "≥4"])
+    axes.set_xticks([-2, -1, 0, 1, 2], tick_labels())
     if count:
         label.set_bbox({"facecolor": FOLD_COLOR, "edgecolor": "none", "pad": 2})

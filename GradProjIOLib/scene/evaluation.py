@@ -102,6 +102,8 @@ class SceneEvaluation:
         self._folder: Path | None = None
         self._names: dict[int, str] = {}
         self._title = ""
+        # The result under way or last asked for, and the one whose figures are in the table.
+        self._jacobian = self._measured = None
 
     @property
     def active(self) -> bool:
@@ -112,6 +114,7 @@ class SceneEvaluation:
         """Copy the inputs and hand them to the worker. Where that cannot be done, `message` says why."""
         if self.active:
             return
+        self._jacobian = inputs.jacobian
         self._end("")  # An earlier call that failed unexpectedly may have left its folder.
         try:
             inputs.check()
@@ -129,6 +132,7 @@ class SceneEvaluation:
         for event in ends:
             if event["event"] == protocol.EVALUATED:
                 self._fill_table(event["row"])
+                self._measured = self._jacobian
                 self._end(_("Measured."))
             elif event["event"] == protocol.DIED:
                 self._end(_("The process that measures ended unexpectedly; try again."))
@@ -136,11 +140,20 @@ class SceneEvaluation:
                 self._end(event["message"])
         return bool(ends)
 
+    def message_about(self, jacobian: slicer.vtkMRMLScalarVolumeNode | None) -> str:
+        """The message, where it is about this result."""
+        return self.message if jacobian is self._jacobian else ""
+
+    def table_about(self, jacobian: slicer.vtkMRMLScalarVolumeNode | None) -> slicer.vtkMRMLTableNode | None:
+        """The table, where it is about this result, and has been filled."""
+        known = self.table is not None and self.table.GetScene() is self.scene
+        return self.table if known and self._measured is jacobian is not None else None
+
     def abandon(self) -> None:
         """Forget what was under way, and end the process: the scene or the panel is closed."""
         self.client.close()
         self._end("")
-        self.table = None
+        self.table = self._jacobian = self._measured = None
 
     def _end(self, message: str) -> None:
         if self._folder is not None:

@@ -1,53 +1,83 @@
-"""What the folding section of the panel shows of one result, and how the views move from fold to fold. No Qt."""
+"""What the panel says about the folding of one result, and how the views move from fold to fold. No Qt."""
 
 from __future__ import annotations
 
+import numpy as np
 import slicer
 import vtk
 
+from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes
-from GradProjIOLib.scene.folding import Fold, find_folds
+from GradProjIOLib.scene.folds import Fold, body_of, find_folds
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.placement import FIXED, MOVING
-from GradProjIOLib.worker.protocol import FOLDING, TRANSFORM, WARPED
+from GradProjIOLib.scene.placement import FIXED
+from GradProjIOLib.scene.structures import Structures
+from GradProjIOLib.worker.protocol import FOLDING, JACOBIAN, TRANSFORM
 
-COMPARE_OPACITY = 0.5
 GRID_COLOR = (0.9, 0.25, 0.9)
 GRID_SPACING_MM = 8.0
 MARKER_NAME = "GradProjIO fold"
+MARKER_COLOR = (1.0, 0.2, 1.0)
+# The ring is this much wider than a fold would be as a ball, and at least so many voxels wide; a view shows ten rings.
+RING_WIDER, RING_VOXELS, RINGS_SHOWN = 1.6, 4, 10
 
 
 class FoldingView:
-    """Shows the folding of one registration result, known by its Jacobian map node.
+    """Shows the folding of one registration result, known by one of its nodes.
 
-    `number` is that of the fold on which the views are centered, counted from 0; -1 before the first.
+    `folds` are in the order of the table. `number` is that of the fold on which the views are centered, counted from
+    0; -1 before the first.
     """
 
-    def __init__(self) -> None:
-        self.jacobian: slicer.vtkMRMLScalarVolumeNode | None = None
+    def __init__(self, scene: slicer.vtkMRMLScene) -> None:
+        self.scene = scene
+        self.result: slicer.vtkMRMLNode | None = None
         self.folds: list[Fold] = []
         self.number = -1
 
-    def show(self, jacobian: slicer.vtkMRMLScalarVolumeNode | None) -> None:
-        """Show another result; None for none."""
-        self.jacobian, self.number = jacobian, -1
+    def show(self, result: slicer.vtkMRMLNode | None, structures: Structures | None = None) -> None:
+        """Show another result, or this one anew; None for none. What the views marked of the last one goes."""
+        grid, folds = self.grid_visible, self.folds_visible or self.result is None
+        self._hide_all()
+        self.result, self.number = result, -1
+        jacobian = self.linked(JACOBIAN)
         usable = jacobian is not None and jacobian.GetImageData() is not None
-        self.folds = find_folds(jacobian, self.linked(FOLDING)) if usable else []
+        self.folds = find_folds(jacobian, self.linked(FOLDING), self._body(), structures) if usable else []
+        self.show_grid(grid)
+        self.show_folds(folds)
+
+    def forget(self) -> None:
+        """The scene is closed or replaced."""
+        self.result, self.folds, self.number = None, [], -1
+
+    def linked(self, role: str) -> slicer.vtkMRMLNode | None:
+        """The result's node with `role`, where it is still there."""
+        return nodes.member(self.result, role)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures of the Jacobian in the result's report."""
+        report = None if self.result is None else nodes.recall(self.result, "report")
+        return (report or {}).get("jacobian", {})
 
     @property
     def summary(self) -> str:
         """One sentence about how much folds."""
-        if self.jacobian is None:
+        if self.linked(JACOBIAN) is None:
             return _("Register two images, or choose the Jacobian map of an earlier registration.")
-        figures = (nodes.recall(self.jacobian, "report") or {}).get("jacobian", {})
-        if not self.folds:
+        groups = [fold for fold in self.folds if not fold.between]
+        if not groups:
             sentence = _("No voxel folds")
         else:
-            voxels, places = sum(fold.voxels for fold in self.folds), len(self.folds)
-            where = _("in one place") if places == 1 else _("in {places} places").format(places=places)
+            voxels, regions = sum(fold.voxels for fold in groups), len(groups)
+            where = _("in one region") if regions == 1 else _("in {regions} regions").format(regions=regions)
             sentence = _("{voxels} voxels fold, {where}").format(voxels=voxels, where=where)
-        if "ndv_percent" in figures:
-            share = f"{figures['ndv_percent']:.3g}"
+        if between := len(self.folds) - len(groups):
+            sentence += _("; between voxels it folds in {count} places").format(count=between)
+        if outside := sum(not fold.inside for fold in self.folds):
+            sentence += _(" ({outside} of these outside the body)").format(outside=outside)
+        if "ndv_percent" in self.figures:
+            share = f"{self.figures['ndv_percent']:.3g}"
             sentence += "; " + _("non-diffeomorphic volume {percent} %").format(percent=share)
         return sentence + "."
 
@@ -58,57 +88,62 @@ class FoldingView:
             return ""
         fold = self.folds[self.number]
         place = ", ".join(f"{value:.0f}" for value in fold.position)
-        sentence = _("Fold {number} of {total}: smallest determinant {determinant}, {voxels} voxels, at ({place}) mm.")
-        number, determinant = self.number + 1, f"{fold.determinant:.3g}"
+        sentence = _("Fold {number} of {total}: {volume} mm³, smallest determinant {determinant}, at ({place}) mm.")
         return sentence.format(
-            number=number, total=len(self.folds), determinant=determinant, voxels=fold.voxels, place=place
+            number=self.number + 1,
+            total=len(self.folds),
+            volume=f"{fold.volume_mm3:.3g}",
+            determinant=f"{fold.determinant:.3g}",
+            place=place,
         )
 
     def go_to(self, number: int) -> None:
-        """Center the slice views on fold `number`, counted from 0, and mark it with a point."""
-        self.number = number
-        position, scene = self.folds[number].position, self.jacobian.GetScene()
-        for node in nodes.nodes_of_class(scene, "vtkMRMLSliceNode"):
-            node.JumpSliceByCentering(*position)
-        kind = "vtkMRMLMarkupsFiducialNode"
-        marker = scene.GetFirstNode(MARKER_NAME, kind) or scene.AddNewNodeByClass(kind, MARKER_NAME)
-        marker.CreateDefaultDisplayNodes()
-        marker.SetLocked(True)
-        marker.RemoveAllControlPoints()
-        label = _("fold {number} of {total}").format(number=number + 1, total=len(self.folds))
-        marker.AddControlPointWorld(vtk.vtkVector3d(*position), label)
+        """Center the slice views on fold `number`, counted from 0, come close, and put a ring around it."""
+        self.number, fold = number, self.folds[number]
+        voxel = max(self.linked(JACOBIAN).GetSpacing())
+        radius = max(RING_WIDER * (3 * fold.volume_mm3 / (4 * vtk.vtkMath.Pi())) ** (1 / 3), RING_VOXELS * voxel / 2)
+        for node in nodes.nodes_of_class(self.scene, "vtkMRMLSliceNode"):
+            node.JumpSliceByCentering(*fold.position)
+            width, height, depth = node.GetFieldOfView()
+            shown = min(2 * radius * RINGS_SHOWN, width, height)
+            if shown > 0:
+                scale = shown / min(width, height)
+                node.SetFieldOfView(scale * width, scale * height, depth)
+        self._mark(fold.position, radius)
 
-    def overlay(self, visible: bool, opacity: float) -> None:
-        """Show the map over the fixed image with `opacity` (0 to 1), or hide it."""
-        self._show(self.linked(FIXED) or self.jacobian, self.jacobian if visible else None, opacity)
+    def _mark(self, position: tuple[float, float, float], radius: float) -> None:
+        """A ball around `position`, of which the slice views show the outline."""
+        marker = self.scene.GetFirstNode(MARKER_NAME, "vtkMRMLModelNode")
+        if marker is None:
+            marker = self.scene.AddNewNodeByClass("vtkMRMLModelNode", MARKER_NAME)
+            marker.CreateDefaultDisplayNodes()
+            marker.SetHideFromEditors(True)
+            for node in (marker, marker.GetDisplayNode()):
+                node.SetSaveWithScene(False)
+            display = marker.GetDisplayNode()
+            display.SetColor(*MARKER_COLOR)
+            display.SetOpacity(0.3)
+            display.SetVisibility2D(True)
+            display.SetSliceIntersectionThickness(3)
+        ball = vtk.vtkSphereSource()
+        ball.SetCenter(position)
+        ball.SetRadius(radius)
+        ball.SetThetaResolution(48)
+        ball.SetPhiResolution(48)
+        ball.Update()
+        marker.SetAndObservePolyData(ball.GetOutput())
 
-    def compare(self, after: bool) -> None:
-        """Show the moving image over the fixed one, before or after registration."""
-        fixed, other = self.linked(FIXED), self.linked(WARPED if after else MOVING)
-        if fixed is not None and other is not None:
-            self._show(fixed, other, COMPARE_OPACITY)
+    @property
+    def grid_visible(self) -> bool:
+        """Whether the slice views draw the deformation as grid lines."""
+        transform = self.linked(TRANSFORM)
+        display = transform.GetDisplayNode() if transform is not None else None
+        return display is not None and bool(display.GetVisibility() and display.GetVisibility2D())
 
-    def _show(
-        self, background: slicer.vtkMRMLVolumeNode, foreground: slicer.vtkMRMLVolumeNode | None, opacity: float
-    ) -> None:
-        """Show `foreground` over `background` in all slice views."""
-        scene = self.jacobian.GetScene()
-        for composite in nodes.nodes_of_class(scene, "vtkMRMLSliceCompositeNode"):
-            composite.SetBackgroundVolumeID(background.GetID())
-            composite.SetForegroundVolumeID(foreground.GetID() if foreground is not None else None)
-            composite.SetForegroundOpacity(opacity)
-        # Slice views look at a legend only when it changes, not when its volume is shown or hidden.
-        for legend in nodes.nodes_of_class(scene, "vtkMRMLColorLegendDisplayNode"):
-            legend.Modified()
-
-    def linked(self, role: str) -> slicer.vtkMRMLNode | None:
-        """The result's node with `role`, where it is still there."""
-        return nodes.linked(self.jacobian, role)
-
-    def grid(self, visible: bool) -> None:
+    def show_grid(self, visible: bool) -> None:
         """Show or hide the deformation as grid lines in the slice views."""
         transform = self.linked(TRANSFORM)
-        if transform is None:
+        if transform is None or visible == self.grid_visible:
             return
         transform.CreateDefaultDisplayNodes()
         display = transform.GetDisplayNode()
@@ -116,10 +151,67 @@ class FoldingView:
         display.SetGridSpacingMm(GRID_SPACING_MM)
         display.SetGridResolutionMm(GRID_SPACING_MM / 5)
         display.SetGridScalePercent(100)
-        # Slicer's own scale for displacements has green in it, which stands for folds here.
+        # Slicer's own scale for displacements has yellow in it, which stands for folds here.
         colors = vtk.vtkColorTransferFunction()
         colors.AddRGBPoint(0, *GRID_COLOR)
         display.SetColorMap(colors)
         display.SetVisibility(visible)
         display.SetVisibility2D(visible)
         display.SetVisibility3D(False)
+
+    @property
+    def folds_visible(self) -> bool:
+        """Whether the views mark the folded voxels."""
+        folding = self.linked(FOLDING)
+        display = folding.GetDisplayNode() if folding is not None else None
+        return display is not None and bool(display.GetVisibility())
+
+    def show_folds(self, visible: bool) -> None:
+        """Mark the folded voxels in the views, or do not."""
+        _set_visible(self.linked(FOLDING), visible)
+
+    @property
+    def folds_in_3d(self) -> bool:
+        """Whether the 3-D views show the folds as surfaces."""
+        folding = self.linked(FOLDING)
+        surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        if not self.folds_visible or not folding.GetSegmentation().ContainsRepresentation(surface):
+            return False
+        return bool(folding.GetDisplayNode().GetVisibility3D())
+
+    def show_folds_in_3d(self, visible: bool) -> None:
+        """Show the folds as closed surfaces in the 3-D views, or do not."""
+        folding = self.linked(FOLDING)
+        if folding is None:
+            return
+        if visible:
+            folding.CreateClosedSurfaceRepresentation()
+            self.show_folds(True)
+        else:
+            folding.RemoveClosedSurfaceRepresentation()
+        folding.GetDisplayNode().SetVisibility3D(visible)
+
+    def _body(self) -> np.ndarray | None:
+        """Which voxels of the map lie in the body, where the fixed image can tell."""
+        fixed, jacobian = self.linked(FIXED), self.linked(JACOBIAN)
+        if fixed is None or fixed.GetImageData() is None:
+            return None
+        if fixed.GetImageData().GetDimensions() != jacobian.GetImageData().GetDimensions():
+            return None
+        return body_of(Volume(slicer.util.arrayFromVolume(fixed), nodes.local_affine(fixed), fixed.GetName()))
+
+    def _hide_all(self) -> None:
+        """Remove the marker; hide what is shown of any result."""
+        marker = self.scene.GetFirstNode(MARKER_NAME, "vtkMRMLModelNode")
+        if marker is not None:
+            self.scene.RemoveNode(marker)
+        role = nodes.ATTRIBUTE_PREFIX + "role"
+        for kind, wanted in (("vtkMRMLSegmentationNode", FOLDING), ("vtkMRMLGridTransformNode", TRANSFORM)):
+            for node in nodes.nodes_of_class(self.scene, kind):
+                if node.GetAttribute(role) == wanted:
+                    _set_visible(node, False)
+
+
+def _set_visible(node: slicer.vtkMRMLDisplayableNode | None, visible: bool) -> None:
+    for index in range(node.GetNumberOfDisplayNodes() if node is not None else 0):
+        node.GetNthDisplayNode(index).SetVisibility(visible)

@@ -11,11 +11,15 @@ import numpy as np
 import slicer
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import coarse_lattice
+from GradProjIOLib.geometry.lattice import apply_matrix, coarse_lattice
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import labels, nodes, transforms
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, RegisterRequest
+
+# Where less of the fixed image lies inside the moving one, an alignment is suggested.
+GOOD_OVERLAP = 0.7
+OVERLAP_SAMPLES = 16
 
 # The wanted results, each with the node to fill, or None for a new one.
 Outputs = Mapping[str, slicer.vtkMRMLNode | None]
@@ -72,3 +76,23 @@ def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> 
     if not np.isfinite(displacement).all():
         raise InputError(f"{node.GetName()} cannot be evaluated over the fixed image; choose another one.")
     return protocol.write_field(displacement, affine, matrix, folder, "initial_transform")
+
+
+def overlap(fixed: slicer.vtkMRMLVolumeNode | None, moving: slicer.vtkMRMLVolumeNode | None) -> float | None:
+    """The part (0 to 1) of the fixed image's box that lies inside the moving image's, as the scene shows them.
+
+    None where an image is missing or empty, or lies under a transform that bends.
+    """
+    affines = []
+    for node in (fixed, moving):
+        image = node.GetImageData() if node is not None else None
+        if image is None or min(image.GetDimensions()) < 1:
+            return None
+        affines.append(nodes.world_affine(node))
+    if affines[0] is None or affines[1] is None or abs(np.linalg.det(affines[1])) < 1e-12:
+        return None
+    steps = [np.linspace(-0.5, size - 0.5, OVERLAP_SAMPLES) for size in fixed.GetImageData().GetDimensions()]
+    index = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1)
+    there = apply_matrix(np.linalg.inv(affines[1]) @ affines[0], index)
+    size = np.array(moving.GetImageData().GetDimensions())
+    return float(((there >= -0.5) & (there <= size - 0.5)).all(axis=-1).mean())

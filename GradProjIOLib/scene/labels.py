@@ -74,7 +74,7 @@ def labels_to_segmentation(
     """
     clear_segmentation(node, like)
     for value in np.unique(labels.array[labels.array > 0]).tolist():
-        name, color = _name_and_color(source, int(value))
+        name, color = name_and_color(source, int(value))
         add_segment(node, Volume(labels.array == value, labels.affine, name), color)
 
 
@@ -98,7 +98,7 @@ def add_segment(node: slicer.vtkMRMLSegmentationNode, mask: Volume, color: Color
     return node.AddSegmentFromBinaryLabelmapRepresentation(image, mask.name, color)
 
 
-def _name_and_color(source: slicer.vtkMRMLNode | None, value: int) -> tuple[str, Color]:
+def name_and_color(source: slicer.vtkMRMLNode | None, value: int) -> tuple[str, Color]:
     """Name and color of the label `value` in the node it came from; generic ones where that has none."""
     if source is not None and source.IsA("vtkMRMLSegmentationNode"):
         segment = source.GetSegmentation().GetNthSegment(value - 1)

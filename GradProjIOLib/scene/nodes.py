@@ -201,3 +201,10 @@ def recall(node: slicer.vtkMRMLNode, key: str) -> Any:
 def linked(node: slicer.vtkMRMLNode | None, role: str) -> slicer.vtkMRMLNode | None:
     """The node of the same result as `node` that has `role`; None where it is gone, or there is no `node`."""
     return node.GetNodeReference(ATTRIBUTE_PREFIX + role) if node is not None else None
+
+
+def member(node: slicer.vtkMRMLNode | None, role: str) -> slicer.vtkMRMLNode | None:
+    """As `linked`; `node` itself where it has that role."""
+    if node is not None and node.GetAttribute(ATTRIBUTE_PREFIX + "role") == role:
+        return node
+    return linked(node, role)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import slicer
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.evaluation import EvaluationInputs
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs
 from GradProjIOLib.settings import PRESET_SETTINGS, Settings, preset_of
 from GradProjIOLib.worker.protocol import WARPED_LABELS
 
-LEARNING_RATE_UNIT = 1e-5
 NOT_ON_THE_PANEL = ("weights", "lattice", "precision", "memory")
-AUTOMATIC = ("learning_rate", "resolution")
-"""Settings that are None by default, for which the panel has a 0."""
+AUTOMATIC = {"learning_rate": "networkLearningRate", "resolution": "resolution"}
+"""Settings that are None by default, with their parameters, which have a 0 for it."""
 SETTINGS = [one.name for one in fields(Settings) if one.name not in (*NOT_ON_THE_PANEL, *AUTOMATIC)]
 CUSTOM = "custom"
 """What the panel shows as preset where the settings are those of none."""
@@ -29,7 +31,7 @@ def labels() -> dict[str, dict[str, str]]:
     return {
         "fixed_modality": modalities,
         "moving_modality": modalities,
-        "align": {"none": _("no"), "centers": _("centers"), "rigid": _("rigid"), "affine": _("affine")},
+        "align": {"none": _("None"), "centers": _("Centers"), "rigid": _("Rigid"), "affine": _("Affine")},
         "model": {
             "auto": _("automatic"),
             "unigradicon": "uniGradICON",
@@ -82,6 +84,11 @@ def parameter_name(setting: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
+def python_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values under names in Python's spelling: `refineSteps` is `refine_steps`."""
+    return {re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name): value for name, value in values.items()}
+
+
 def inputs(parameters: Any) -> Inputs:
     """The chosen input nodes."""
     return Inputs(
@@ -99,10 +106,9 @@ def settings(parameters: Any) -> dict[str, Any]:
     result = {name: getattr(parameters, parameter_name(name)) for name in SETTINGS}
     if parameters.initialTransform:
         result["align"] = "none"
-    if parameters.learningRate > 0:
-        result["learning_rate"] = parameters.learningRate * LEARNING_RATE_UNIT
-    if parameters.resolution > 0:
-        result["resolution"] = parameters.resolution
+    for name, parameter in AUTOMATIC.items():
+        if getattr(parameters, parameter) > 0:
+            result[name] = getattr(parameters, parameter)
     if result["steps"] == result["refine_steps"] == 0:
         result["method"] = "direct"
     return result
@@ -110,12 +116,29 @@ def settings(parameters: Any) -> dict[str, Any]:
 
 def outputs(parameters: Any) -> dict[str, slicer.vtkMRMLNode | None]:
     """The wanted results with the node to fill for each; None stands for a new one."""
+    previous = parameters.result if parameters.overwrite else None
     return {
-        role: getattr(parameters, parameter_name(f"output_{role}"))
+        role: getattr(parameters, parameter_name(f"output_{role}")) or nodes.member(previous, role)
         for role in ALL_NEW
         if getattr(parameters, parameter_name(f"make_{role}"))
         and (role != WARPED_LABELS or parameters.movingSegmentation is not None)
     }
+
+
+def suggest_volumes(parameters: Any, arrived: bool = False) -> None:
+    """Choose images of the scene that no registration made: the first two where none is chosen.
+
+    Where new ones have `arrived`, also the newest one beside a single one that is chosen.
+    """
+    made = nodes.ATTRIBUTE_PREFIX + "role"
+    taken = [parameters.fixedVolume, parameters.movingVolume]
+    images = [node for node in nodes.image_nodes(slicer.mrmlScene) if node.GetImageData() is not None]
+    free = [node for node in images if node not in taken and not node.GetAttribute(made)]
+    if not any(taken) and len(free) > 1:
+        parameters.fixedVolume, parameters.movingVolume = free[:2]
+    elif arrived and free and not all(taken) and any(taken):
+        parameters.fixedVolume = parameters.fixedVolume or free[-1]
+        parameters.movingVolume = parameters.movingVolume or free[-1]
 
 
 def evaluation_inputs(parameters: Any) -> EvaluationInputs:

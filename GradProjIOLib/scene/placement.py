@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import slicer
 
 from GradProjIOLib.scene import folding, labels, nodes, transforms
 from GradProjIOLib.scene.inputs import Inputs, Outputs
+from GradProjIOLib.scene.jacobian_colors import color_jacobian
 from GradProjIOLib.worker import protocol
-from GradProjIOLib.worker.protocol import FOLDING, INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, Record
+from GradProjIOLib.worker.protocol import BETWEEN, FOLDING, INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, Record
 
 TABLE, CHART, FIXED, MOVING = "table", "chart", "fixed", "moving"
 NEW_NODES = {
-    TRANSFORM: ("vtkMRMLGridTransformNode", "{moving} to {fixed}"),
-    INVERSE: ("vtkMRMLGridTransformNode", "{moving} to {fixed} inverse"),
-    WARPED: ("vtkMRMLScalarVolumeNode", "{moving} registered to {fixed}"),
-    WARPED_LABELS: ("vtkMRMLSegmentationNode", "{labels} registered to {fixed}"),
-    JACOBIAN: ("vtkMRMLScalarVolumeNode", "{moving} to {fixed} Jacobian"),
-    FOLDING: ("vtkMRMLSegmentationNode", "{moving} to {fixed} folding"),
-    TABLE: ("vtkMRMLTableNode", "{moving} to {fixed} folding figures"),
+    TRANSFORM: ("vtkMRMLGridTransformNode", "Transform {moving} to {fixed}"),
+    INVERSE: ("vtkMRMLGridTransformNode", "Inverse transform {moving} to {fixed}"),
+    WARPED: ("vtkMRMLScalarVolumeNode", "Registered {moving} to {fixed}"),
+    WARPED_LABELS: ("vtkMRMLSegmentationNode", "Registered {labels} to {fixed}"),
+    JACOBIAN: ("vtkMRMLScalarVolumeNode", "Jacobian {moving} to {fixed}"),
+    FOLDING: ("vtkMRMLSegmentationNode", "Folding {moving} to {fixed}"),
+    TABLE: ("vtkMRMLTableNode", "Figures {moving} to {fixed}"),
 }
 
 
@@ -44,7 +46,66 @@ def place(
 
     Nodes can have been removed while the worker computed: an output is then made anew, an input not linked to. Each
     node keeps the settings and the report, and links to the others, to the images and to the `chart` of the run.
+    Where something fails, the scene is as it was before, and the exception goes on.
     """
+    chosen = [node for node in outputs.values() if node is not None and node.GetScene() is scene]
+    belonging = [nodes.linked(node, role) for node in chosen for role in (FOLDING, TABLE)]
+    with all_or_nothing(scene, {*chosen, *filter(None, belonging)}):
+        return _place(scene, inputs, outputs, result, report, chart)
+
+
+@contextmanager
+def all_or_nothing(scene: slicer.vtkMRMLScene, filled: Iterable[slicer.vtkMRMLNode]) -> Iterator[None]:
+    """Where what happens inside fails, remove the nodes that it added, and give those it `filled` their content."""
+    before = set(nodes.nodes_of_class(scene, "vtkMRMLNode"))
+    undo = [_restorer(node) for node in filled]
+    try:
+        yield
+    except BaseException:
+        for node in set(nodes.nodes_of_class(scene, "vtkMRMLNode")) - before:
+            scene.RemoveNode(node)
+        for restore in undo:
+            restore()
+        raise
+
+
+def _restorer(node: slicer.vtkMRMLNode) -> Callable[[], None]:
+    """A function that gives `node` the content and the place that it has now."""
+    parent = node.GetTransformNodeID() if node.IsA("vtkMRMLTransformableNode") else None
+    copy, segments = None, []
+    if node.IsA("vtkMRMLSegmentationNode"):
+        # Its segments stay the objects that they are when it is emptied.
+        segmentation = node.GetSegmentation()
+        segments = [(segmentation.GetSegment(name), name) for name in segmentation.GetSegmentIDs()]
+    else:
+        # Tables are filled in place; the others get new voxels, so that to share the old ones is enough.
+        copy = node.CreateNodeInstance()
+        if copy.GetReferenceCount() > 1:
+            # Python has a reference of its own to what is returned new.
+            copy.UnRegister(None)
+        copy.CopyContent(node, node.IsA("vtkMRMLTableNode"))
+
+    def restore() -> None:
+        if copy is None:
+            node.GetSegmentation().RemoveAllSegments()
+            for segment, name in segments:
+                node.GetSegmentation().AddSegment(segment, name)
+        else:
+            node.CopyContent(copy)
+        if node.IsA("vtkMRMLTransformableNode"):
+            node.SetAndObserveTransformNodeID(parent)
+
+    return restore
+
+
+def _place(
+    scene: slicer.vtkMRMLScene,
+    inputs: Inputs,
+    outputs: Outputs,
+    result: Mapping[str, Any],
+    report: Mapping[str, Any],
+    chart: slicer.vtkMRMLPlotChartNode | None,
+) -> dict[str, slicer.vtkMRMLNode]:
     fixed = inputs.fixed if inputs.fixed.GetScene() is scene else None
     source = inputs.moving_labels
     names = {"fixed": inputs.fixed.GetName(), "moving": inputs.moving.GetName(), "labels": source and source.GetName()}
@@ -73,9 +134,9 @@ def place(
     if JACOBIAN in placed:
         # The folded voxels and the table belong to the map; those of an old map are filled again.
         jacobian = placed[JACOBIAN]
-        folding.color_jacobian(jacobian)
+        color_jacobian(jacobian)
         segmentation = node_for(FOLDING, nodes.linked(jacobian, FOLDING))
-        folding.folding_to_segmentation(result[FOLDING], segmentation, fixed or jacobian)
+        folding.folding_to_segmentation(result[FOLDING], segmentation, fixed or jacobian, result.get(BETWEEN))
         mask_name = inputs.fixed_mask.GetName() if inputs.fixed_mask else "mask"
         table = node_for(TABLE, nodes.linked(jacobian, TABLE))
         folding.fill_table(table, report["jacobian"], report.get("jacobian_in_mask"), mask_name)
@@ -101,3 +162,8 @@ def _link(placed: Mapping[str, slicer.vtkMRMLNode], inputs: Inputs, report: Mapp
         for other, target in linked.items():
             if other != role and target.GetScene() is node.GetScene():
                 node.SetNodeReferenceID(nodes.ATTRIBUTE_PREFIX + other, target.GetID())
+    # Slicer's own names for what a transform carries where; the inverse carries the fixed image.
+    for role, (fixed, moving) in {TRANSFORM: (FIXED, MOVING), INVERSE: (MOVING, FIXED)}.items():
+        for reference, image in (("Fixed", linked[fixed]), ("Moving", linked[moving])):
+            if role in placed and image.GetScene() is placed[role].GetScene():
+                placed[role].SetNodeReferenceID(f"spatialRegistration{reference}", image.GetID())

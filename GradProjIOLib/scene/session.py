@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from typing import Any
 
 import slicer
 
-from GradProjIOLib.errors import InputError
+from GradProjIOLib.errors import InputError, suggestion
+from GradProjIOLib.report.line import duration, is_worse, summary_line
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
 from GradProjIOLib.scene.placement import place, read_result
@@ -21,6 +23,14 @@ from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
 
 POLL_SECONDS = 0.02
+
+
+class Tone(Enum):
+    """How to show a message: a result that needs a look is a WARNING, no result an ERROR."""
+
+    PLAIN = "plain"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class State(Enum):
@@ -47,22 +57,23 @@ class _Run:
 class SceneRegistration:
     """Registers one pair of nodes of `scene` at a time. Call `poll` from a timer while `active`.
 
-    After each change `message` says in one sentence what happened (empty while all is well). Where the weights of the
-    model have to be downloaded first, `question` asks for it. `steps` are those done so far, of `total`; `levels`
-    says how many of these the refinement takes at each level. `results` holds the nodes of the last finished run by
-    their role.
+    After each change `message` says in one sentence what happened (empty while all is well), and `tone` how to show it.
+    Where the weights of the model have to be downloaded first, `question` asks for it. `steps` are those done so far,
+    of `total`; `levels` says how many of these the refinement takes at each level. `devices` and `models` are what the
+    worker has found on this computer. `results` holds the nodes of the last finished run by their role.
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, client: WorkerClient | None = None) -> None:
         self.scene = scene
         self.client = client or WorkerClient()
         self.state = State.IDLE
-        self.message = ""
+        self.message, self.tone = "", Tone.PLAIN
         self.total = 0
         self.levels: list[int] = []
         self.steps: list[dict[str, Any]] = []
         self.question = ""
         self.devices: list[dict[str, Any]] = []
+        self.models: dict[str, dict[str, Any]] = {}
         self.results: dict[str, slicer.vtkMRMLNode] = {}
         self._title = ""
         self._plot: LossPlot | None = None
@@ -73,6 +84,11 @@ class SceneRegistration:
     def active(self) -> bool:
         """Whether a run is under way."""
         return self.state in (State.STARTING, State.RUNNING, State.CANCELING)
+
+    @property
+    def finishing(self) -> bool:
+        """Whether all steps are done, and the worker computes what they come to."""
+        return self.state is State.RUNNING and len(self.steps) >= self.total
 
     def check_idle(self) -> None:
         """Raise InputError where a run is under way."""
@@ -95,6 +111,9 @@ class SceneRegistration:
         """
         self.check_idle()
         inputs.check()
+        for name in outputs or ():
+            if name not in ALL_NEW:
+                raise InputError(f"The output {name!r} is not known; {suggestion(name, tuple(ALL_NEW))}")
         self.discard()
         self.question, self.results = "", {}
         folder = protocol.new_folder()
@@ -114,14 +133,30 @@ class SceneRegistration:
         try:
             self.start(*arguments, **keywords)
         except InputError as error:
-            self._become(State.IDLE, str(error))
+            self.fail(str(error))
+
+    def forget_message(self) -> None:
+        """Say nothing more about what happened."""
+        self.message, self.tone = "", Tone.PLAIN
+
+    def fail(self, message: str) -> None:
+        """Say why there is no run."""
+        self._become(State.IDLE, message, Tone.ERROR)
+
+    def take_question(self) -> str:
+        """The question, which is not asked again; empty where there is none."""
+        question, self.question = self.question, ""
+        return question
 
     def run(self, *arguments: Any, meanwhile: Callable[[], object] = lambda: None) -> dict[str, slicer.vtkMRMLNode]:
         """`start` and `wait`; return the nodes of the result. Raises RuntimeError where there is none."""
-        self.start(*arguments)
+        try:
+            self.start(*arguments)
+        except InputError as error:
+            raise RuntimeError(str(error)) from error
         self.wait(meanwhile)
-        if self.question or not self.results:
-            raise RuntimeError(self.question or self.message)
+        if not self.results:
+            raise RuntimeError(self.take_question() or self.message)
         return self.results
 
     def poll(self) -> bool:
@@ -129,7 +164,7 @@ class SceneRegistration:
         events = self.client.poll()
         for event in events:
             if event["event"] == protocol.DEVICES:
-                self.devices = event["devices"]
+                self.devices, self.models = event["devices"], event.get("models", {})
             elif self._run is not None and event.get("id") == self._run.number:
                 self._handle(event["event"], event)
         return bool(events)
@@ -175,7 +210,7 @@ class SceneRegistration:
             return _("Canceling after this step …")
         if not self.active or (self.message and not steps):
             return self.message
-        if len(steps) >= self.total:
+        if self.finishing:
             return _("Computing the results …")
         if not steps:
             return _("Computing the first step …")
@@ -218,7 +253,7 @@ class SceneRegistration:
     def show_plot(self) -> slicer.vtkMRMLPlotChartNode | None:
         """The chart of the losses, which from now on follows the run; None before there is a first run."""
         if self.chart is None and self._title:
-            self._plot = LossPlot(self.scene, self._title)
+            self._plot = LossPlot(self.scene, self._title, self.total)
             self._plot.add(self.steps)
         return self.chart
 
@@ -229,6 +264,8 @@ class SceneRegistration:
                 self._plot.add([event])
         elif kind == protocol.STARTED and self.state is State.STARTING:
             self.total, self.levels = event["total"], event["levels"]
+            if self._plot is not None:
+                self._plot.total = self.total
             self._become(State.RUNNING)
         elif kind == protocol.DOWNLOAD:
             received, total = event["received"] / 1e6, (event["total"] or 0) / 1e6
@@ -243,9 +280,9 @@ class SceneRegistration:
             self._end_run(_("Registration canceled before there was a result."))
         elif kind == protocol.FAILED and event["kind"] == protocol.WEIGHTS_MISSING:
             self.question = event["message"]
-            self._end_run(_("The weights of the model are not on this computer yet."))
+            self._end_run(_("The weights of the model are not on this computer yet."), Tone.WARNING)
         elif kind == protocol.FAILED:
-            self._end_run(event["message"])
+            self._end_run(event["message"], Tone.ERROR)
         elif kind == protocol.DIED:
             # A process that was killed could not say why; what it printed before is about something else.
             says_why = event["code"] >= 0 and event["message"]
@@ -254,39 +291,36 @@ class SceneRegistration:
                 "The registration process ended unexpectedly ({reason}); press Register to try again, on "
                 "the processor if the memory of the graphics card was short."
             )
-            self._end_run(sentence.format(reason=reason))
+            self._end_run(sentence.format(reason=reason), Tone.ERROR)
 
-    def _become(self, state: State, message: str = "") -> None:
-        self.state, self.message = state, message
+    def _become(self, state: State, message: str = "", tone: Tone = Tone.PLAIN) -> None:
+        self.state, self.message, self.tone = state, message, tone
 
-    def _end_run(self, message: str) -> None:
+    def _end_run(self, message: str, tone: Tone = Tone.PLAIN) -> None:
         if self._run is not None:
             protocol.remove_folder(self._run.folder)
         self._run = self._offer = None
-        self._become(State.IDLE, message)
+        self._become(State.IDLE, message, tone)
 
     def _place(self, event: Mapping[str, Any]) -> None:
-        """Read the result and put it into the scene: everything, or where reading fails nothing."""
+        """Read the result and put it into the scene: everything, or where something goes wrong nothing."""
         run, report = self._run, event["report"]
         try:
             result = read_result(event["result"])
-        except (OSError, ValueError, KeyError) as error:
-            self._end_run(f"The result could not be read ({error}); press Register to try again.")
+            self.results = place(self.scene, run.inputs, run.outputs, result, report, self.chart)
+        except Exception as error:
+            # Whatever it was, the run has ended, and the panel must say so.
+            logging.getLogger(__name__).exception("The result could not be put into the scene.")
+            sentence = _("The result could not be put into the scene ({error}); press Register to try again.")
+            self._end_run(sentence.format(error=f"{type(error).__name__}: {error}"), Tone.ERROR)
             return
-        self.results = place(self.scene, run.inputs, run.outputs, result, report, self.chart)
-        model, seconds = report["model"]["name"], duration(time.monotonic() - run.started)
-        if model == "none":
-            done = _("Done in {time} without a network.").format(time=seconds)
+        # The seconds of the report are those of the worker; the user has waited for the copies, too.
+        line = summary_line({**report, "seconds": time.monotonic() - run.started}, _)
+        if report["stopped"] == "finished":
+            line = _("Done: {summary}.").format(summary=line)
         else:
-            done = _("Done in {time} with the model {model}.").format(time=seconds, model=model)
-        losses = _("Similarity loss {similarity_before:.4f} → {similarity:.4f}.").format(**report)
+            sentence = _("Stopped after {done} of {total} steps: {summary}.")
+            line = sentence.format(done=len(report["steps"]), total=self.total, summary=line)
+        doubtful = report["jacobian"]["folded_voxels"] > 0 or is_worse(report) or bool(report["warnings"])
         # The warnings say also where the refinement began without the network's deformation.
-        self._end_run(" ".join([done, losses, *report["warnings"]]))
-
-
-def duration(seconds: float) -> str:
-    """Seconds in short words: 40 s, 3 min, 2 h 5 min."""
-    if seconds < 60:
-        return f"{max(seconds, 0):.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+        self._end_run(" ".join([line, *report["warnings"]]), Tone.WARNING if doubtful else Tone.PLAIN)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -121,6 +122,8 @@ class WorkerClient:
             self._errors.close()
             raise InputError(f"The worker process could not be started ({error}); reinstall GradProjIO.") from error
         os.set_blocking(self._process.stdout.fileno(), False)
+        # Who forgets to close the client leaves no process.
+        weakref.finalize(self, _release, self._process, self._errors)
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._process is None:
@@ -175,6 +178,16 @@ class WorkerClient:
         self._errors.close()
         self._process = self.pid = None
         self._unread = b""
+
+
+def _release(process: subprocess.Popen[bytes], errors: BinaryIO) -> None:
+    """Let go of a process that nobody holds any more, which ends it; one that has ended already is left alone."""
+    for pipe in (process.stdin, process.stdout, errors):
+        with contextlib.suppress(OSError):
+            pipe.close()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def python_executable() -> str:

@@ -10,20 +10,22 @@ carries it:
 |------------|--------------------------------|---------------------------------------------------------------------|
 | `register` | the fields of RegisterRequest  | registers a pair of images                                          |
 | `evaluate` | the fields of EvaluateRequest  | measures a deformation with labels or landmarks                     |
+| `download` | the fields of DownloadRequest  | fetches the weights of a model                                      |
 | `cancel`   | none                           | ends that registration after the current step; its result is kept   |
 
-An event is `{"event": kind, …}`. All but the first two have an `id`. One of the last five ends each request:
+An event is `{"event": kind, …}`. All but the first two have an `id`. One of the last six ends each request:
 
 | event       | further content                                     | meaning                                          |
 |-------------|-----------------------------------------------------|--------------------------------------------------|
 | `ready`     | `pid`                                               | the process runs                                 |
-| `devices`   | `devices`, each with a `name` and a `label`         | what can compute: the name is for Settings       |
+| `devices`   | `devices` and `models`, see the server's functions | what can compute, and with what                 |
 | `started`   | `total` steps; `levels`: how many each level of the refinement takes | the work on the request begins |
 | `download`  | `received` and `total` bytes; `total` may be null   | the model's weights are being fetched            |
 | `step`      | the fields of `Step`                                | one optimization step is done                    |
 | `done`      | `report`, `result`                                  | the registration is finished                     |
 | `canceled`  | the same; nothing where there was no step yet       | the registration ended early, as requested       |
 | `evaluated` | `row`, as `evaluation.cases.measure_result` gives it | the evaluation is finished                      |
+| `downloaded` | none                                               | the weights are there                            |
 | `failed`    | `message`; `kind`: "input", "weights" or "internal" | no result; "weights" asks to allow the download  |
 | `died`      | `message`; `code`, the exit status                  | the process ended; the client itself says so     |
 
@@ -51,11 +53,12 @@ from GradProjIOLib.geometry.volume import Volume
 CANCEL = "cancel"
 READY, DEVICES, STARTED, DOWNLOAD, STEP = "ready", "devices", "started", "download", "step"
 DONE, CANCELED, EVALUATED, FAILED, DIED = "done", "canceled", "evaluated", "failed", "died"
-LAST_EVENTS = (DONE, CANCELED, EVALUATED, FAILED, DIED)
+DOWNLOADED = "downloaded"
+LAST_EVENTS = (DONE, CANCELED, EVALUATED, DOWNLOADED, FAILED, DIED)
 INPUT_PROBLEM, WEIGHTS_MISSING, INTERNAL_PROBLEM = "input", "weights", "internal"
 
 TRANSFORM, INVERSE, WARPED, WARPED_LABELS = "transform", "inverse", "warped", "warped_labels"
-JACOBIAN, FOLDING = "jacobian", "folding"
+JACOBIAN, FOLDING, BETWEEN = "jacobian", "folding", "folding between"
 
 FOLDER_PREFIX = "gradprojio-"
 
@@ -101,7 +104,16 @@ class EvaluateRequest:
     moving_points: Record | None = None
 
 
-Request = RegisterRequest | EvaluateRequest
+@dataclass(frozen=True)
+class DownloadRequest:
+    """Fetch the weights of the model of this name, to which the user has agreed."""
+
+    kind: ClassVar[str] = "download"
+    model: str
+    folder: str | None = None
+
+
+Request = RegisterRequest | EvaluateRequest | DownloadRequest
 
 
 def to_message(request: Request) -> dict[str, Any]:
@@ -111,7 +123,7 @@ def to_message(request: Request) -> dict[str, Any]:
 
 def from_message(message: Mapping[str, Any]) -> Request:
     """The request in a JSON object. Raises KeyError for an unknown kind, TypeError for unknown content."""
-    kinds: dict[str, type[Request]] = {kind.kind: kind for kind in (RegisterRequest, EvaluateRequest)}
+    kinds: dict[str, type[Request]] = {kind.kind: kind for kind in (RegisterRequest, EvaluateRequest, DownloadRequest)}
     content = {name: value for name, value in message.items() if name not in ("request", "id")}
     return kinds[message["request"]](**content)
 

@@ -8,6 +8,7 @@ the folder of the request under way. It also ends after a time without requests.
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import sys
@@ -23,12 +24,15 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker import protocol
-from GradProjIOLib.worker.protocol import EvaluateRequest, Record, RegisterRequest
+from GradProjIOLib.worker.protocol import DownloadRequest, EvaluateRequest, Record, RegisterRequest
 
 IDLE_SECONDS = 600.0
 # Without this, computing on all processor cores would make the application sluggish.
 NICENESS = 5
 DOWNLOAD_EVENT_SECONDS = 0.2
+WEIGHTS_BYTES = 283_000_000
+LEAST_VOLUME = 1e-4
+"""Folded volume in voxels; less is the rounding of the numbers."""
 
 
 class Connection:
@@ -80,6 +84,9 @@ def answer(message: Mapping[str, Any], connection: Connection) -> None:
         connection.folder = request.folder
         if isinstance(request, RegisterRequest):
             _Registration(request, number, connection).run()
+        elif isinstance(request, DownloadRequest):
+            if _Download(request.model, number, connection).run():
+                connection.send(protocol.DOWNLOADED, id=number)
         else:
             connection.send(protocol.EVALUATED, id=number, row=evaluate(request))
     except (InputError, MemoryError) as error:
@@ -100,7 +107,6 @@ class _Registration:
     def __init__(self, request: RegisterRequest, number: int, connection: Connection) -> None:
         self.request, self.number, self.connection = request, number, connection
         self.settings = Settings.from_mapping(request.settings)
-        self.last_download_event = 0.0
 
     def run(self) -> None:
         from GradProjIOLib.registration.refinement import count_steps, plan_levels
@@ -154,18 +160,36 @@ class _Registration:
             )
             self._send(protocol.FAILED, message=question, kind=protocol.WEIGHTS_MISSING)
             return False
+        return _Download(settings.model, self.number, self.connection).run()
+
+
+class _Download:
+    """Fetches the weights of a model: reports its progress and ends when the application cancels it."""
+
+    def __init__(self, model: str, number: int, connection: Connection) -> None:
+        self.model, self.number, self.connection = model, number, connection
+        self.last_event = 0.0
+
+    def run(self) -> bool:
+        """Whether the weights are there now; else the application has been told that it was canceled."""
+        from GradProjIOLib.models import weights
+        from GradProjIOLib.models.registry import find
+
         try:
-            weights.download(settings.model, url, on_progress=self._on_download)
+            url = find(self.model).url
+            if url is None:
+                raise InputError(f"There is nothing to download for the model {self.model}.")
+            weights.download(self.model, url, on_progress=self._on_progress)
         except weights.DownloadCancelled:
-            self._send(protocol.CANCELED)
+            self.connection.send(protocol.CANCELED, id=self.number)
             return False
         return True
 
-    def _on_download(self, received: int, total: int | None) -> bool:
-        if time.monotonic() - self.last_download_event > DOWNLOAD_EVENT_SECONDS:
-            self.last_download_event = time.monotonic()
-            self._send(protocol.DOWNLOAD, received=received, total=total)
-        return self._wanted()
+    def _on_progress(self, received: int, total: int | None) -> bool:
+        if time.monotonic() - self.last_event > DOWNLOAD_EVENT_SECONDS:
+            self.last_event = time.monotonic()
+            self.connection.send(protocol.DOWNLOAD, id=self.number, received=received, total=total)
+        return self.number not in self.connection.canceled
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, Any]:
@@ -219,6 +243,8 @@ def write_arrays(registration: Any, labels: Volume | None, folder: Path) -> dict
         protocol.JACOBIAN: registration.determinant(),
         protocol.FOLDING: registration.folding_mask(),
     }
+    if registration.report["jacobian"]["ndv_percent"] > 0:
+        volumes[protocol.BETWEEN] = folded_between(registration, volumes[protocol.FOLDING])
     if labels is not None:
         volumes[protocol.WARPED_LABELS] = forward.warp(labels, registration.fixed, "nearest")
     result = {role: protocol.write_volume(volume, folder, role) for role, volume in volumes.items()}
@@ -229,11 +255,26 @@ def write_arrays(registration: Any, labels: Volume | None, folder: Path) -> dict
     return result
 
 
+def folded_between(registration: Any, folding: Volume) -> Volume:
+    """1 where the deformation folds between the voxels only: there is a non-diffeomorphic volume, but no voxel of the
+    mask `folding` near it (uint8)."""
+    import numpy as np
+    from scipy import ndimage
+
+    from GradProjIOLib.spatial.jacobian import non_diffeomorphic_volume, voxel_displacement
+
+    fixed = registration.fixed
+    volume = non_diffeomorphic_volume(voxel_displacement(registration.forward, fixed.shape, fixed.affine)).numpy()
+    near = ndimage.binary_dilation(folding.array > 0, np.ones((3, 3, 3), bool))
+    return Volume(((volume > LEAST_VOLUME) & ~near).astype(np.uint8), fixed.affine)
+
+
 def devices() -> list[dict[str, Any]]:
-    """What can compute: name for the settings, and a label with the memory for the user."""
+    """What can compute: name for the settings, a label with the memory for the user, and the free memory in bytes."""
     import torch
 
     from GradProjIOLib.engine.devices import describe_device, usable_devices
+    from GradProjIOLib.engine.memory import available_memory
 
     found = []
     for device in usable_devices():
@@ -244,7 +285,22 @@ def devices() -> list[dict[str, Any]]:
             label = "Apple graphics"
         else:
             label = f"processor, {torch.get_num_threads()} threads"
-        found.append({"name": str(device), "label": label})
+        found.append({"name": str(device), "label": label, "memory": available_memory(device)})
+    return found
+
+
+def published_models() -> dict[str, dict[str, Any]]:
+    """Whether the weights of the models that are fetched are there, and the memory in bytes that IO steps need."""
+    from GradProjIOLib.engine.memory import BYTES_PER_SAMPLE, COPIES_OF_PARAMETERS
+    from GradProjIOLib.models import weights
+    from GradProjIOLib.models.registry import MODELS
+
+    found = {}
+    for name, model in MODELS.items():
+        if model.url is not None and model.lattice is not None:
+            samples = math.prod(model.lattice)
+            needed = COPIES_OF_PARAMETERS * WEIGHTS_BYTES + samples * BYTES_PER_SAMPLE["cuda"]["lean"]
+            found[name] = {"there": weights.cached_path(name, model.url).exists(), "memory": needed}
     return found
 
 
@@ -260,7 +316,7 @@ def main(idle_seconds: float = IDLE_SECONDS) -> None:
         os.nice(NICENESS)
     connection = Connection()
     connection.send(protocol.READY, pid=os.getpid())
-    connection.send(protocol.DEVICES, devices=devices())
+    connection.send(protocol.DEVICES, devices=devices(), models=published_models())
     while (message := connection.next_request(idle_seconds)) is not None:
         answer(message, connection)
 

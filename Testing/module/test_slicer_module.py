@@ -1,6 +1,8 @@
 """The module's panel under PySide6, with real registrations by the real worker."""
 
+import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 slicer_application = pytest.importorskip("slicer_application")
 
 import slicer
+from panel_tools import open_panel
 from PySide6 import QtWidgets
 from scene_tools import add, add_pair, image, is_alive, new_worker, wait_until
 
@@ -21,44 +24,10 @@ from GradProjIOLib.scene import nodes as mrml
 from GradProjIOLib.scene import packages, panel_choices
 from GradProjIOLib.scene.session import State
 
+pytest_plugins = ["panel_tools"]
+
 FOLDER = Path(__file__).parents[2] / "GradProjIO"
 UI = ElementTree.parse(FOLDER / "Resources" / "UI" / "GradProjIO.ui")
-
-
-@pytest.fixture
-def application(folder):
-    application = slicer_application.start(slicer.vtkMRMLScene())
-    application.module = slicer_application.load_module()
-    yield application
-    assert application.errors == []
-
-
-@pytest.fixture
-def panel(application, worker):
-    """The open panel with a small pair and a quick method chosen; its worker stays for the next test."""
-    panel = open_panel(application, worker)
-    add_pair(slicer.mrmlScene)
-    panel.initializeParameterNode()
-    panel._parameterNode.model = "compact"
-    panel._parameterNode.device = "cpu"
-    panel._parameterNode.steps = panel._parameterNode.refineSteps = 2
-    yield panel
-    if panel.session.active:
-        panel.session.stop_now()
-    panel.session.client = new_worker()
-    panel.cleanup()
-
-
-def open_panel(application, worker):
-    parent = slicer.qMRMLWidget()
-    parent.setLayout(QtWidgets.QVBoxLayout())
-    parent.isEntered = True
-    panel = application.module.GradProjIOWidget(parent)
-    panel.setup()
-    panel.session.client = worker
-    panel.evaluation.client = new_worker()
-    panel.enter()
-    return panel
 
 
 def process_events():
@@ -83,9 +52,31 @@ def test_importing_the_module_loads_nothing_heavy():
 
 
 def test_the_module_file_has_no_numerics_and_no_processes():
-    source = (FOLDER / "GradProjIO.py").read_text()
-    for word in ("numpy", "torch", "subprocess", "vtkImage", "Popen", "threading"):
-        assert word not in source
+    for path in (FOLDER / "GradProjIO.py", *(FOLDER / "GradProjIOPanel").glob("*.py")):
+        for word in ("numpy", "torch", "subprocess", "vtkImage", "Popen", "threading"):
+            assert word not in path.read_text(), path
+
+
+def test_every_file_of_the_module_is_installed():
+    listed = (FOLDER / "CMakeLists.txt").read_text()
+    for path in (FOLDER / "GradProjIOPanel").glob("*.py"):
+        assert f"GradProjIOPanel/{path.name}" in listed
+
+
+def test_a_slicer_that_is_too_old_shows_a_sentence(application, monkeypatch):
+    """Nothing that Python 3.9 does not understand is imported there."""
+    monkeypatch.setattr(sys, "version_info", (3, 9, 10))
+    for name in [name for name in sys.modules if name.startswith("GradProjIOPanel")]:
+        monkeypatch.delitem(sys.modules, name)
+    module = slicer_application.load_module()
+    assert {name for name in sys.modules if name.startswith("GradProjIOPanel.")} == {"GradProjIOPanel.too_old"}
+    parent = slicer.qMRMLWidget()
+    parent.setLayout(QtWidgets.QVBoxLayout())
+    panel = module.GradProjIOWidget(parent)
+    panel.setup()
+    assert "needs Slicer 5.10" in panel.label.property("text")
+    for name in ("GradProjIO.py", "GradProjIOPanel/__init__.py", "GradProjIOPanel/too_old.py"):
+        ast.parse((FOLDER / name).read_text(), feature_version=(3, 9))
 
 
 def test_every_widget_that_can_be_used_has_a_tooltip():
@@ -179,10 +170,10 @@ def test_the_plot_goes_on_over_both_stages(panel, application):
 def test_a_registration_without_a_network(panel):
     panel._parameterNode.model = "none"
     assert panel.ui.modelComboBox.property("currentText") == "none: refinement only"
-    assert not panel.ui.stepsSliderWidget.isEnabled()
+    assert not panel.ui.stepsSpinBox.isEnabled()
     register(panel)
     assert {step["stage"] for step in panel.session.steps} == {"refinement"}
-    assert "without a network. Similarity loss" in panel.ui.statusLabel.property("text")
+    assert "· without a network" in panel.ui.statusLabel.property("text")
     assert panel._parameterNode.result is not None
 
 
@@ -205,7 +196,7 @@ def test_the_settings_are_those_of_the_panel(panel):
     from GradProjIOLib.settings import Settings
 
     parameters = panel._parameterNode
-    parameters.steps, parameters.learningRate, parameters.regularityWeight = 0, 20.0, 2.5
+    parameters.steps, parameters.networkLearningRate, parameters.regularityWeight = 0, 2e-4, 2.5
     assert Settings(**panel_choices.settings(parameters)).method == "projected"
     assert panel.ui.methodComboBox.isEnabled()
     parameters.refineSteps = 0
@@ -228,7 +219,7 @@ def test_a_registration_from_the_button_to_the_folds(panel, application):
     parameters = panel._parameterNode
     # The refinement after the network would undo the folds that are looked for here.
     parameters.refineSteps = 0
-    parameters.steps, parameters.regularityWeight, parameters.learningRate = 4, 0.0, 1000.0
+    parameters.steps, parameters.regularityWeight, parameters.networkLearningRate = 4, 0.0, 0.01
     panel.ui.registerButton.click()
     assert panel.ui.registerButton.property("text") == "Cancel"
     panel.ui.plotButton.click()
@@ -236,25 +227,16 @@ def test_a_registration_from_the_button_to_the_folds(panel, application):
     wait_until(lambda: not panel.session.active, process_events)
     ui = panel.ui
     assert ui.registerButton.property("text") == "Register"
-    assert ui.statusLabel.property("text").startswith("Done in")
+    text = ui.statusLabel.property("text")
+    assert text.startswith("Done: similarity loss")
+    assert re.search(r"folding: [\d,]+ voxels \([\d.]+ %\) in (one region|\d+ regions)", text)
+    assert not ui.statusIconLabel.isHidden()
     jacobian = parameters.result
-    assert jacobian.GetName() == "moving to fixed Jacobian"
+    assert jacobian.GetName() == "Jacobian moving to fixed"
     assert "voxels fold" in ui.foldingSummaryLabel.property("text")
-    assert QtWidgets.QTableWidget.rowCount(ui.tableView) == 8
-    ui.worstButton.click()
-    assert ui.foldLabel.property("text").startswith("Fold 1 of")
-    assert slicer.mrmlScene.GetFirstNodeByName("GradProjIO fold").GetNumberOfControlPoints() == 1
-    composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
-    ui.overlayCheckBox.setChecked(True)
-    assert composite.GetForegroundVolumeID() == jacobian.GetID()
-    assert composite.GetBackgroundVolumeID() == parameters.fixedVolume.GetID()
-    ui.opacitySliderWidget.setProperty("value", 0.25)
-    assert composite.GetForegroundOpacity() == 0.25
-    ui.gridCheckBox.setChecked(True)
-    transform = slicer.mrmlScene.GetFirstNodeByName("moving to fixed")
-    assert transform.GetDisplayNode().GetVisibility2D()
-    ui.afterButton.click()
-    assert slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID()).GetName() == "moving registered to fixed"
+    assert not ui.foldingCollapsibleButton.property("collapsed")
+    assert QtWidgets.QTableWidget.rowCount(ui.tableView) == 9
+    assert ui.foldTable.property("rowCount") == len(panel.results.folding.folds)
     table = application.shown_charts[0].GetNthPlotSeriesNode(0).GetTableNode()
     assert table.GetNumberOfRows() == 4
 
@@ -301,7 +283,7 @@ def test_closing_the_scene_cancels_with_a_message(panel):
 
 
 def test_leaving_the_panel_and_ending_slicer_leave_no_process(application):
-    panel = open_panel(application, new_worker())
+    panel = open_panel(application, new_worker(), new_worker())
     add_pair(slicer.mrmlScene)
     panel.initializeParameterNode()
     panel._parameterNode.model, panel._parameterNode.steps = "compact", 200
@@ -424,4 +406,4 @@ def test_the_panel_shows_a_result_that_is_chosen_again(panel, application, tmp_p
     panel._parameterNode.result = None
     assert not panel.ui.worstButton.isEnabled()
     panel._parameterNode.result = jacobian
-    assert panel.folding.linked("table") is not None
+    assert panel.results.folding.linked("table") is not None

@@ -8,7 +8,7 @@ from matplotlib.text import Text
 
 from GradProjIOLib.engine.optimization import Step
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.report.colors import FOLD_COLOR, determinant_colors
+from GradProjIOLib.report.colors import FOLD_COLOR, NEARLY_COLOR, determinant_colors, scale_colors, tick_labels
 from GradProjIOLib.report.orientation import anatomical_affine, to_anatomical
 from GradProjIOLib.report.overview import draw_overview
 from GradProjIOLib.spatial.deformation import Deformation
@@ -79,7 +79,7 @@ class Picture:
         return [text for text in found if text.get_text()]
 
 
-def green(picture: np.ndarray) -> np.ndarray:
+def yellow(picture: np.ndarray) -> np.ndarray:
     return np.abs(picture - FOLD_COLOR).max(axis=-1) < 0.02
 
 
@@ -126,23 +126,23 @@ def test_a_single_folded_voxel_is_seen_in_its_place(orientation: str) -> None:
     for row in (AXIAL, CORONAL, SAGITTAL):
         blob = middle(picture.panel(row, FIXED).min(axis=-1) > 0.9)
         for column in (WARPED, DETERMINANT):
-            marked = green(picture.panel(row, column))
+            marked = yellow(picture.panel(row, column))
             assert marked.sum() > 20
             assert np.abs(middle(marked) - blob).max() < 0.06
-        assert not green(picture.panel(row, FIXED)).any()
+        assert not yellow(picture.panel(row, FIXED)).any()
 
 
-def test_nothing_is_green_without_folding() -> None:
+def test_nothing_is_yellow_without_folding() -> None:
     fixed = scene()
     determinant = np.exp(np.random.default_rng(0).normal(size=fixed.shape)).astype(np.float32)
-    assert not green(Picture(fixed, determinant=determinant).pixels).any()
+    assert not yellow(Picture(fixed, determinant=determinant).pixels).any()
 
 
 def test_folds_that_only_the_mask_knows_are_shown_too() -> None:
     fixed = scene()
     folded = np.zeros(fixed.shape, dtype=bool)
     folded[10, 14, 13] = True
-    assert green(Picture(fixed, folded=folded).panel(AXIAL, DETERMINANT)).any()
+    assert yellow(Picture(fixed, folded=folded).panel(AXIAL, DETERMINANT)).any()
 
 
 def test_determinant_colors_diverge_from_one() -> None:
@@ -153,6 +153,54 @@ def test_determinant_colors_diverge_from_one() -> None:
     assert (colors[1:3, 2] > colors[1:3, 0]).all()
     assert (colors[4:, 0] > colors[4:, 2]).all()
     assert np.array_equal(colors[5], colors[6])
+
+
+# Linear RGB as people without red or without green cones see it: Viénot 1999 and Machado 2009 (severity 1).
+TO_CONES = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
+SEEN = {
+    "usual": np.eye(3),
+    "protanope, Viénot": np.linalg.inv(TO_CONES) @ [[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]] @ TO_CONES,
+    "deuteranope, Viénot": np.linalg.inv(TO_CONES) @ [[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]] @ TO_CONES,
+    "protanope, Machado": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranope, Machado": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+
+
+def seen_lab(colors, reader: str) -> np.ndarray:
+    """CIE L*a*b* (D65) of sRGB colors [n, 3] as a reader sees them."""
+    colors = np.asarray(colors, dtype=float)
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.transpose(SEEN[reader]), 0, 1)
+    to_xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+                       [0.0193339, 0.1191920, 0.9503041]])  # fmt: skip
+    xyz = linear @ to_xyz.T / [0.95047, 1.0, 1.08883]
+    root = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    x, y, z = np.moveaxis(root, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+@pytest.mark.parametrize("reader", SEEN)
+def test_no_reader_confuses_folds_with_the_scale_or_its_ends_with_each_other(reader: str) -> None:
+    scale = seen_lab(scale_colors(np.linspace(-1, 1, 401)), reader)
+    fold, nearly = seen_lab([FOLD_COLOR, NEARLY_COLOR], reader)
+    assert np.linalg.norm(scale - fold, axis=1).min() > 60
+    assert np.linalg.norm(nearly - fold) > 60
+    smaller, larger = seen_lab(scale_colors(np.array([-0.5, 0.5])), reader)
+    assert np.linalg.norm(smaller - larger) > 60
+
+
+def test_the_ticks_of_the_scale_are_its_values() -> None:
+    assert tick_labels(4.0) == ["¼", "½", "1", "2", "4"]
+    assert tick_labels(2.0) == ["½", "0.707", "1", "1.41", "2"]
+    assert tick_labels(1.25) == ["0.8", "0.894", "1", "1.12", "1.25"]
 
 
 def test_differences_vanish_only_where_the_images_agree() -> None:

@@ -25,6 +25,7 @@ def test_the_line_says_what_is_wrong() -> None:
     line = summary_line(REPORT | {"similarity": 1.3, "jacobian": folded, "overlap": 0.4})
     assert "1.2000 → 1.3000, worse than before" in line
     assert "folding: 12,345 voxels (0.12 %)" in line
+    assert "(0.12 %) in 7 regions" in summary_line({"jacobian": folded | {"folded_regions": 7}})
     assert "40 % of the images overlap" in line
 
 

@@ -1,6 +1,7 @@
 """Volumes, transforms, labels and folds between the package and slicer-core's real MRML scene."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import vtk
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.scene import folding, nodes, transforms
-from GradProjIOLib.scene.folding_view import FoldingView
+from GradProjIOLib.report.colors import FOLD_COLOR, NEARLY_COLOR, SMALLER_TO_LARGER
+from GradProjIOLib.scene import folding, folds, jacobian_colors, nodes, transforms
+from GradProjIOLib.scene.compare_view import CompareView
+from GradProjIOLib.scene.folding_view import MARKER_NAME, FoldingView
 from GradProjIOLib.scene.labels import add_segment, labels_from_node, labels_to_segmentation
-from GradProjIOLib.scene.plots import LossPlot
+from GradProjIOLib.scene.plots import Histogram, LossPlot
+from GradProjIOLib.scene.structures import Structures, fill_statistics, structures_on
 
 RIGHT_ANGLE = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=float)
 
@@ -318,13 +322,60 @@ def folded_map(scene):
     return fixed, node, determinant
 
 
-def test_folds_are_found_deepest_first_at_their_place_in_the_world(scene):
+def test_folds_are_found_the_largest_in_the_body_first_at_their_place_in_the_world(scene):
     _, node, determinant = folded_map(scene)
-    folds = folding.find_folds(node)
-    assert [round(fold.determinant, 6) for fold in folds] == [-0.7, -0.4, 0]
-    assert [fold.voxels for fold in folds] == [12, 1, 1]
-    assert np.allclose(folds[0].position, (nodes.world_affine(node) @ [4, 4, 4, 1])[:3])
-    assert sum(fold.voxels for fold in folds) == (determinant <= 0).sum()
+    found = folds.find_folds(node)
+    assert [fold.voxels for fold in found] == [12, 1, 1]
+    assert [round(fold.determinant, 6) for fold in found] == [-0.7, -0.4, 0]
+    assert np.allclose(found[0].position, (nodes.world_affine(node) @ [4, 4, 4, 1])[:3])
+    assert found[0].volume_mm3 == pytest.approx(12 * 1.2 * 0.9 * 2.1)
+    assert sum(fold.voxels for fold in found) == (determinant <= 0).sum()
+    body = np.ones(determinant.shape, bool)
+    body[:9] = False
+    labels = np.zeros(determinant.shape, np.uint8)
+    labels[15, 15, 15] = 3
+    found = folds.find_folds(node, None, body, Structures(labels, {3: "thalamus"}))
+    assert [(fold.voxels, fold.inside, fold.segment) for fold in found] == [
+        (1, True, ""),
+        (1, True, "thalamus"),
+        (12, False, ""),
+    ]
+
+
+def test_folds_are_found_without_scipy(scene, monkeypatch):
+    """Slicer's Python need not have it."""
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert len(folds.find_folds(folded_map(scene)[1])) == 3
+
+
+def test_the_body_is_what_is_not_dark_and_what_that_encloses():
+    array = np.random.default_rng(1).uniform(0, 3, (20, 20, 20)).astype(np.float32)
+    array[5:15, 5:15, 5:15] = 200
+    array[9:11, 9:11, 9:11] = 0
+    body = folds.body_of(Volume(array, np.eye(4), "head"))
+    assert body.sum() == 1000
+    assert body[10, 10, 10]
+
+
+def test_structures_are_read_at_the_voxels_of_the_map(scene):
+    _, node, determinant = folded_map(scene)
+    array = np.zeros(np.array(determinant.shape) * 2, np.int16)
+    array[:20], array[30:] = 7, 9
+    affine = nodes.world_affine(node) @ np.diag([0.5, 0.5, 0.5, 1])
+    labels = volume_node(scene, Volume(array, affine, "labels"), "vtkMRMLLabelMapVolumeNode")
+    structures = structures_on(labels, node)
+    assert np.array_equal(np.unique(structures.labels[:10]), [7])
+    assert np.array_equal(np.unique(structures.labels[10:15]), [0])
+    table = nodes.add_node(scene, "vtkMRMLTableNode", "statistics")
+    fill_statistics(table, structures, node)
+    columns = {table.GetColumnName(n): n for n in range(table.GetNumberOfColumns())}
+
+    def column(title):
+        return [table.GetTable().GetValue(row, columns[title]).ToDouble() for row in range(2)]
+
+    assert column("Voxels") == [10 * 21 * 22, 5 * 21 * 22]
+    assert column("Folded voxels") == [12, 1]
+    assert column("Smallest determinant") == pytest.approx([-0.7, 0])
 
 
 def test_the_folding_segmentation_says_which_voxels_fold(scene):
@@ -334,8 +385,8 @@ def test_the_folding_segmentation_says_which_voxels_fold(scene):
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "folding")
     world = Volume(mask, nodes.world_affine(node))
     folding.folding_to_segmentation(world, segmentation, fixed)
-    folds = folding.find_folds(node, segmentation)
-    assert sum(fold.voxels for fold in folds) == mask.sum()
+    found = folds.find_folds(node, segmentation)
+    assert sum(fold.voxels for fold in found) == mask.sum()
     assert np.array_equal(labels_from_node(segmentation, fixed).array > 0, mask)
 
 
@@ -349,8 +400,25 @@ def test_a_voxel_painted_outside_the_image_hides_no_fold(scene):
     shifted = affine.copy()
     shifted[:3, 3] -= affine[:3, :3] @ [2, 2, 2]
     folding.folding_to_segmentation(Volume(larger, shifted), segmentation, fixed)
-    folds = folding.find_folds(node, segmentation)
-    assert sum(fold.voxels for fold in folds) == (determinant <= 0).sum()
+    found = folds.find_folds(node, segmentation)
+    assert sum(fold.voxels for fold in found) == (determinant <= 0).sum()
+
+
+def test_folds_between_voxels_are_a_segment_of_their_own(scene):
+    fixed, node, determinant = folded_map(scene)
+    affine = nodes.world_affine(node)
+    between = np.zeros(determinant.shape, bool)
+    between[8, 8, 8:10] = True
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "folding")
+    folding.folding_to_segmentation(Volume(determinant <= 0, affine), segmentation, fixed, Volume(between, affine))
+    found = folds.find_folds(node, segmentation)
+    assert [(fold.voxels, fold.between) for fold in found] == [(12, False), (2, True), (1, False), (1, False)]
+    # Each is outlined in black by the second display node.
+    outline = segmentation.GetNthDisplayNode(1)
+    for segment in segmentation.GetSegmentation().GetSegmentIDs():
+        assert list(outline.GetSegmentOverrideColor(segment)) == [0, 0, 0]
+    folding.folding_to_segmentation(Volume(determinant <= 0, affine), segmentation, fixed)
+    assert segmentation.GetNumberOfDisplayNodes() == 2
 
 
 def test_no_folds_give_an_empty_list_and_an_empty_segment(scene):
@@ -358,33 +426,41 @@ def test_no_folds_give_an_empty_list_and_an_empty_segment(scene):
     slicer.util.arrayFromVolume(node)[:] = 1
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "folding")
     folding.folding_to_segmentation(Volume(determinant > 9, nodes.world_affine(node)), segmentation, fixed)
-    assert folding.find_folds(node, segmentation) == []
+    assert folds.find_folds(node, segmentation) == []
     assert segmentation.GetSegmentation().GetNumberOfSegments() == 1
 
 
-def view_of(jacobian, **linked):
-    """The view of a result that consists of the map `jacobian` and the nodes `linked` with it."""
+def link(jacobian, **linked):
+    """Make the map `jacobian` and the nodes `linked` one result."""
+    jacobian.SetAttribute(nodes.ATTRIBUTE_PREFIX + "role", "jacobian")
     for role, node in linked.items():
         jacobian.SetNodeReferenceID(nodes.ATTRIBUTE_PREFIX + role, node.GetID())
-    view = FoldingView()
-    view.show(jacobian)
-    return view
 
 
-def test_going_to_a_fold_centers_the_slices_and_marks_it(scene):
+def test_going_to_a_fold_centers_the_slices_comes_close_and_rings_it(scene):
     _, node, _ = folded_map(scene)
+    link(node)
     slices = [scene.AddNewNodeByClass("vtkMRMLSliceNode", name) for name in ("Red", "Green")]
     slices[1].SetOrientationToCoronal()
-    view = view_of(node)
+    view = FoldingView(scene)
+    view.show(node)
     for number, fold in enumerate(view.folds):
+        for slice_node in slices:
+            slice_node.SetFieldOfView(400, 200, 1)
         view.go_to(number)
+        (marker,) = nodes.nodes_of_class(scene, "vtkMRMLModelNode")
+        bounds = np.array(marker.GetPolyData().GetBounds()).reshape(3, 2)
+        assert np.allclose(bounds.mean(axis=1), fold.position, atol=0.1)
+        # The ring lies around the fold, not over it.
+        assert np.ptp(bounds, axis=1).min() > 1.2 * (6 * fold.volume_mm3 / math.pi) ** (1 / 3)
         for slice_node in slices:
             matrix = slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS())
             assert np.allclose(matrix[:3, 3], fold.position)
-        (marker,) = nodes.nodes_of_class(scene, "vtkMRMLMarkupsFiducialNode")
-        assert marker.GetNumberOfControlPoints() == 1
-        assert np.allclose(marker.GetNthControlPointPositionWorld(0), fold.position)
-        assert marker.GetNthControlPointLabel(0) == f"fold {number + 1} of 3"
+            width, height, _ = slice_node.GetFieldOfView()
+            assert width == pytest.approx(2 * height)
+            assert np.ptp(bounds, axis=1).max() < height < 200
+    view.show(None)
+    assert scene.GetFirstNodeByName(MARKER_NAME) is None
 
 
 def shown_color(node, determinant):
@@ -398,25 +474,60 @@ def shown_color(node, determinant):
     return np.array([image.GetScalarComponentAsDouble(1, 1, 1, channel) for channel in range(3)]) / 255
 
 
-def test_only_folded_voxels_have_the_fold_color(scene):
+@pytest.mark.parametrize("largest", [1.25, 2.0, 4.0])
+def test_only_folded_voxels_have_the_fold_color(scene, largest):
     _, node, _ = folded_map(scene)
-    folding.color_jacobian(node)
-    assert slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node) is not None
-    fold = np.array(folding.FOLD_COLOR)
+    jacobian_colors.color_jacobian(node)
+    jacobian_colors.set_range(scene, largest)
+    assert jacobian_colors.current_range(scene) == (largest, False)
+    fold = np.array(FOLD_COLOR)
     for determinant in (-5, -0.3, -1e-4, 0):
         assert np.abs(shown_color(node, determinant) - fold).max() < 0.01
-    for determinant in (1e-3, 0.02, 0.5, 1, 2, 4, 50):
+    for determinant in (2e-3, 0.02, 0.5, 1, 2, 4, 50):
         assert np.abs(shown_color(node, determinant) - fold).max() > 0.2
-    assert shown_color(node, 1.0).min() > 0.9
-    half, double = shown_color(node, 0.5), shown_color(node, 2.0)
-    assert half[2] > half[0] + 0.3
-    assert double[0] > double[2] + 0.3
-    # Logarithmic: as many steps from white to 1/2 as from white to 2.
-    colors = folding.jacobian_colors()
-    lower, upper = folding.jacobian_window()
-    at = [int((value - lower) * 255 / (upper - lower)) for value in (0.5, 2)]
-    assert np.allclose(colors[at[0]], folding.SCALE[1], atol=0.03)
-    assert np.allclose(colors[at[1]], folding.SCALE[3], atol=0.03)
+    # Logarithmic, and of the one table that the overview has, too.
+    for determinant, color in (
+        (largest**-1.05, SMALLER_TO_LARGER[0]),
+        (largest**-0.5, SMALLER_TO_LARGER[1]),
+        (largest**0.5, SMALLER_TO_LARGER[3]),
+        (largest, SMALLER_TO_LARGER[4]),
+    ):
+        assert np.abs(shown_color(node, determinant) - color).max() < 0.04
+
+
+def test_the_map_is_transparent_where_nothing_changes(scene):
+    for largest in (1.25, 4.0):
+        colors = jacobian_colors.level_colors(largest)
+        lower, upper = jacobian_colors.window(largest)
+        alpha = {
+            value: colors[int((value - lower) * 255 / (upper - lower)), 3]
+            for value in (largest**-0.2, largest**-0.05, 1, largest**0.05, largest**0.2)
+        }
+        assert list(alpha.values()) == [1, 0, 0, 0, 1]
+        assert set(colors[:, 3]) == {0, 1}
+
+
+def test_what_nearly_folds_is_marked_where_that_is_wanted(scene):
+    _, node, _ = folded_map(scene)
+    jacobian_colors.color_jacobian(node)
+    jacobian_colors.set_range(scene, 4.0, True)
+    assert np.abs(shown_color(node, 0.05) - NEARLY_COLOR).max() < 0.01
+    assert np.abs(shown_color(node, 0.13) - NEARLY_COLOR).max() > 0.3
+    assert np.abs(shown_color(node, 0) - FOLD_COLOR).max() < 0.01
+
+
+def test_the_legend_is_logarithmic_and_says_what_the_colors_mean(scene):
+    _, node, _ = folded_map(scene)
+    for _ in range(2):
+        jacobian_colors.color_jacobian(node)
+    (legend,) = nodes.nodes_of_class(scene, "vtkMRMLColorLegendDisplayNode")
+    table = legend.GetPrimaryDisplayNode().GetColorNode()
+    names = [table.GetColorName(index).strip() for index in range(table.GetNumberOfColors())]
+    assert [name for name in names if name] == ["folded", "¼  smaller in moving", "½", "1", "2", "4  larger in moving"]
+    at = [names.index(name) for name in names if name][1:]
+    assert np.ptp(np.diff(at)) == 0
+    assert legend.GetTitleText() == "volume in moving / in fixed"
+    assert node.GetNumberOfDisplayNodes() == 3
 
 
 def test_the_table_holds_the_figures_of_the_report(scene):
@@ -434,38 +545,72 @@ def test_the_table_holds_the_figures_of_the_report(scene):
     assert node.GetTable().GetColumn(2).GetName() == "In brain"
 
 
-def test_the_overlay_and_the_grid_reach_all_slice_views(scene):
+def test_the_map_and_the_grid_reach_all_slice_views(scene):
     fixed, jacobian, _ = folded_map(scene)
     transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
     composites = [scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode") for _ in range(3)]
-    view = view_of(jacobian, fixed=fixed, transform=transform)
-    view.overlay(True, 0.4)
+    link(jacobian, fixed=fixed, transform=transform)
+    compare = CompareView(scene)
+    compare.choose(jacobian)
+    assert (compare.mode, compare.can_show("after")) == ("", False)
+    compare.show("map", 0.4)
+    assert compare.mode == "map"
     assert {c.GetBackgroundVolumeID() for c in composites} == {fixed.GetID()}
     assert {c.GetForegroundVolumeID() for c in composites} == {jacobian.GetID()}
     assert {c.GetForegroundOpacity() for c in composites} == {0.4}
-    view.grid(True)
+    view = FoldingView(scene)
+    view.show(jacobian)
+    assert not view.grid_visible
+    view.show_grid(True)
     display = transform.GetDisplayNode()
     assert display.GetVisibility2D()
     assert display.GetVisualizationMode() == slicer.vtkMRMLTransformDisplayNode.VIS_MODE_GRID
-    view.grid(False)
+    view.show_grid(False)
     assert not display.GetVisibility()
 
 
+def loss(similarity, regularity):
+    return {"index": 0, "similarity": similarity, "regularity": regularity}
+
+
 def test_the_loss_plot_grows_by_the_steps(scene):
-    plot = LossPlot(scene, "moving to fixed")
-    plot.add(
-        [
-            {"index": 0, "similarity": 0.9, "regularity": 0.0},
-            {"index": 1, "similarity": 0.8, "regularity": 2e-3},
-        ]
-    )
+    plot = LossPlot(scene, "moving to fixed", total=50)
+    series = [plot.chart.GetNthPlotSeriesNode(number) for number in range(2)]
+    plot.add([loss(0.9, 0.0)])
+    assert {each.GetLineStyle() for each in series} == {series[0].LineStyleNone}
+    plot.add([loss(0.8, 2e-3)])
+    assert {each.GetLineStyle() for each in series} == {series[0].LineStyleSolid}
     # The next level numbers its steps from zero again.
-    plot.add([{"index": 0, "similarity": 0.7, "regularity": 2e-3}])
+    plot.add([loss(0.7, 2e-3)])
     table = plot.table.GetTable()
     assert [table.GetValueByName(row, "Step").ToDouble() for row in range(table.GetNumberOfRows())] == [0, 1, 2]
     assert table.GetValueByName(1, "Regularity loss").ToDouble() == pytest.approx(2e-3)
     assert math.isnan(table.GetValueByName(0, "Regularity loss").ToDouble())
     assert plot.chart.GetNumberOfPlotSeriesNodes() == 2
+
+
+def test_the_axes_of_the_loss_plot_hold_all_steps(scene):
+    """A plot view does not fit them to a table that grows."""
+    plot = LossPlot(scene, "moving to fixed")
+    plot.total = 20
+    for similarity, regularity in ((0.9, 0.0), (0.8, 2e-3), (0.01, 0.5)):
+        plot.add([loss(similarity, regularity)])
+        assert not plot.chart.GetXAxisRangeAuto()
+        assert not plot.chart.GetYAxisRangeAuto()
+        assert plot.chart.GetXAxisRange() == (0, 19)
+        low, high = plot.chart.GetYAxisRange()
+        assert 0 < low < min(value for value in (similarity, regularity) if value > 0)
+        assert high > 0.9
+
+
+def test_the_histogram_counts_the_voxels(scene):
+    determinant = folded_map(scene)[2]
+    histogram = Histogram(scene, "map", determinant)
+    table = histogram.table.GetTable()
+    rows = [[table.GetValue(row, column).ToDouble() for column in (0, 1)] for row in range(table.GetNumberOfRows())]
+    folded = sum(count for place, count in rows if place <= 0 and count >= 1)
+    assert folded == (determinant < 0).sum()
+    assert max(rows, key=lambda row: row[1])[0] == pytest.approx(1, abs=0.02)
 
 
 def test_a_saved_scene_holds_how_its_results_were_made(scene, tmp_path):
@@ -476,7 +621,7 @@ def test_a_saved_scene_holds_how_its_results_were_made(scene, tmp_path):
     transforms.deformation_to_node(displacement, affine, transform)
     nodes.remember(transform, report=report)
     _, jacobian, determinant = folded_map(scene)
-    folding.color_jacobian(jacobian)
+    jacobian_colors.color_jacobian(jacobian)
     assert slicer_save(scene, tmp_path)
 
     again = slicer.vtkMRMLScene()
@@ -488,8 +633,8 @@ def test_a_saved_scene_holds_how_its_results_were_made(scene, tmp_path):
     assert np.abs(sampled - displacement).max() < 1e-4
     loaded = again.GetFirstNodeByName("jacobian")
     assert np.array_equal(slicer.util.arrayFromVolume(loaded), determinant)
-    assert np.abs(shown_color(loaded, -0.5) - folding.FOLD_COLOR).max() < 0.01
-    assert loaded.GetDisplayNode().GetColorNode().GetName() == folding.COLOR_TABLE_NAME
+    assert np.abs(shown_color(loaded, -0.5) - FOLD_COLOR).max() < 0.01
+    assert loaded.GetDisplayNode().GetColorNode().GetName() == jacobian_colors.COLOR_TABLE_NAME
 
 
 def slicer_save(scene, folder):

@@ -44,8 +44,8 @@ def test_nodes_and_files_become_nodes_and_one_failure_stops_nothing(session, tmp
     results = batch.wait(lambda: seen.add(batch.status()))
     assert [bool(result.message) for result in results] == [False, True, False]
     assert "missing.nrrd" in results[1].message
-    assert results[0].nodes["warped"].GetName() == "moving registered to fixed"
-    assert results[2].nodes["transform"].GetName() == "scan1 to scan0"
+    assert results[0].nodes["warped"].GetName() == "Registered moving to fixed"
+    assert results[2].nodes["transform"].GetName() == "Transform scan1 to scan0"
     assert results[0].nodes["transform"] is not results[2].nodes["transform"]
     assert "1 of 3 pairs registered, 1 failed; scan1 to scan0" in seen
     assert batch.status() == "2 of 3 pairs registered, 1 failed"
@@ -172,8 +172,8 @@ def logic(folder, monkeypatch):
 def test_the_console_waits_without_a_window(logic, monkeypatch, capsys):
     monkeypatch.setattr(slicer.util, "mainWindow", lambda: None)
     fixed, moving = add_pair(slicer.mrmlScene)
-    batch = logic.registerMany([(fixed, moving)], model="compact", steps=1, refine_steps=0, device="cpu")
-    assert batch.results[0].nodes["transform"].GetName() == "moving to fixed"
+    batch = logic.registerMany([(fixed, moving)], model="compact", steps=1, refineSteps=0, device="cpu")
+    assert batch.results[0].nodes["transform"].GetName() == "Transform moving to fixed"
     assert "1 of 1 pairs registered" in capsys.readouterr().err
     assert not logic.session.client.running
 
@@ -183,7 +183,7 @@ def test_the_console_does_not_wait_where_there_is_a_window(logic, monkeypatch):
     monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
     fixed, moving = add_pair(slicer.mrmlScene)
     client = logic.session.client
-    batch = logic.registerMany([moving], fixed=fixed, model="compact", steps=1, refine_steps=0, device="cpu")
+    batch = logic.registerMany([moving], fixed=fixed, model="compact", steps=1, refineSteps=0, device="cpu")
     assert batch.results == []
     # As the console does, which keeps only what it was given.
     del logic
@@ -191,6 +191,6 @@ def test_the_console_does_not_wait_where_there_is_a_window(logic, monkeypatch):
     while batch.active and not end.hasExpired():
         QtCore.QCoreApplication.processEvents()
         time.sleep(0.01)
-    assert batch.results[0].nodes["transform"].GetName() == "moving to fixed"
+    assert batch.results[0].nodes["transform"].GetName() == "Transform moving to fixed"
     assert window.statusBar().currentMessage() == "1 of 1 pairs registered"
     assert not client.running

@@ -13,6 +13,7 @@ import torch
 from scene_tools import (
     OBLIQUE,
     QUICK,
+    ScriptedWorker,
     add,
     add_pair,
     exchange_folders,
@@ -29,10 +30,11 @@ from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import folding
 from GradProjIOLib.scene import nodes as mrml
+from GradProjIOLib.scene.folds import find_folds
 from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.labels import add_segment, labels_from_node
 from GradProjIOLib.scene.nodes import linked
-from GradProjIOLib.scene.session import SceneRegistration, State, duration
+from GradProjIOLib.scene.session import SceneRegistration, State, Tone
 from GradProjIOLib.scene.transforms import deformation_from_node
 from GradProjIOLib.worker import protocol
 
@@ -134,7 +136,7 @@ def test_map_segmentation_table_and_report_agree_also_in_the_mask(session):
     report = mrml.recall(nodes["jacobian"], "report")
     figures, masked = report["jacobian"], report["jacobian_in_mask"]
     determinant = slicer.util.arrayFromVolume(nodes["jacobian"])
-    folded = labels_from_node(nodes["folding"], fixed).array > 0
+    folded = labels_from_node(nodes["folding"], fixed).array == 1
     assert figures["folded_voxels"] == folded.sum() > 10
     assert figures["min"] == pytest.approx(determinant.min())
     assert figures["max"] == pytest.approx(determinant.max())
@@ -147,7 +149,9 @@ def test_map_segmentation_table_and_report_agree_also_in_the_mask(session):
     assert table.GetValue(shown["Folded voxels"], 1).ToDouble() == folded.sum()
     assert table.GetValue(shown["Folded voxels"], 2).ToDouble() == masked["folded_voxels"]
     assert table.GetColumn(2).GetName() == "In brain"
-    assert sum(fold.voxels for fold in folding.find_folds(nodes["jacobian"], nodes["folding"])) == folded.sum()
+    folds = [fold for fold in find_folds(nodes["jacobian"], nodes["folding"]) if not fold.between]
+    assert sum(fold.voxels for fold in folds) == folded.sum()
+    assert len(folds) == figures["folded_regions"]
 
 
 def test_nodes_hold_what_the_command_writes(session, tmp_path):
@@ -331,7 +335,7 @@ def test_nodes_that_vanish_during_the_run_do_no_harm(session):
     for node in (fixed, moving, target):
         session.scene.RemoveNode(node)
     session.wait()
-    assert session.results["transform"].GetName() == "moving to fixed"
+    assert session.results["transform"].GetName() == "Transform moving to fixed"
     assert session.results["warped"].GetImageData() is not None
 
 
@@ -368,10 +372,11 @@ def test_missing_weights_are_a_question_not_a_failure(session):
     assert "/nonexistent/gradprojio" in session.question
 
 
-class ClientWithGivenEvents:
+class ClientWithGivenEvents(ScriptedWorker):
     """A client without a process: its events are those that the test gives it."""
 
     def __init__(self, *events):
+        super().__init__()
         self.events, self.canceled = [{"event": "started", "id": 1, "total": 13, "levels": [4, 4]}, *events], []
 
     def submit(self, request):
@@ -384,9 +389,6 @@ class ClientWithGivenEvents:
 
     def cancel(self, number):
         self.canceled.append(number)
-
-    def kill(self):
-        pass
 
 
 def test_a_download_shows_its_progress_and_can_be_canceled(folder):
@@ -425,7 +427,7 @@ def test_the_last_status_has_the_similarity_before_and_after(session):
     session.run(Inputs(*add_pair(session.scene)), QUICK | {"refine_steps": 1})
     report = mrml.recall(session.results["transform"], "report")
     assert report["start"] == "network"
-    assert f"loss {report['similarity_before']:.4f} → {report['similarity']:.4f}." in session.status()
+    assert f"loss {report['similarity_before']:.4f} → {report['similarity']:.4f} " in session.status()
     assert report["similarity"] < report["similarity_before"]
 
 
@@ -434,6 +436,73 @@ def test_the_last_status_says_that_the_networks_deformation_was_not_used(session
     session.run(Inputs(*same), QUICK | {"refine_steps": 1})
     assert mrml.recall(session.results["transform"], "report")["start"] == "zero"
     assert "the refinement began without it" in session.status()
+
+
+@pytest.fixture
+def scripted(folder):
+    """A session whose worker is a stand-in with a result at hand."""
+    scene = slicer.vtkMRMLScene()
+    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    session = SceneRegistration(scene, ScriptedWorker())
+    yield session
+    session.close()
+    scene.Clear(True)
+
+
+def test_a_result_that_cannot_be_placed_leaves_nothing_and_ends_the_run(scripted, monkeypatch):
+    fixed, moving = add_pair(scripted.scene)
+    mask = box_mask(scripted.scene, image("fixed"))
+    first = scripted.run(Inputs(fixed, moving, moving_labels=mask), QUICK)
+    kept = slicer.util.arrayFromVolume(first["warped"]).copy()
+    nodes = scripted.scene.GetNumberOfNodes()
+    scripted.client.change = lambda array: array * 0 + 1
+    monkeypatch.setattr(folding, "fill_table", lambda *arguments: {}["no such figure"])
+    with pytest.raises(RuntimeError, match="could not be put into the scene"):
+        scripted.run(
+            Inputs(fixed, moving, moving_labels=mask),
+            QUICK,
+            {role: first.get(role) for role in ("warped", "inverse", "warped_labels", "jacobian")}
+            | {"transform": None},
+        )
+    assert (scripted.state, scripted.tone) == (State.IDLE, Tone.ERROR)
+    assert scripted.scene.GetNumberOfNodes() == nodes
+    assert np.array_equal(slicer.util.arrayFromVolume(first["warped"]), kept)
+    assert first["warped_labels"].GetSegmentation().GetNumberOfSegments() == 1
+    assert first["table"].GetNumberOfRows() > 0
+
+
+def test_a_result_that_was_stopped_says_so_and_what_folds_is_a_warning(scripted):
+    fixed, moving = add_pair(scripted.scene)
+    scripted.client.total = 300
+    scripted.start(Inputs(fixed, moving), QUICK)
+    scripted.poll()
+    scripted.cancel()
+    scripted.poll()
+    scripted.keep()
+    assert scripted.message.startswith("Stopped after 1 of 300 steps: similarity loss")
+    assert scripted.tone is Tone.PLAIN
+    scripted.client.folded = 5
+    scripted.run(Inputs(fixed, moving), QUICK)
+    assert scripted.message.startswith("Done: ")
+    assert "folding: 5 voxels" in scripted.message
+    assert scripted.tone is Tone.WARNING
+
+
+def test_a_run_says_runtime_error_for_whatever_is_wrong(scripted):
+    fixed, moving = add_pair(scripted.scene)
+    flat = add(scripted.scene, Volume(np.zeros((1, 9, 9), np.float32), np.eye(4), "flat"))
+    with pytest.raises(RuntimeError, match="flat is flat"):
+        scripted.run(Inputs(flat, moving), QUICK)
+    with pytest.raises(RuntimeError, match="did you mean warped"):
+        scripted.run(Inputs(fixed, moving), QUICK, {"warpd": None})
+
+
+def test_a_question_is_asked_once(scripted):
+    scripted.client.weights_missing = True
+    scripted.start(Inputs(*add_pair(scripted.scene)), QUICK)
+    scripted.wait()
+    assert scripted.take_question() == "Download?"
+    assert scripted.take_question() == ""
 
 
 def test_closing_while_it_computes_leaves_no_process_and_no_file(folder):
@@ -480,11 +549,6 @@ def test_an_unused_worker_ends(folder):
     wait_until(lambda: not worker.running, worker.poll)
     assert worker._process is None or worker._process.returncode == 0
     worker.close()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (61, "1 min"), (7500, "2 h 5 min")])
-def test_durations_are_given_in_short_words(seconds, text):
-    assert duration(seconds) == text
 
 
 @pytest.mark.slow

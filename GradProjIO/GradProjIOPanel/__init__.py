@@ -1,0 +1,1 @@
+"""Parts of the panel of the module GradProjIO: each connects some of its widgets with what they show."""

@@ -1,0 +1,26 @@
+"""Messages with a sign, which says by its shape what they are."""
+
+import qt
+import slicer
+
+from GradProjIOLib.scene.session import Tone
+
+SIGN_SIZE = 16
+
+
+def showNote(iconLabel, textLabel, text, tone=Tone.PLAIN):
+    """Show `text`, with the application's sign for a warning or an error beside it."""
+    signs = {Tone.WARNING: qt.QStyle.SP_MessageBoxWarning, Tone.ERROR: qt.QStyle.SP_MessageBoxCritical}
+    iconLabel.setVisible(bool(text) and tone in signs)
+    if tone in signs:
+        iconLabel.setPixmap(slicer.app.style().standardIcon(signs[tone]).pixmap(SIGN_SIZE, SIGN_SIZE))
+    textLabel.setText(text)
+
+
+def setQuietly(widget, change):
+    """Call `change` while `widget` emits no signals: it follows what is there already."""
+    wasBlocked = widget.blockSignals(True)
+    try:
+        change()
+    finally:
+        widget.blockSignals(wasBlocked)

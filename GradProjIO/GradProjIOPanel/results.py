@@ -1,0 +1,227 @@
+"""The sections Compare and Folding: the chosen result on the panel and in the views."""
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.report.colors import RANGES
+from GradProjIOLib.scene import nodes
+from GradProjIOLib.scene.compare_view import AFTER, BEFORE, MAP, OPACITY, CompareView
+from GradProjIOLib.scene.folding_view import FoldingView
+from GradProjIOLib.scene.jacobian_colors import current_range, set_range
+from GradProjIOLib.scene.placement import TABLE
+from GradProjIOLib.scene.plots import Histogram
+from GradProjIOLib.scene.session import Tone
+from GradProjIOLib.scene.structures import fill_statistics, structures_on
+from GradProjIOLib.worker.protocol import FOLDING, JACOBIAN, TRANSFORM, WARPED
+from GradProjIOPanel.notes import setQuietly, showNote
+
+FLICKER_MILLISECONDS = 500
+ROWS_SHOWN = 500
+
+
+class ResultsSection:
+    """Shows one result, known by one of its nodes. What its widgets say is read from the scene and its views."""
+
+    def __init__(self, ui, scene):
+        self.ui, self.scene = ui, scene
+        self.compare, self.folding = CompareView(scene), FoldingView(scene)
+        self._segmentation = self._statistics = None
+        self._problem = ""
+        # What was handed to the views of tables, which would begin anew each time.
+        self._table, self._selected = None, -1
+        self._modes = {BEFORE: ui.beforeButton, AFTER: ui.afterButton, MAP: ui.mapButton}
+        self._flicker = qt.QTimer()
+        self._flicker.setInterval(FLICKER_MILLISECONDS)
+        self._flicker.timeout.connect(self._onFlicker)
+        for largest, label in zip(RANGES, ("±25 %", "½ … 2", "¼ … 4"), strict=True):
+            ui.rangeComboBox.addItem(label, largest)
+        ui.foldTable.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
+        ui.foldTable.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
+        ui.foldTable.verticalHeader().hide()
+        self._connect()
+        self.show(None)
+
+    def _connect(self):
+        ui = self.ui
+        for mode, button in self._modes.items():
+            button.clicked.connect(lambda *_, mode=mode: self._onMode(mode))
+        ui.fadeSliderWidget.valueChanged.connect(lambda value: self._after(self.compare.fade, value))
+        ui.flickerButton.toggled.connect(self._onFlickerToggled)
+        ui.gridCheckBox.toggled.connect(lambda on: self._after(self.folding.show_grid, on))
+        ui.foldsCheckBox.toggled.connect(lambda on: self._after(self.folding.show_folds, on))
+        ui.show3DCheckBox.toggled.connect(lambda on: self._after(self.folding.show_folds_in_3d, on))
+        ui.rangeComboBox.currentIndexChanged.connect(self._onRange)
+        ui.nearlyCheckBox.toggled.connect(self._onRange)
+        ui.worstButton.clicked.connect(lambda *_: self.goTo(0))
+        ui.previousButton.clicked.connect(lambda *_: self.goTo(self.folding.number - 1))
+        ui.nextButton.clicked.connect(lambda *_: self.goTo(self.folding.number + 1))
+        ui.foldTable.cellClicked.connect(lambda row, column: self.goTo(row))
+        ui.histogramButton.clicked.connect(self._onHistogram)
+        ui.statisticsButton.clicked.connect(self._onStatistics)
+
+    def close(self):
+        """End what goes on by itself, and leave no mark in the scene."""
+        self._flicker.stop()
+        self.folding.show(None)
+
+    def forget(self):
+        """The scene is closed or replaced."""
+        self.compare.forget()
+        self.folding.forget()
+        self._segmentation = self._statistics = None
+        self._fill()
+
+    def follow(self, result, segmentation):
+        """Show what is chosen, where that has changed."""
+        if result is not self.folding.result or segmentation is not self._segmentation:
+            self._segmentation = segmentation
+            self.show(result)
+        else:
+            self.update()
+
+    def show(self, result):
+        """Show a result, also one that is shown already and has been filled anew."""
+        self.compare.choose(result)
+        if nodes.member(result, JACOBIAN) is not None:
+            # A scene from a file has lost what files of color tables do not keep.
+            set_range(self.scene, *current_range(self.scene))
+        self._statistics, self._problem = None, ""
+        structures = None
+        if self._segmentation is not None and nodes.member(result, JACOBIAN) is not None:
+            try:
+                structures = structures_on(self._segmentation, nodes.member(result, JACOBIAN))
+            except InputError as error:
+                self._problem = str(error)
+        self.folding.show(result, structures)
+        self._fill()
+
+    def showNew(self, results):
+        """Show the nodes of a registration that has just ended: the registered image over the fixed one, fitted."""
+        self.show(next((results[role] for role in (JACOBIAN, WARPED, TRANSFORM) if role in results), None))
+        self.compare.show(AFTER, OPACITY)
+        for composite in nodes.nodes_of_class(self.scene, "vtkMRMLSliceCompositeNode"):
+            composite.SetLinkedControl(True)
+        slicer.util.resetSliceViews()
+        if self.folding.folds:
+            self.ui.foldingCollapsibleButton.collapsed = False
+        self.update()
+
+    def goTo(self, number):
+        """Center the views on a fold of the table."""
+        if 0 <= number < len(self.folding.folds):
+            self.folding.go_to(number)
+            self.update()
+
+    def update(self):
+        """Say what the scene and its views show."""
+        ui, folding, compare = self.ui, self.folding, self.compare
+        mode = compare.mode
+        for name, button in self._modes.items():
+            button.checked = name == mode
+            button.setEnabled(compare.can_show(name))
+        ui.fadeSliderWidget.setEnabled(bool(mode))
+        ui.flickerButton.setEnabled(bool(mode))
+        if not mode:
+            ui.flickerButton.checked = False
+        if not ui.flickerButton.checked:
+            self._follow(ui.fadeSliderWidget, "value", compare.opacity)
+        for box, shown, role in (
+            (ui.gridCheckBox, folding.grid_visible, TRANSFORM),
+            (ui.foldsCheckBox, folding.folds_visible, FOLDING),
+            (ui.show3DCheckBox, folding.folds_in_3d, FOLDING),
+        ):
+            box.setEnabled(folding.linked(role) is not None and (role != FOLDING or bool(folding.folds)))
+            self._follow(box, "checked", shown)
+        self._updateFolding()
+
+    def _updateFolding(self):
+        ui, folding = self.ui, self.folding
+        largest, nearly = current_range(self.scene)
+        self._follow(ui.rangeComboBox, "currentIndex", ui.rangeComboBox.findData(largest))
+        self._follow(ui.nearlyCheckBox, "checked", nearly)
+        hasMap = folding.linked(JACOBIAN) is not None
+        for widget in (ui.rangeComboBox, ui.nearlyCheckBox, ui.histogramButton):
+            widget.setEnabled(hasMap)
+        ui.statisticsButton.setEnabled(hasMap and self._segmentation is not None and not self._problem)
+        text = " ".join(filter(None, [folding.summary, self._problem]))
+        warns = bool(folding.folds) or bool(self._problem)
+        showNote(ui.foldingIconLabel, ui.foldingSummaryLabel, text, Tone.WARNING if warns else Tone.PLAIN)
+        ui.worstButton.setEnabled(bool(folding.folds))
+        ui.previousButton.setEnabled(folding.number > 0)
+        ui.nextButton.setEnabled(-1 < folding.number + 1 < len(folding.folds))
+        ui.foldLabel.setText(folding.position)
+        table = self._statistics if self._statistics is not None else folding.linked(TABLE)
+        if table is not self._table:
+            self._table = table
+            ui.tableView.setMRMLTableNode(table)
+        if folding.number != self._selected:
+            self._selected = folding.number
+            ui.foldTable.selectRow(folding.number)
+
+    def _fill(self):
+        """Fill the table of folds."""
+        table, folds = self.ui.foldTable, self.folding.folds[:ROWS_SHOWN]
+        table.setVisible(bool(folds))
+        titles = [_("Volume [mm³]"), _("Smallest |J|"), _("R, A, S [mm]"), _("Where")]
+        table.setColumnCount(len(titles))
+        table.setHorizontalHeaderLabels(titles)
+        table.setRowCount(len(folds))
+        for row, fold in enumerate(folds):
+            place = ", ".join(f"{value:.0f}" for value in fold.position)
+            where = fold.segment or (_("inside") if fold.inside else _("outside the body"))
+            if fold.between:
+                where += _(", between voxels")
+            for column, text in enumerate((f"{fold.volume_mm3:.3g}", f"{fold.determinant:.3g}", place, where)):
+                table.setItem(row, column, qt.QTableWidgetItem(text))
+        table.resizeColumnsToContents()
+        table.clearSelection()
+        self._table, self._selected = False, -1
+        self.update()
+
+    def _follow(self, widget, name, value):
+        """Set a property of a widget that shows how things are."""
+        if getattr(widget, name) != value:
+            setQuietly(widget, lambda: setattr(widget, name, value))
+
+    def _after(self, change, value):
+        change(value)
+        self.update()
+
+    def _onMode(self, mode):
+        """Show an image; the one that is shown already gives way to the user's own view."""
+        self.compare.show("" if mode == self.compare.mode else mode)
+        self.update()
+
+    def _onFlickerToggled(self, on):
+        if on:
+            self._flicker.start()
+        else:
+            self._flicker.stop()
+            self.compare.fade(self.ui.fadeSliderWidget.value)
+
+    def _onFlicker(self):
+        if self.compare.mode:
+            self.compare.fade(0.0 if self.compare.opacity > 0.5 else 1.0)
+        else:
+            self.update()
+
+    def _onRange(self, *_args):
+        largest = self.ui.rangeComboBox.currentData
+        if largest:
+            set_range(self.scene, largest, self.ui.nearlyCheckBox.checked)
+
+    def _onHistogram(self, *_args):
+        jacobian = self.folding.linked(JACOBIAN)
+        if jacobian is not None:
+            histogram = Histogram(self.scene, jacobian.GetName(), slicer.util.arrayFromVolume(jacobian))
+            slicer.modules.plots.logic().ShowChartInLayout(histogram.chart)
+
+    def _onStatistics(self, *_args):
+        jacobian = self.folding.linked(JACOBIAN)
+        structures = structures_on(self._segmentation, jacobian)
+        table = nodes.add_node(self.scene, "vtkMRMLTableNode", f"Statistics {jacobian.GetName()}")
+        fill_statistics(table, structures, jacobian)
+        self._statistics = table
+        self.update()

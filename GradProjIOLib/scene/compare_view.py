@@ -1,0 +1,130 @@
+"""What of a registration result the slice views show over its fixed image. No Qt.
+
+What is shown is read from the views, so that a panel that asks here cannot contradict them.
+"""
+
+from __future__ import annotations
+
+import slicer
+
+from GradProjIOLib.scene import nodes
+from GradProjIOLib.scene.placement import FIXED, MOVING
+from GradProjIOLib.worker.protocol import JACOBIAN, WARPED
+
+BEFORE, AFTER, MAP = "before", "after", "map"
+ROLES = {BEFORE: MOVING, AFTER: WARPED, MAP: JACOBIAN}
+OPACITY = 0.5
+
+Layers = tuple[str | None, str | None, float]
+
+
+class CompareView:
+    """Shows the images of a result, known by one of its nodes, one at a time; the user's own layers come back after.
+
+    `result` is that node, or None.
+    """
+
+    def __init__(self, scene: slicer.vtkMRMLScene) -> None:
+        self.scene = scene
+        self.result: slicer.vtkMRMLNode | None = None
+        # The layers that the user had, by the ID of the composite node.
+        self._own: dict[str, Layers] = {}
+
+    @property
+    def mode(self) -> str:
+        """Which image all views show over the fixed one; empty where they show something else."""
+        composites = self._composites()
+        for mode in ROLES if composites else ():
+            pair = self._pair(mode)
+            if pair is not None and all(_layers(node)[:2] == pair for node in composites):
+                return mode
+        return ""
+
+    @property
+    def opacity(self) -> float:
+        """The opacity of what lies over the fixed image."""
+        composites = self._composites()
+        return composites[0].GetForegroundOpacity() if composites else OPACITY
+
+    def can_show(self, mode: str) -> bool:
+        """Whether the result has what it takes."""
+        return self._pair(mode) is not None
+
+    def choose(self, result: slicer.vtkMRMLNode | None) -> None:
+        """Go over to another result; None for none. The views then show the same of it, where it has that."""
+        mode = self.mode
+        self.result = result
+        if not mode:
+            return
+        pair = self._pair(mode)
+        if pair is None:
+            self._give_back()
+            return
+        for node in self._composites():
+            _set_layers(node, (*pair, node.GetForegroundOpacity()))
+        self._refresh_legends()
+
+    def show(self, mode: str, opacity: float | None = None) -> None:
+        """Show another image in all slice views; an empty `mode` gives the user's own layers back.
+
+        Without `opacity` it stays as it is, or is a half where the user's own layers were shown.
+        """
+        before = self.mode
+        if not mode:
+            if before:
+                self._give_back()
+            return
+        pair = self._pair(mode)
+        if pair is None:
+            return
+        if not before:
+            self._own = {node.GetID(): _layers(node) for node in self._composites(empty=True)}
+            opacity = OPACITY if opacity is None else opacity
+        for node in self._composites(empty=True):
+            _set_layers(node, (*pair, node.GetForegroundOpacity() if opacity is None else opacity))
+        self._refresh_legends()
+
+    def fade(self, opacity: float) -> None:
+        """Change the opacity of what is shown."""
+        if self.mode:
+            for node in self._composites():
+                node.SetForegroundOpacity(opacity)
+
+    def forget(self) -> None:
+        """The scene is closed or replaced: there are no own layers any more, and no result."""
+        self.result, self._own = None, {}
+
+    def _give_back(self) -> None:
+        for node in self._composites():
+            background, foreground, opacity = self._own.get(node.GetID(), (None, None, OPACITY))
+            there = [volume if self.scene.GetNodeByID(volume or "") else None for volume in (background, foreground)]
+            _set_layers(node, (there[0] or node.GetBackgroundVolumeID(), there[1], opacity))
+        self._own = {}
+        self._refresh_legends()
+
+    def _pair(self, mode: str) -> tuple[str, str] | None:
+        """The IDs of background and foreground; None where one of them is not there."""
+        pair = [nodes.member(self.result, role) for role in (FIXED, ROLES[mode])]
+        return (pair[0].GetID(), pair[1].GetID()) if all(pair) else None
+
+    def _composites(self, empty: bool = False) -> list[slicer.vtkMRMLSliceCompositeNode]:
+        """Those of the slice views; those that show nothing only where `empty`."""
+        found = nodes.nodes_of_class(self.scene, "vtkMRMLSliceCompositeNode")
+        return [node for node in found if empty or node.GetBackgroundVolumeID()]
+
+    def _refresh_legends(self) -> None:
+        # Slice views look at a legend only when it changes, not when its volume is shown or hidden.
+        for legend in nodes.nodes_of_class(self.scene, "vtkMRMLColorLegendDisplayNode"):
+            legend.Modified()
+
+
+def _layers(node: slicer.vtkMRMLSliceCompositeNode) -> Layers:
+    return node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity()
+
+
+def _set_layers(node: slicer.vtkMRMLSliceCompositeNode, layers: Layers) -> None:
+    was_modified = node.StartModify()
+    node.SetBackgroundVolumeID(layers[0])
+    node.SetForegroundVolumeID(layers[1])
+    node.SetForegroundOpacity(layers[2])
+    node.EndModify(was_modified)

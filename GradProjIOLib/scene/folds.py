@@ -1,0 +1,132 @@
+"""The folds of a deformation as a list: where, how large, in which structure. No Qt.
+
+Folds are groups of voxels that touch. Some fold between the voxels only: the determinant, which looks at neighbors
+two voxels apart, is positive there, but the volume between next neighbors is not (see Docs/metrics.md on the NDV).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import slicer
+from vtk.util.numpy_support import vtk_to_numpy
+
+from GradProjIOLib.geometry.lattice import apply_matrix
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.scene.folding import BETWEEN_NAME
+from GradProjIOLib.scene.nodes import local_affine, volume_from_node
+from GradProjIOLib.scene.structures import Structures
+
+# What is darker than this part of the image's usual range is not the body.
+DARKEST_BODY = 0.08
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A connected group of folded voxels; `position` (RAS mm, world) is where its `determinant` is smallest.
+
+    `inside` says whether that lies in the body, `segment` names the structure there, where one is known, and `between`
+    whether it folds between the voxels only.
+    """
+
+    position: tuple[float, float, float]
+    voxels: int
+    volume_mm3: float
+    determinant: float
+    inside: bool
+    segment: str
+    between: bool
+
+
+def find_folds(
+    jacobian: slicer.vtkMRMLScalarVolumeNode,
+    folding: slicer.vtkMRMLSegmentationNode | None = None,
+    body: np.ndarray | None = None,
+    structures: Structures | None = None,
+) -> list[Fold]:
+    """The folds of a Jacobian map node: those inside the `body` first, the largest first.
+
+    The folded voxels are those of the segmentation `folding`, or without it those whose determinant is not positive.
+    The two differ at the border of the image, where the map takes one-sided differences, and between voxels. `body`
+    (bool [k, j, i]) and `structures` are on the lattice of the map; without `body` everything counts as inside.
+    """
+    determinant = volume_from_node(jacobian, "Jacobian map")
+    folded = determinant.array <= 0
+    between = np.zeros(folded.shape, bool)
+    if folding is not None:
+        folded, between = _segments_on(folding, jacobian)
+    if not folded.any():
+        return []
+    inside = np.flatnonzero(folded)
+    depths = determinant.array.ravel()[inside]
+    # The voxels region by region, in each the deepest first.
+    numbers = _regions(folded).ravel()[inside]
+    order = np.lexsort((depths, numbers))
+    _, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
+    deepest = inside[order[first]]
+    k, j, i = np.unravel_index(deepest, determinant.shape)
+    world = apply_matrix(determinant.affine, np.stack([i, j, k], axis=1))
+    in_body = np.ones(len(deepest), bool) if body is None else body.ravel()[deepest]
+    values = np.zeros(len(deepest), int) if structures is None else structures.labels.ravel()[deepest]
+    voxel = float(np.prod(determinant.spacing))
+    folds = [
+        Fold(
+            tuple(world[n].tolist()),
+            int(voxels[n]),
+            float(voxels[n] * voxel),
+            float(determinant.array.ravel()[deepest[n]]),
+            bool(in_body[n]),
+            structures.name(int(values[n])) if structures is not None else "",
+            bool(between.ravel()[deepest[n]]),
+        )
+        for n in range(len(deepest))
+    ]
+    return sorted(folds, key=lambda fold: (not fold.inside, -fold.voxels, fold.determinant))
+
+
+def _regions(folded: np.ndarray) -> np.ndarray:
+    """A number from 1 for each group of voxels that touch, also at a corner, and 0 elsewhere."""
+    import SimpleITK as sitk
+
+    # Only the box around the folds: the numbers of a whole volume take time.
+    box = tuple(
+        slice(places.min(), places.max() + 1)
+        for places in (np.flatnonzero(folded.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
+    )
+    found = sitk.ConnectedComponent(sitk.GetImageFromArray(folded[box].astype(np.uint8)), True)
+    numbers = np.zeros(folded.shape, np.int32)
+    numbers[box] = sitk.GetArrayViewFromImage(found)
+    return numbers
+
+
+def body_of(image: Volume) -> np.ndarray:
+    """Which voxels [k, j, i] belong to the body: what is not dark, and what that encloses."""
+    import SimpleITK as sitk
+
+    sample = image.array[::2, ::2, ::2]
+    low = float(sample.min())
+    threshold = low + DARKEST_BODY * (float(np.percentile(sample, 99.5)) - low)
+    mask = sitk.GetImageFromArray((image.array > threshold).astype(np.uint8))
+    return sitk.GetArrayFromImage(sitk.BinaryFillhole(mask)) > 0
+
+
+def _segments_on(
+    folding: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which voxels [k, j, i] of `reference` a segment covers, and which the one of folds between voxels.
+
+    Both nodes lie below the same parent transform.
+    """
+    lattice, merged = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    lattice.SetDimensions(*reference.GetImageData().GetDimensions())
+    lattice.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(local_affine(reference)))
+    folding.GenerateMergedLabelmapForAllSegments(merged, slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY, lattice)
+    scalars = merged.GetPointData().GetScalars()
+    shape = lattice.GetDimensions()[::-1]
+    # Without scalars no segment is left.
+    values = np.zeros(shape, np.uint8) if scalars is None else vtk_to_numpy(scalars).reshape(shape)
+    segmentation = folding.GetSegmentation()
+    names = [segmentation.GetSegment(identifier).GetName() for identifier in segmentation.GetSegmentIDs()]
+    between = names.index(BETWEEN_NAME) + 1 if BETWEEN_NAME in names else -1
+    return values != 0, values == between

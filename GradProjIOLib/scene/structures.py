@@ -1,0 +1,75 @@
+"""Structures of the fixed image on the lattice of a Jacobian map: which lies where, and how each changes. No Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import slicer
+
+from GradProjIOLib.geometry.lattice import apply_matrix
+from GradProjIOLib.scene.folding import fill_columns
+from GradProjIOLib.scene.labels import labels_from_node, name_and_color
+from GradProjIOLib.scene.nodes import volume_from_node
+
+COLUMNS = (
+    "Voxels",
+    "Mean determinant",
+    "Smallest determinant",
+    "1st percentile",
+    "Median",
+    "99th percentile",
+    "Largest determinant",
+    "Folded voxels",
+)
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Labels [k, j, i] on the lattice of a Jacobian map, and the names of their values."""
+
+    labels: np.ndarray
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def name(self, value: int) -> str:
+        """The structure with this value; empty for none."""
+        return self.names.get(value, str(value)) if value else ""
+
+
+def structures_on(node: slicer.vtkMRMLNode, jacobian: slicer.vtkMRMLScalarVolumeNode) -> Structures:
+    """The segments or labels of `node` at the voxels of the map `jacobian`. Raises InputError where there are none."""
+    labels, target = labels_from_node(node, jacobian, "segmentation"), volume_from_node(jacobian, "Jacobian map")
+    array = labels.array
+    if array.shape != target.shape or not np.allclose(labels.affine, target.affine, atol=1e-4):
+        array = _nearest(array, np.linalg.inv(labels.affine) @ target.affine, target.shape)
+    values = np.unique(array[array > 0]).tolist()
+    return Structures(array, {value: name_and_color(node, value)[0] for value in values})
+
+
+def _nearest(array: np.ndarray, to_index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """`array` read at the nearest voxel for each voxel of a lattice, slice by slice; 0 outside."""
+    found = np.zeros(shape, array.dtype)
+    j, i = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
+    size = np.array(array.shape[::-1])
+    for k in range(shape[0]):
+        index = np.rint(apply_matrix(to_index, np.stack([i, j, np.full_like(i, k)], axis=-1))).astype(int)
+        covered = ((index >= 0) & (index < size)).all(axis=-1)
+        x, y, z = index[covered].T
+        found[k][covered] = array[z, y, x]
+    return found
+
+
+def fill_statistics(
+    node: slicer.vtkMRMLTableNode, structures: Structures, jacobian: slicer.vtkMRMLScalarVolumeNode
+) -> None:
+    """Write the distribution of the determinant in each structure into the table `node`."""
+    determinant = volume_from_node(jacobian, "Jacobian map").array
+    rows = []
+    for value in structures.names:
+        inside = determinant[structures.labels == value]
+        low, middle, high = np.percentile(inside, [1, 50, 99])
+        extremes = inside.min(), low, middle, high, inside.max()
+        rows.append((inside.size, inside.mean(dtype=float), *map(float, extremes), int((inside <= 0).sum())))
+    columns = {title: [float(row[number]) for row in rows] for number, title in enumerate(COLUMNS)}
+    fill_columns(node, "Segment", list(structures.names.values()), columns)
