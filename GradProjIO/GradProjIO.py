@@ -5,9 +5,10 @@ from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule
 
-if not (Path(__file__).parent / "GradProjIOLib").is_dir():
-    # In the source tree the package lies beside the module's folder.
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
+for folder in Path(__file__).resolve().parents[:2]:
+    # In the source tree the package GradProjIOLib lies beside the module's folder, else in it.
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 OLDEST_PYTHON = (3, 11)
 

@@ -295,6 +295,9 @@ class Application:
     def userSettings(self):
         return types.SimpleNamespace(setValue=self.settings.__setitem__)
 
+    def layoutManager(self):
+        return self
+
     def fit(self):
         self.fitted += 1
 

@@ -103,7 +103,8 @@ class ResultsSection:
         self.compare.show(AFTER, OPACITY)
         for composite in nodes.nodes_of_class(self.scene, "vtkMRMLSliceCompositeNode"):
             composite.SetLinkedControl(True)
-        slicer.util.resetSliceViews()
+        if slicer.app.layoutManager() is not None:
+            slicer.util.resetSliceViews()
         if self.folding.folds:
             self.ui.foldingCollapsibleButton.collapsed = False
         self.update()
@@ -168,13 +169,16 @@ class ResultsSection:
         table.setColumnCount(len(titles))
         table.setHorizontalHeaderLabels(titles)
         table.setRowCount(len(folds))
+        # Slicer's Python may free items that nobody here holds.
+        self._items = []
         for row, fold in enumerate(folds):
             place = ", ".join(f"{value:.0f}" for value in fold.position)
             where = fold.segment or (_("inside") if fold.inside else _("outside the body"))
             if fold.between:
                 where += _(", between voxels")
             for column, text in enumerate((f"{fold.volume_mm3:.3g}", f"{fold.determinant:.3g}", place, where)):
-                table.setItem(row, column, qt.QTableWidgetItem(text))
+                self._items.append(qt.QTableWidgetItem(text))
+                table.setItem(row, column, self._items[-1])
         table.resizeColumnsToContents()
         table.clearSelection()
         self._table, self._selected = False, -1

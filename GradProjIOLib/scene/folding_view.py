@@ -34,12 +34,16 @@ class FoldingView:
         self.result: slicer.vtkMRMLNode | None = None
         self.folds: list[Fold] = []
         self.number = -1
+        # The figures of the Jacobian in the result's report.
+        self._figures: dict[str, float] = {}
 
     def show(self, result: slicer.vtkMRMLNode | None, structures: Structures | None = None) -> None:
         """Show another result, or this one anew; None for none. What the views marked of the last one goes."""
         grid, folds = self.grid_visible, self.folds_visible or self.result is None
         self._hide_all()
         self.result, self.number = result, -1
+        report = None if result is None else nodes.recall(result, "report")
+        self._figures = (report or {}).get("jacobian", {})
         jacobian = self.linked(JACOBIAN)
         usable = jacobian is not None and jacobian.GetImageData() is not None
         self.folds = find_folds(jacobian, self.linked(FOLDING), self._body(), structures) if usable else []
@@ -53,12 +57,6 @@ class FoldingView:
     def linked(self, role: str) -> slicer.vtkMRMLNode | None:
         """The result's node with `role`, where it is still there."""
         return nodes.member(self.result, role)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The figures of the Jacobian in the result's report."""
-        report = None if self.result is None else nodes.recall(self.result, "report")
-        return (report or {}).get("jacobian", {})
 
     @property
     def summary(self) -> str:
@@ -76,8 +74,8 @@ class FoldingView:
             sentence += _("; between voxels it folds in {count} places").format(count=between)
         if outside := sum(not fold.inside for fold in self.folds):
             sentence += _(" ({outside} of these outside the body)").format(outside=outside)
-        if "ndv_percent" in self.figures:
-            share = f"{self.figures['ndv_percent']:.3g}"
+        if "ndv_percent" in self._figures:
+            share = f"{self._figures['ndv_percent']:.3g}"
             sentence += "; " + _("non-diffeomorphic volume {percent} %").format(percent=share)
         return sentence + "."
 

@@ -1,0 +1,91 @@
+"""What the worker process does for a request, without a process."""
+
+import gc
+import types
+
+import numpy as np
+import pytest
+from scene_tools import is_alive, wait_until
+
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.models import weights
+from GradProjIOLib.spatial import jacobian
+from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.worker import server
+from GradProjIOLib.worker.client import WorkerClient
+
+
+class Recorder:
+    """Stands for the connection to the application: keeps the events."""
+
+    def __init__(self):
+        self.events, self.canceled, self.folder = [], set(), None
+
+    def send(self, event, **content):
+        self.events.append({"event": event, **content})
+
+
+def fetched(model="unigradicon", canceled=()):
+    connection = Recorder()
+    connection.canceled = set(canceled)
+    server.answer({"request": "download", "id": 3, "model": model}, connection)
+    return connection.events
+
+
+def test_weights_are_fetched_with_progress_or_until_canceled(monkeypatch):
+    def download(name, url, on_progress):
+        assert url.startswith("https://")
+        if on_progress(50, 283) is False:
+            raise weights.DownloadCancelled
+
+    monkeypatch.setattr(weights, "download", download)
+    assert fetched() == [
+        {"event": "download", "id": 3, "received": 50, "total": 283},
+        {"event": "downloaded", "id": 3},
+    ]
+    assert fetched(canceled=[3])[-1] == {"event": "canceled", "id": 3}
+
+
+def test_what_cannot_be_fetched_is_said_in_a_sentence():
+    (event,) = fetched("compact")
+    assert (event["event"], event["kind"]) == ("failed", "input")
+    assert "nothing to download for the model compact" in event["message"]
+
+
+def test_the_application_learns_which_models_are_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
+    found = server.published_models()
+    assert set(found) == {"unigradicon", "multigradicon"}
+    assert not any(model["there"] for model in found.values())
+    assert 3 < found["unigradicon"]["memory"] / 2**30 < 12
+
+
+@pytest.mark.parametrize("amplitude", [0.6, 0.1])
+def test_folds_between_voxels_are_those_that_only_the_volume_shows(amplitude):
+    """The checkerboard of Docs/metrics.md: no folded voxel by central differences, and folded all over."""
+    shape = (14, 15, 16)
+    sign = 1 - 2 * (np.indices(shape).sum(axis=0) % 2)
+    displacement = np.zeros((*shape, 3), np.float32)
+    displacement[..., 0] = amplitude * sign
+    fixed = Volume(np.zeros(shape, np.float32), np.eye(4), "fixed")
+    registration = types.SimpleNamespace(fixed=fixed, forward=Deformation(displacement, np.eye(4)))
+    mask = jacobian.folding(registration.forward, shape, np.eye(4)).mask
+    between = server.folded_between(registration, Volume(mask, np.eye(4), "folding"))
+    inner = between.array[3:-3, 3:-3, 3:-3]
+    assert not mask[3:-3, 3:-3, 3:-3].any()
+    assert inner.all() if amplitude > 0.5 else not between.array.any()
+    # What folds by the determinant as well, and its neighbors, are not counted twice.
+    mask[:] = False
+    mask[7, 7, 7] = True
+    near = server.folded_between(registration, Volume(mask, np.eye(4), "folding")).array[6:9, 6:9, 6:9]
+    assert not near.any()
+
+
+def test_a_client_that_is_forgotten_leaves_no_process():
+    client = WorkerClient()
+    client.start()
+    pid = client._process.pid
+    assert is_alive(pid)
+    del client
+    gc.collect()
+    wait_until(lambda: not is_alive(pid), lambda: None, seconds=20)
