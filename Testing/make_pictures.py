@@ -22,7 +22,7 @@ from GradProjIOLib.synthetic.pairs import synthetic_pair
 from GradProjIOLib.synthetic.phantom import make_pair
 
 STEPS, REFINE_STEPS, FOLDING_STEPS = 10, 15, 14
-PANEL_WIDTH, VIEW_SIZE = 430, (400, 380)
+PANEL_WIDTH, VIEW_SIZE = 430, (600, 380)
 
 
 def main(folder: Path) -> None:
@@ -101,11 +101,10 @@ class Window:
         self.panel.onTimer()
         panel = picture_of(self.panel, opened)
         width, height = VIEW_SIZE
-        whole = Image.new("RGB", (PANEL_WIDTH + 2 * width + 10, max(panel.height, 2 * height + 5)), "#efefef")
+        whole = Image.new("RGB", (PANEL_WIDTH + width + 5, max(panel.height, 3 * height + 10)), "#efefef")
         whole.paste(panel, (0, 0))
         for number, view in enumerate(self.views.values()):
-            place = (PANEL_WIDTH + 5 + (number % 2) * (width + 5), (number // 2) * (height + 5))
-            whole.paste(Image.fromarray(view.pixels()), place)
+            whole.paste(Image.fromarray(view.pixels()), (PANEL_WIDTH + 5, number * (height + 5)))
         whole.save(path)
 
 
@@ -140,7 +139,9 @@ def wait(application) -> None:
 def picture_of(panel, opened=()) -> Image.Image:
     """The panel with those of its lower sections open that are named."""
     for name in ("folding", "evaluation"):
-        getattr(panel.ui, f"{name}CollapsibleButton").collapsed = name not in opened
+        box = getattr(panel.ui, f"{name}CollapsibleButton")
+        box.collapsed = False
+        box.collapsed = name not in opened
     for name in ("inputs", "registration"):
         getattr(panel.ui, f"{name}CollapsibleButton").collapsed = bool(opened)
     panel.parent.resize(PANEL_WIDTH, 100)

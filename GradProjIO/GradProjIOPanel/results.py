@@ -8,7 +8,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.report.colors import RANGES
 from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.compare_view import AFTER, BEFORE, MAP, OPACITY, CompareView
-from GradProjIOLib.scene.folding_view import FoldingView
+from GradProjIOLib.scene.folding_view import FoldingView, rounded
 from GradProjIOLib.scene.jacobian_colors import current_range, set_range
 from GradProjIOLib.scene.placement import TABLE
 from GradProjIOLib.scene.plots import Histogram
@@ -176,7 +176,7 @@ class ResultsSection:
             where = fold.segment or (_("inside") if fold.inside else _("outside the body"))
             if fold.between:
                 where += _(", between voxels")
-            for column, text in enumerate((f"{fold.volume_mm3:.3g}", f"{fold.determinant:.3g}", place, where)):
+            for column, text in enumerate((rounded(fold.volume_mm3), f"{fold.determinant:.3g}", place, where)):
                 self._items.append(qt.QTableWidgetItem(text))
                 table.setItem(row, column, self._items[-1])
         table.resizeColumnsToContents()

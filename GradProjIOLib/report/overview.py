@@ -270,7 +270,8 @@ def _draw_legends(figure: Figure, footer: float, lowest: np.ndarray, folded: np.
     count = int(folded.sum())
     text = f"folded: {count:,} voxels ({100 * count / folded.size:.2g} %)" if count else "no folded voxels"
     axes = _bar(figure, footer, lowest[5], lowest[5])
-    label = axes.set_xlabel(f"volume in moving / in fixed\n{text}", fontsize=9)
+    axes.set_title("volume in moving / in fixed", fontsize=9, pad=3)
+    label = axes.set_xlabel(text, fontsize=9)
     ramp = LARGEST_DETERMINANT ** np.linspace(-1, 1, 256)[None]
     axes.imshow(determinant_colors(ramp, ramp <= 0), aspect="auto", extent=(-2, 2, 0, 1))
     axes.set_yticks([])

@@ -73,7 +73,9 @@ class FoldingView:
         if between := len(self.folds) - len(groups):
             sentence += _("; between voxels it folds in {count} places").format(count=between)
         if outside := sum(not fold.inside for fold in self.folds):
-            sentence += _(" ({outside} of these outside the body)").format(outside=outside)
+            sentence += _("; {outside} of the {total} lie outside the body").format(
+                outside=outside, total=len(self.folds)
+            )
         if "ndv_percent" in self._figures:
             share = f"{self._figures['ndv_percent']:.3g}"
             sentence += "; " + _("non-diffeomorphic volume {percent} %").format(percent=share)
@@ -90,7 +92,7 @@ class FoldingView:
         return sentence.format(
             number=self.number + 1,
             total=len(self.folds),
-            volume=f"{fold.volume_mm3:.3g}",
+            volume=rounded(fold.volume_mm3),
             determinant=f"{fold.determinant:.3g}",
             place=place,
         )
@@ -213,3 +215,8 @@ class FoldingView:
 def _set_visible(node: slicer.vtkMRMLDisplayableNode | None, visible: bool) -> None:
     for index in range(node.GetNumberOfDisplayNodes() if node is not None else 0):
         node.GetNthDisplayNode(index).SetVisibility(visible)
+
+
+def rounded(volume: float) -> str:
+    """A volume with three digits, the larger ones in whole numbers."""
+    return f"{volume:,.0f}" if volume >= 100 else f"{volume:.3g}"

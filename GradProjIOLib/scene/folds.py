@@ -45,7 +45,7 @@ def find_folds(
     body: np.ndarray | None = None,
     structures: Structures | None = None,
 ) -> list[Fold]:
-    """The folds of a Jacobian map node: those inside the `body` first, the largest first.
+    """The folds of a Jacobian map node: those inside the `body` first, those between voxels last, the largest first.
 
     The folded voxels are those of the segmentation `folding`, or without it those whose determinant is not positive.
     The two differ at the border of the image, where the map takes one-sided differences, and between voxels. `body`
@@ -82,7 +82,7 @@ def find_folds(
         )
         for n in range(len(deepest))
     ]
-    return sorted(folds, key=lambda fold: (not fold.inside, -fold.voxels, fold.determinant))
+    return sorted(folds, key=lambda fold: (not fold.inside, fold.between, -fold.voxels, fold.determinant))
 
 
 def _regions(folded: np.ndarray) -> np.ndarray:
