@@ -83,7 +83,8 @@ class Histogram:
     """How many voxels have which Jacobian determinant: a table and a chart in the scene."""
 
     def __init__(self, scene: slicer.vtkMRMLScene, name: str, determinant: np.ndarray) -> None:
-        values = determinant.ravel()
+        # Where the deformation is undefined there is none.
+        values = determinant[np.isfinite(determinant)]
         low, high = min(float(values.min()), 0.0), max(float(np.percentile(values, 99.9)), 2.0)
         counts, edges = np.histogram(values, HISTOGRAM_BINS, (low, high))
         self.table = add_node(scene, "vtkMRMLTableNode", f"Histogram table {name}")

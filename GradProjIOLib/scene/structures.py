@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -67,7 +68,10 @@ def fill_statistics(
     determinant = volume_from_node(jacobian, "Jacobian map").array
     rows = []
     for value in structures.names:
-        inside = determinant[structures.labels == value]
+        inside = determinant[(structures.labels == value) & np.isfinite(determinant)]
+        if not inside.size:
+            rows.append((0, *[math.nan] * (len(COLUMNS) - 2), 0))
+            continue
         low, middle, high = np.percentile(inside, [1, 50, 99])
         extremes = inside.min(), low, middle, high, inside.max()
         rows.append((inside.size, inside.mean(dtype=float), *map(float, extremes), int((inside <= 0).sum())))

@@ -363,6 +363,7 @@ def test_structures_are_read_at_the_voxels_of_the_map(scene):
     array[:20], array[30:] = 7, 9
     affine = nodes.world_affine(node) @ np.diag([0.5, 0.5, 0.5, 1])
     labels = volume_node(scene, Volume(array, affine, "labels"), "vtkMRMLLabelMapVolumeNode")
+    slicer.util.arrayFromVolume(node)[0, 0, 0] = np.nan
     structures = structures_on(labels, node)
     assert np.array_equal(np.unique(structures.labels[:10]), [7])
     assert np.array_equal(np.unique(structures.labels[10:15]), [0])
@@ -373,7 +374,7 @@ def test_structures_are_read_at_the_voxels_of_the_map(scene):
     def column(title):
         return [table.GetTable().GetValue(row, columns[title]).ToDouble() for row in range(2)]
 
-    assert column("Voxels") == [10 * 21 * 22, 5 * 21 * 22]
+    assert column("Voxels") == [10 * 21 * 22 - 1, 5 * 21 * 22]
     assert column("Folded voxels") == [12, 1]
     assert column("Smallest determinant") == pytest.approx([-0.7, 0])
 
@@ -605,6 +606,7 @@ def test_the_axes_of_the_loss_plot_hold_all_steps(scene):
 
 def test_the_histogram_counts_the_voxels(scene):
     determinant = folded_map(scene)[2]
+    determinant[19, 20, :5] = np.nan
     histogram = Histogram(scene, "map", determinant)
     table = histogram.table.GetTable()
     rows = [[table.GetValue(row, column).ToDouble() for column in (0, 1)] for row in range(table.GetNumberOfRows())]
