@@ -145,12 +145,14 @@ def label_overlap(
         structures = sorted((in_fixed | in_moving) - {0})
     if not structures:
         raise InputError("The labels hold no structure: all their values are 0.")
-    # The smallest box around each positive label in either array; distances need nothing outside of it.
-    boxes = ndimage.find_objects(np.stack([fixed, warped]).clip(0))
+    # The smallest box around each label in either array; distances need nothing outside of it. Labels may be huge.
+    both = np.stack([fixed, warped])
+    numbers, positions = np.unique(both, return_inverse=True)
+    boxes = dict(zip(numbers.tolist(), ndimage.find_objects(positions.reshape(both.shape) + 1), strict=True))
     overlaps = []
     for structure, dice in zip(structures, dice_of(fixed, warped, structures), strict=True):
         if structure in in_fixed and structure in in_moving:
-            box = boxes[structure - 1][1:] if structure > 0 else ...
+            box = boxes[structure][1:]
             distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
             overlaps.append(StructureOverlap(structure, dice, distance))
         else:

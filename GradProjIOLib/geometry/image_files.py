@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,15 +88,60 @@ def read_sitk(
             ) from error
 
 
+def read_frames(path: str | os.PathLike) -> tuple[list[Volume], float | None]:
+    """The frames of a 4-D image and their distance (s), or the only frame of a 3-D one and None.
+
+    Raises InputError as `read_volume` does.
+    """
+    path = Path(path)
+    if path.name.lower().endswith(FREESURFER_SUFFIXES):
+        return [read_volume(path)], None
+
+    def accept(reader: SimpleITK.ImageFileReader) -> None:
+        import SimpleITK as sitk
+
+        size = reader.GetSize()
+        spatial = size[:3] if len(size) == 4 else size
+        check_kind(
+            spatial, reader.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(reader.GetPixelID()), str(path)
+        )
+
+    image = read_sitk(path, accept)
+    if image.GetDimension() == 3:
+        return [from_sitk(image, str(path))], None
+    frames = [from_sitk(image[:, :, :, number], str(path)) for number in range(image.GetSize()[3])]
+    return frames, image.GetSpacing()[3]
+
+
+def write_frames(frames: Sequence[Volume], path: str | os.PathLike, step: float | None) -> None:
+    """Write what `read_frames` gives: one image where there is no `step` (s) between frames, else all as a 4-D one.
+
+    Raises WriteError.
+    """
+    import SimpleITK as sitk
+
+    if step is None:
+        write_volume(frames[0], path)
+    else:
+        write_sitk(sitk.JoinSeries([to_sitk(frame) for frame in frames], 0.0, step), path)
+
+
 def read_labels(path: str | os.PathLike) -> Volume:
     """The label map in the file `path`, as whole numbers. Raises InputError where it holds anything else."""
-    labels = read_volume(path)
+    return whole_numbers_of(read_volume(path))
+
+
+def whole_numbers_of(labels: Volume) -> Volume:
+    """A label map with a type of whole numbers. Raises InputError where it holds anything else, or too large ones."""
     if labels.array.dtype.kind in "ui":
         return labels
     whole = np.rint(labels.array)
     if not np.isfinite(labels.array).all() or np.abs(labels.array - whole).max() > 1e-3:
-        raise InputError(f"{path} is not a label map: its values are not all whole numbers.")
-    return Volume(whole.astype(np.int32), labels.affine, labels.name)
+        raise InputError(f"{labels.name} is not a label map: its values are not all whole numbers.")
+    largest = np.abs(whole).max()
+    if largest >= 2**63:
+        raise InputError(f"{labels.name} has labels up to {largest:g}, which are too large; renumber them.")
+    return Volume(whole.astype(np.int32 if largest < 2**31 else np.int64), labels.affine, labels.name)
 
 
 def write_volume(volume: Volume, path: str | os.PathLike, note: str = "") -> None:
@@ -127,7 +172,7 @@ def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
     path = Path(path)
     if not path.name.lower().endswith(WRITTEN_SUFFIXES):
         raise WriteError(f"{path} cannot be written: use one of the suffixes {', '.join(WRITTEN_SUFFIXES)}.")
-    if _is_nifti(path) and not is_rectangular(lattice_of(image)):
+    if _is_nifti(path) and image.GetDimension() == 3 and not is_rectangular(lattice_of(image)):
         raise WriteError(f"{path} cannot be written: its axes are not at right angles, use .nrrd or .mha.")
     with atomic_path(path) as temporary:
         try:

@@ -12,9 +12,11 @@ from scipy import ndimage
 
 from GradProjIOLib.commands.main import main
 from GradProjIOLib.evaluation import lumir
+from GradProjIOLib.evaluation.metrics import label_overlap
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.landmarks import read_landmarks
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
+from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.spatial.deformation import Deformation
 
 FLIP = np.array([-1, -1, 1])
@@ -172,3 +174,44 @@ def test_what_cannot_be_done_is_said(files, capsys):
         paths = [folder / one if "." in one else one for one in arguments]
         assert run("transform", *paths) == 2
         assert words in capsys.readouterr().err
+
+
+def test_warping_several_label_files_of_huge_numbers_and_a_series(files, capsys):
+    folder, _ = files
+    fixed = oblique_volume((12, 10, 11), (3, 2, 4), (5, 9, -7), MIDDLE, 0, "fixed")
+    moving = oblique_volume((14, 12, 13), (3, 3, 3), (-8, 4, 12), MIDDLE, 1, "moving")
+    write_volume(fixed, folder / "fixed.nii.gz")
+    numbers = np.array([0, 7, 3_000_000_000, 2**40 + 1])
+    labels = numbers[(moving.array / 13).astype(int) % 4]
+    write_volume(Volume(labels.astype(np.float64), moving.affine), folder / "float.nii.gz")
+    write_volume(Volume(labels, moving.affine), folder / "whole.nrrd")
+    series = sitk.JoinSeries([to_sitk(Volume(moving.array * factor, moving.affine)) for factor in (1, 2)], 0, 2.5)
+    sitk.WriteImage(series, str(folder / "series.nii.gz"))
+    more = [folder / "a.h5", "-r", folder / "fixed.nii.gz"]
+    expected = Deformation.read(folder / "a.h5").warp(Volume(labels, moving.affine), fixed, "nearest").array
+    assert set(np.unique(expected)) == set(numbers)
+    assert run("warp", folder / "float.nii.gz", folder / "whole.nrrd", *more, "-o", folder / "out", "--labels") == 0
+    for name in ("float.nii.gz", "whole.nrrd"):
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "out" / name)))
+        np.testing.assert_array_equal(found, expected)
+    assert run("warp", folder / "series.nii.gz", *more, "-o", folder / "warped.nii.gz", "--background", -5) == 0
+    found = sitk.ReadImage(str(folder / "warped.nii.gz"))
+    assert found.GetSpacing()[3] == pytest.approx(2.5)
+    for number in range(2):
+        frame = sitk.Resample(series[..., number], to_sitk(fixed), read(folder / "a.h5"), sitk.sitkLinear, -5.0)
+        expected = sitk.GetArrayFromImage(frame)
+        got = sitk.GetArrayFromImage(found[..., number])
+        assert (got == -5).any()
+        assert np.mean(np.abs(got - expected) > 0.1) < 0.01
+    too_large = Volume(np.where(labels > 0, 1e30, 0), moving.affine)
+    write_volume(too_large, folder / "large.nii.gz")
+    assert run("warp", folder / "large.nii.gz", *more, "-o", folder / "x.nii.gz", "--labels") == 2
+    assert "too large" in capsys.readouterr().err
+
+
+def test_huge_labels_are_measured():
+    labels = np.zeros((6, 6, 6), np.int64)
+    labels[1:4, 1:4, 1:4], labels[4:, 4:, 4:] = 3_000_000_000, -2
+    (small, large) = label_overlap(labels, labels, (1, 1, 1))
+    assert (small.structure, large.structure) == (-2, 3_000_000_000)
+    assert (small.dice, large.dice, small.hd95, large.hd95) == (1, 1, 0, 0)
