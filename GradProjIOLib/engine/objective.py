@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from GradProjIOLib.engine.folding import folding_penalty
-from GradProjIOLib.engine.regularity import GradientInverseConsistency
+from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency
 from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
+
+WINDOW_STRIDE = 4
+"""How many samples LNCC's windows lie apart where the fields are the parameters."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Objective:
     similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
     say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
     mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
-    stride: see ``GradientInverseConsistency``. outside_counts: whether samples that are mapped outside the lattice
-    count, as black; uniGradICON has it so.
+    outside_counts: whether samples that are mapped outside the lattice count, as black; uniGradICON has it so.
+    on_lattice: whether the model's maps are one field each on the lattice itself. The losses are then computed at fewer
+    points, which is faster and gives the same but for noise (Docs/benchmarks.md).
     """
 
     names = ("similarity", "regularity")
@@ -54,10 +58,11 @@ class Objective:
         sigma: float = SIGMA,
         regularity_weight: float = 1.5,
         folding_weight: float = 0.0,
-        stride: int = 2,
+        on_lattice: bool = False,
         outside_counts: bool = True,
     ):
         self.model = model
+        self.on_lattice = on_lattice
         self.sources = torch.cat([moving, fixed])
         self.targets = torch.cat([fixed, moving])
         self.lattice = tuple(fixed.shape[2:])
@@ -65,13 +70,14 @@ class Objective:
         self.masks: Tensor | None = _stack_masks(self.targets, fixed_mask, moving_mask, similarity)
         if outside_counts and _hides_nothing(self.masks):
             self.masks = None
-        window = {} if similarity == "mind" else {"sigma": sigma}
+        window = {} if similarity == "mind" else {"sigma": sigma, "stride": WINDOW_STRIDE if on_lattice else 1}
         self.similarity = SIMILARITIES[similarity](self.targets, **window)
-        self.regularity = GradientInverseConsistency(self.lattice, fixed.device, stride)
+        consistency = LatticeInverseConsistency if on_lattice else GradientInverseConsistency
+        self.regularity = consistency(self.lattice, fixed.device)
         self.regularity_weight = regularity_weight
         self.folding_weight = folding_weight
 
-    def losses(self, jitter: Tensor) -> Losses:
+    def losses(self, jitter: Tensor | None = None) -> Losses:
         """All losses; jitter comes from ``self.regularity.jitter`` and keeps the regularizer's points random."""
         return self.losses_of(self.fields(), jitter)
 
@@ -79,11 +85,11 @@ class Objective:
         """The model's chain of displacement fields [2, 3, …], see ``maps.displace``; fixed → moving first."""
         return self.model(self.sources, self.targets)
 
-    def losses_of(self, fields: Sequence[Tensor], jitter: Tensor) -> Losses:
+    def losses_of(self, fields: Sequence[Tensor], jitter: Tensor | None) -> Losses:
         """``losses`` of fields that are there already."""
         return Losses(self.similarity_of(fields), self._regularity_of(fields, jitter), self._folding_of(fields))
 
-    def gradients(self, fields: Sequence[Tensor], jitter: Tensor) -> tuple[Losses, list[list[Tensor]]]:
+    def gradients(self, fields: Sequence[Tensor], jitter: Tensor | None) -> tuple[Losses, list[list[Tensor]]]:
         """All losses, and for each objective the gradient of its weighted loss with respect to the fields.
 
         One loss after the other, so that the intermediate results of two losses, and those of the model's backward
@@ -115,8 +121,8 @@ class Objective:
             return None
         return self.masks * maps.sample(self.masks.flip(0), mapped, padding="zeros")
 
-    def _regularity_of(self, fields: Sequence[Tensor], jitter: Tensor) -> Tensor:
-        forward, backward = [field[:1] for field in fields], [field[1:] for field in fields]
+    def _regularity_of(self, fields: Sequence[Tensor], jitter: Tensor | None) -> Tensor:
+        forward, backward = zip(*(field.split(1) for field in fields), strict=True)
         return self.regularity(forward, backward, jitter)
 
     def _folding_of(self, fields: Sequence[Tensor]) -> Tensor:
@@ -131,8 +137,11 @@ class Objective:
 
     def displacements_of(self, fields: Sequence[Tensor]) -> Tensor:
         """``displacements`` of fields that are there already."""
+        per_unit = maps.voxels_per_unit(self.lattice, self.points.device)
+        if self.on_lattice:
+            return fields[0] * per_unit.view(3, 1, 1, 1)
         mapped = maps.displaced_identity(fields, self.points)
-        return ((mapped - self.points) * maps.voxels_per_unit(self.lattice, mapped.device)).movedim(-1, 1)
+        return ((mapped - self.points) * per_unit).movedim(-1, 1)
 
 
 def _stack_masks(targets: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None, similarity: str) -> Tensor:

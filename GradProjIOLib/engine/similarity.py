@@ -38,35 +38,39 @@ class Window:
     """Gaussian means around every sample.
 
     weights [N, 1, D, H, W]: the mean is over what they let through. Without them, samples outside the lattice count as
-    zero, as in uniGradICON.
+    zero, as in uniGradICON. stride: how many samples the windows lie apart along each axis.
     """
 
-    def __init__(self, sigma: float, weights: Tensor | None = None):
-        self.sigma, self.weights = sigma, weights
+    def __init__(self, sigma: float, weights: Tensor | None = None, stride: int = 1):
+        self.sigma, self.weights, self.stride = sigma, weights, stride
         if weights is not None:
-            self.total = gaussian_blur(weights, sigma).clamp_(min=LEAST_TOTAL)
+            self.total = gaussian_blur(weights, sigma, stride).clamp_(min=LEAST_TOTAL)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The means of values [N, 1, D, H, W]."""
+        """The means of values [N, 1, D, H, W] in each window."""
         if self.weights is None:
-            return gaussian_blur(values, self.sigma)
-        return gaussian_blur(values * self.weights, self.sigma).div_(self.total)
+            return gaussian_blur(values, self.sigma, self.stride)
+        return gaussian_blur(values * self.weights, self.sigma, self.stride).div_(self.total)
 
 
 class LNCC:
-    """1 − mean local normalized cross-correlation, in [0, 2]. sigma: standard deviation of the window in samples."""
+    """1 − mean local normalized cross-correlation, in [0, 2].
 
-    def __init__(self, targets: Tensor, sigma: float = SIGMA):
+    sigma: standard deviation of the window in samples. stride: how many samples the windows lie apart; uniGradICON
+    has one around every sample.
+    """
+
+    def __init__(self, targets: Tensor, sigma: float = SIGMA, stride: int = 1):
         self.targets = targets
-        self.sigma = sigma
-        self.window = Window(sigma)
+        self.sigma, self.stride = sigma, stride
+        self.window = Window(sigma, stride=stride)
         self.mean, self.variance = _moments(targets, self.window)
 
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
-        return 1 - weighted_mean(self.correlation(warped, weights), weights)
+        return 1 - weighted_mean(self.correlation(warped, weights), _centers(weights, self.stride))
 
     def correlation(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The correlation of the warped images with the targets in the window around every sample."""
+        """The correlation of the warped images with the targets in each window."""
         window, target_mean, target_variance = self._in_window(weights)
         mean, variance = _moments(warped, window)
         covariance = window.mean(warped * self.targets) - mean * target_mean
@@ -76,7 +80,7 @@ class LNCC:
         """The window with weights, and mean and variance of the targets in it."""
         if weights is None:
             return self.window, self.mean, self.variance
-        window = Window(self.sigma, weights)
+        window = Window(self.sigma, weights, self.stride)
         return window, *_moments(self.targets, window)
 
 
@@ -84,7 +88,7 @@ class SquaredLNCC(LNCC):
     """1 − mean squared local normalized cross-correlation, in [0, 1]. The sign of the contrast does not count."""
 
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
-        return 1 - weighted_mean(self.correlation(warped, weights).square(), weights)
+        return 1 - weighted_mean(self.correlation(warped, weights).square(), _centers(weights, self.stride))
 
 
 class MINDSSC:
@@ -118,13 +122,26 @@ def _moments(images: Tensor, window: Window) -> tuple[Tensor, Tensor]:
 SIMILARITIES: dict[str, Callable[..., Similarity]] = {"lncc": LNCC, "lncc2": SquaredLNCC, "mind": MINDSSC}
 
 
-def gaussian_blur(images: Tensor, sigma: float = SIGMA) -> Tensor:
-    """Gaussian mean of [N, C, D, H, W] in a window of 4σ + 1 samples; samples outside count as zero.
+def gaussian_blur(images: Tensor, sigma: float = SIGMA, stride: int = 1) -> Tensor:
+    """Gaussian means of [N, C, D, H, W] in windows of 4σ + 1 samples; samples outside count as zero.
 
     Along one axis the blur is a product with a banded matrix, which costs a fraction of a convolution
-    with so long a kernel.
+    with so long a kernel. The windows are around every ``stride``-th sample.
     """
-    return _filter(images, lambda size: _gaussian_matrix(size, sigma, images.dtype, images.device))
+    return _filter(images, lambda size: _gaussian_matrix(size, sigma, stride, images.dtype, images.device))
+
+
+def _centers(values: Tensor | None, stride: int) -> Tensor | None:
+    """The values [N, C, D, H, W] at the centers of the windows."""
+    if values is None or stride == 1:
+        return values
+    d, h, w = (_first(size, stride) for size in values.shape[2:])
+    return values[:, :, d::stride, h::stride, w::stride]
+
+
+def _first(size: int, stride: int) -> int:
+    """The first sample of an axis with a window around it, so that both ends are equally far from one."""
+    return ((size - 1) % stride) // 2
 
 
 def mind_ssc(
@@ -177,16 +194,18 @@ def _shifted(padded: Tensor, offset: Sequence[int], dilation: int, size: Sequenc
 
 
 def _filter(images: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
-    """Applies a linear filter along D, H and W, given as a matrix for the length of the axis."""
+    """Applies a linear filter along D, H and W, given as a matrix [new length, length] for the length of the axis."""
     n, c, d, h, w = images.shape
-    images = (images.reshape(-1, w) @ matrix(w).T).view(n * c * d, h, w)
-    images = (matrix(h) @ images).view(n * c, d, h * w)
-    return (matrix(d) @ images).view(n, c, d, h, w)
+    along_d, along_h, along_w = matrix(d), matrix(h), matrix(w)
+    images = (images.reshape(-1, w) @ along_w.T).view(n * c * d, h, -1)
+    images = (along_h @ images).view(n * c, d, -1)
+    return (along_d @ images).view(n, c, len(along_d), len(along_h), len(along_w))
 
 
 @lru_cache(maxsize=32)
-def _gaussian_matrix(size: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    distance = (torch.arange(size)[:, None] - torch.arange(size)[None, :]).double()
+def _gaussian_matrix(size: int, sigma: float, stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    centers = torch.arange(_first(size, stride), size, stride)
+    distance = (centers[:, None] - torch.arange(size)[None, :]).double()
     reach = 2 * sigma
     norm = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / sigma).square()).sum()
     kernel = torch.exp(-0.5 * (distance / sigma).square()) * (distance.abs() <= reach) / norm

@@ -59,8 +59,6 @@ class Tuning:
 
 TUNINGS = {"lncc": Tuning(1.5, 1.5, 0.2), "lncc2": Tuning(1.5, 1.5, 0.2), "mind": Tuning(20.0, 7.0, 0.06)}
 FOLDING_WEIGHT = 100.0
-STRIDE = 3
-"""Of the regularizer's points. With 2 a step takes longer and gains 0.002 in Dice (Docs/benchmarks.md)."""
 LEAST_SLOPE = 2e-2
 """A neighborhood whose loss changes by less than that per sample of displacement moves by less than a step.
 
@@ -142,7 +140,7 @@ class Refinement:
             * self.settings.regularity_weight
             / Settings.regularity_weight,
             folding_weight=FOLDING_WEIGHT,
-            stride=STRIDE,
+            on_lattice=True,
             outside_counts=self.settings.similarity != "mind",
         )
         return objective, drawn.affine

@@ -222,7 +222,7 @@ class _Run:
             fields = Fields.zero(self.ordered)
         objective, _ = refinement.objective(lattice, fields)
         with torch.no_grad():
-            losses = objective.losses(torch.zeros_like(objective.regularity.points))
+            losses = objective.losses()
         return (
             fields,
             start,

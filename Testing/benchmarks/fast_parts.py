@@ -23,10 +23,9 @@ from io_step import image, random_network
 from live_tensors import peak_of
 from torch import Tensor
 
-from GradProjIOLib.engine import memory
+from GradProjIOLib.engine import memory, regularity
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer
-from GradProjIOLib.engine.regularity import GradientInverseConsistency
 from GradProjIOLib.models import fast_unet, registry
 from GradProjIOLib.models.fast_unet import FastUNet
 from GradProjIOLib.models.unet import UNet, crop, double_resolution, halve_resolution
@@ -69,7 +68,7 @@ def normalized_after(self: FastUNet, level: int, x: Tensor, activated: Tensor) -
 
 
 def four_entries(fields: Sequence[Tensor], points: Tensor) -> Tensor:
-    return maps.displace([field.expand(4, -1, -1, -1, -1) for field in fields], points)
+    return maps.displace([field.expand(4, -1, -1, -1, -1) for field in fields], points[:, :, None, None])[:, :, 0, 0]
 
 
 WITHOUT: dict[str, list[tuple[Any, str, Any]]] = {
@@ -83,7 +82,7 @@ WITHOUT: dict[str, list[tuple[Any, str, Any]]] = {
     ],
     "normalization in the weights": [(FastUNet, "_doubled", normalized_after)],
     "layouts": [(fast_unet, "laid_out", lambda x, convolution: x)],
-    "an entry per thread": [(GradientInverseConsistency, "_mapped", staticmethod(four_entries))],
+    "an entry per thread": [(regularity, "_mapped", four_entries)],
 }
 
 

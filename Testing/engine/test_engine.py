@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from live_tensors import LiveTensors
 from scipy import ndimage
 
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer
-from GradProjIOLib.engine.regularity import GradientInverseConsistency
+from GradProjIOLib.engine.regularity import STRIDE, GradientInverseConsistency, LatticeInverseConsistency
 from GradProjIOLib.engine.similarity import LNCC, MINDSSC, SquaredLNCC, gaussian_blur, has_structure
 from GradProjIOLib.models import registry
 from GradProjIOLib.models.cascade import Cascade
@@ -94,6 +95,20 @@ class TestSimilarity:
         for similarity in (LNCC(targets), SquaredLNCC(targets), MINDSSC(targets)):
             assert similarity(targets.roll(2, dims=-1)) > similarity(targets) + 0.01
 
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_windows_that_lie_apart_are_some_of_those_around_every_sample(self, weighted):
+        targets, warped = smooth_image(0), smooth_image(1)
+        weights = (smooth_image(2) > 0.5).float() if weighted else None
+        every = LNCC(targets).correlation(warped, weights)
+        apart = LNCC(targets, stride=4).correlation(warped, weights)
+        first = [(size - 1) % 4 // 2 for size in LATTICE]
+        torch.testing.assert_close(
+            apart, every[:, :, first[0] :: 4, first[1] :: 4, first[2] :: 4], rtol=1e-4, atol=1e-4
+        )
+        for kind in (LNCC, SquaredLNCC):
+            of_all, of_some = (kind(targets, stride=stride)(warped, weights).item() for stride in (1, 4))
+            assert of_some == pytest.approx(of_all, rel=0.05)
+
     @pytest.mark.parametrize("kind", [LNCC, SquaredLNCC, MINDSSC])
     def test_samples_without_weight_count_nowhere(self, kind):
         """Whatever they are, in either image, value and gradient are the same; the gradient there is zero."""
@@ -131,12 +146,12 @@ class TestSimilarity:
 
 
 class TestRegularity:
-    @pytest.fixture
-    def regularity(self):
-        return GradientInverseConsistency(LATTICE)
+    @pytest.fixture(params=[GradientInverseConsistency, LatticeInverseConsistency])
+    def regularity(self, request):
+        return request.param(LATTICE)
 
     def jitter(self, regularity):
-        return regularity.jitter(torch.Generator().manual_seed(0)) * 0.1
+        return (regularity.jitter(torch.Generator().manual_seed(0)) * 0.1).to(regularity.jitter().dtype)
 
     def test_maps_that_are_each_others_inverse_cost_nothing(self, regularity):
         matrix = np.diag([0.9, 1.05, 0.95])
@@ -155,11 +170,33 @@ class TestRegularity:
         for row, column in ((0, 1), (1, 0), (2, 0), (1, 2)):
             matrix = np.eye(3)
             matrix[row, column] = 0.3
-            loss = regularity([linear_field(matrix)], [identity], torch.zeros_like(regularity.points))
+            loss = regularity([linear_field(matrix)], [identity])
             # The mean runs over the three components as well as over the points.
             assert loss.item() == pytest.approx(0.3**2 / 3, rel=0.12)
 
-    def test_jitter_has_two_samples_of_standard_deviation(self, regularity):
+    def test_on_the_lattice_it_is_the_same_but_for_where_it_is_looked_at(self):
+        """Averaged over many steps, for smooth maps."""
+        generator = torch.Generator().manual_seed(3)
+        coarse = 0.06 * torch.randn(2, 3, 4, 4, 4, generator=generator)
+        forward, backward = F.interpolate(coarse, size=LATTICE, mode="trilinear", align_corners=True).split(1)
+        losses = []
+        for regularity in (GradientInverseConsistency(LATTICE), LatticeInverseConsistency(LATTICE)):
+            steps = [regularity([forward], [backward], regularity.jitter(generator)) for _ in range(60)]
+            losses.append(torch.stack(steps).mean().item())
+        assert losses[1] == pytest.approx(losses[0], rel=0.15)
+
+    def test_on_the_lattice_every_sample_but_the_last_is_reached(self):
+        regularity = LatticeInverseConsistency(LATTICE)
+        generator = torch.Generator().manual_seed(0)
+        reached = torch.zeros(LATTICE).flatten()
+        for _ in range(300):
+            reached[(regularity.samples + (regularity.jitter(generator) * regularity.per_step).sum()).flatten()] = 1
+        d, h, w = LATTICE
+        last = [size - 1 - (size - 1) % STRIDE for size in (d, h, w)]
+        assert reached.view(LATTICE)[: last[0], : last[1], : last[2]].all()
+
+    def test_jitter_has_two_samples_of_standard_deviation(self):
+        regularity = GradientInverseConsistency(LATTICE)
         in_samples = regularity.jitter(torch.Generator().manual_seed(1)) * maps.voxels_per_unit(LATTICE)
         expected = [2 * (n - 1) / n for n in reversed(LATTICE)]
         assert in_samples.flatten(0, 3).std(dim=0).tolist() == pytest.approx(expected, rel=0.05)

@@ -1,0 +1,204 @@
+"""Presets and peers on real pairs: overlap, landmarks, folding, time and memory, as a Markdown table.
+
+    python Testing/benchmarks/peers.py ../shared/data [--pairs brain,spine] [--methods quick,standard] \\
+        [--ants ENVIRONMENT/bin/python] [--json FILE]
+
+A method is the name of a preset, with settings after it where they differ ("standard:method=vanilla"), or one of ANTs'
+transforms, "SyNOnly" and "SyN", for which --ants names an interpreter with antspyx. Each registration runs in a process
+of its own, one after the other, with two threads, and its time includes reading the images. Its memory is the peak of
+that process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from GradProjIOLib import __version__
+from GradProjIOLib.evaluation.metrics import dice_of, hd95, landmark_distances
+from GradProjIOLib.geometry.image_files import read_labels, read_volume
+from GradProjIOLib.geometry.lattice import apply_matrix
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.register import register
+from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.jacobian import folding
+
+BRAIN = {"model": "compact"}
+OTHER = {"model": "none", "similarity": "mind"}
+PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "brain": ("aligned_subject_b", "aligned_subject_a", BRAIN),
+    "brain back": ("aligned_subject_a", "aligned_subject_b", BRAIN),
+    "native brain": ("native_subject_b", "native_subject_a", BRAIN | {"align": "affine"}),
+    "prostate 0": ("prostate_0_us", "prostate_0_mr", OTHER),
+    "prostate 1": ("prostate_1_us", "prostate_1_mr", OTHER),
+    "spine": ("spine_t2", "spine_t1", OTHER),
+}
+TRANSFORMS = ("SyNOnly", "SyN")
+THREADS = 2
+
+
+def measure_ours(folder: Path, name: str, method: str) -> dict[str, Any]:
+    """One of our registrations of one pair and its figures."""
+    torch.set_num_threads(THREADS)
+    fixed_name, moving_name, settings = PAIRS[name]
+    preset, *changes = method.split(":")
+    start = time.perf_counter()
+    fixed, moving = (read_volume(folder / f"{image}.nii.gz") for image in (fixed_name, moving_name))
+    changed = {key: _value(text) for key, text in (change.split("=") for change in changes)}
+    result = register(fixed, moving, preset=preset, device="cpu", **(settings | changed))
+    seconds = time.perf_counter() - start
+    fixed_labels, moving_labels = (
+        read_labels(folder / f"{image}_labels.nii.gz") for image in (fixed_name, moving_name)
+    )
+    warped = result.forward.warp(moving_labels, fixed, "nearest")
+    report = result.report
+    return _figures(name, fixed_labels, moving_labels, warped, result.forward) | {
+        "similarity": report["similarity"],
+        "regularity": report["regularity"],
+        "conflicts": float(np.mean([step["projected"] not in (None, "none") for step in report["steps"]] or [0])),
+        "start": report["start"],
+        "seconds": seconds,
+        "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def measure_ants(folder: Path, name: str, kind: str, python: str) -> dict[str, Any]:
+    """One of ANTs' registrations of one pair and its figures."""
+    fixed_name, moving_name, _ = PAIRS[name]
+    files = [
+        str(folder / file) for file in (f"{fixed_name}.nii.gz", f"{moving_name}.nii.gz", f"{moving_name}_labels.nii.gz")
+    ]
+    with tempfile.TemporaryDirectory() as written:
+        command = [python, str(Path(__file__).with_name("peer_ants.py")), *files, kind, written]
+        environment = os.environ | {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(THREADS)}
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        fixed_labels, moving_labels = _labels(folder, name)
+        warped = read_labels(Path(written) / "labels.nii.gz")
+        deformation = Deformation.read(Path(written) / "warp.nii.gz")
+    # Landmarks are left out: ANTs' stages are separate transforms, of which only the labels saw all.
+    return _figures(name, fixed_labels, moving_labels, warped, deformation) | {
+        "landmarks_mm": float("nan"),
+        "seconds": float(printed.split()[-1]),
+        "memory_gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
+    }
+
+
+def _labels(folder: Path, name: str) -> list[Volume]:
+    """The labels of the fixed and of the moving image."""
+    return [read_labels(folder / f"{image}_labels.nii.gz") for image in PAIRS[name][:2]]
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _figures(name: str, fixed: Volume, moving: Volume, warped: Volume, deformation: Deformation) -> dict[str, Any]:
+    """Overlap of labels, distance of landmarks, and folding."""
+    before_mm = after_mm = float("nan")
+    if name.startswith("prostate"):
+        # The gland is all labels; two of them are landmarks by their centroids.
+        targets, sources = (np.array([_centroid(one, label) for label in (2, 3)]) for one in (fixed, moving))
+        before_mm = float(np.mean(landmark_distances(targets, sources)))
+        after_mm = float(np.mean(landmark_distances(deformation.map_points(targets), sources)))
+        fixed, warped = (replace(one, array=(one.array > 0).astype(np.uint8)) for one in (fixed, warped))
+    structures = [int(label) for label in np.unique(fixed.array) if label]
+    folds = folding(deformation, fixed.shape, fixed.affine)
+    return {
+        "dice": float(np.nanmean(dice_of(fixed.array, warped.array, structures))),
+        "hd95_mm": float(np.nanmean([hd95(fixed.array == s, warped.array == s, fixed.spacing) for s in structures])),
+        "landmarks_before_mm": before_mm,
+        "landmarks_mm": after_mm,
+        "folded_percent": folds.folded_percent,
+        "ndv_percent": folds.ndv_percent,
+    }
+
+
+def _centroid(labels: Volume, label: int) -> np.ndarray:
+    return apply_matrix(labels.affine, np.argwhere(labels.array == label).mean(axis=0)[::-1])
+
+
+def _in_process(arguments: list[str]) -> dict[str, Any]:
+    """What one measurement prints, which a process of its own makes."""
+    command = [sys.executable, __file__, *arguments]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
+COLUMNS = {
+    "Dice": ("dice", ".4f"),
+    "HD95 [mm]": ("hd95_mm", ".2f"),
+    "landmarks [mm]": ("landmarks_mm", ".2f"),
+    "folded %": ("folded_percent", ".5f"),
+    "NDV %": ("ndv_percent", ".5f"),
+    "similarity loss": ("similarity", ".4f"),
+    "conflicts": ("conflicts", ".0%"),
+    "start": ("start", ""),
+    "seconds": ("seconds", ".0f"),
+    "memory [GB]": ("memory_gb", ".1f"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pairs", default=",".join(PAIRS))
+    parser.add_argument("--methods", default="quick,standard,thorough")
+    parser.add_argument("--ants", metavar="PYTHON")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", nargs=2, metavar=("PAIR", "METHOD"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, method = options.one
+        ants = method in TRANSFORMS
+        found = (
+            measure_ants(options.folder, name, method, options.ants)
+            if ants
+            else measure_ours(options.folder, name, method)
+        )
+        print(json.dumps(found))
+        return
+    rows = []
+    print("| pair | method |", *(f" {title} |" for title in COLUMNS), "\n|---|---|", "---|" * len(COLUMNS), sep="")
+    for name in options.pairs.split(","):
+        for method in options.methods.split(","):
+            if method in TRANSFORMS and not options.ants:
+                parser.error(f"{method} needs --ants")
+            row = {"pair": name, "method": method} | _in_process(
+                [str(options.folder), "--one", name, method, *(("--ants", options.ants) if options.ants else ())]
+            )
+            rows.append(row)
+            cells = [_cell(row.get(key), form) for key, form in COLUMNS.values()]
+            print(f"| {name} | {method} |", *(f" {cell} |" for cell in cells), sep="", flush=True)
+    if options.json:
+        report = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "version": __version__,
+            "machine": {"system": platform.platform(), "torch": torch.__version__, "threads": THREADS},
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _cell(value: Any, form: str) -> str:
+    return "" if value is None or value != value else format(value, form)
+
+
+if __name__ == "__main__":
+    main()
