@@ -88,8 +88,14 @@ class Settings:
         None, "spacing of the finest displacement fields in mm, instead of samples", above=0, metavar="MM"
     )
     similarity: str = _setting("lncc", "image similarity that is optimized", choices=SIMILARITIES)
-    fixed_modality: str = _setting("mri", "how the fixed image's intensities are scaled", choices=MODALITIES)
-    moving_modality: str = _setting("mri", "how the moving image's intensities are scaled", choices=MODALITIES)
+    fixed_modality: str = _setting(
+        "auto",
+        "how the fixed image's intensities are scaled; auto is ct where they look like Hounsfield units, else mri",
+        choices=("auto", *MODALITIES),
+    )
+    moving_modality: str = _setting(
+        "auto", "how the moving image's intensities are scaled, likewise", choices=("auto", *MODALITIES)
+    )
     align: str = _setting("none", "linear alignment of the images before the registration", choices=ALIGNMENTS)
     regularity_weight: float = _setting(1.5, "weight of the regularity against the similarity", least=0, metavar="X")
     learning_rate: float | None = _setting(None, "learning rate instead of the model's own", above=0, metavar="X")

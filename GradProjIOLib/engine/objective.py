@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from GradProjIOLib.engine.folding import folding_penalty
-from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency
+from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency, stretching
 from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
 
@@ -74,6 +74,10 @@ class Objective:
         self.similarity = SIMILARITIES[similarity](self.targets, **window)
         consistency = LatticeInverseConsistency if on_lattice else GradientInverseConsistency
         self.regularity = consistency(self.lattice, fixed.device)
+        self.counting = self.unseen = None
+        if self.masks is not None:
+            self.counting = self.masks * self._seen_at_start()
+            self.unseen = _where_zero(self.counting) if on_lattice else None
         self.regularity_weight = regularity_weight
         self.folding_weight = folding_weight
 
@@ -117,18 +121,33 @@ class Objective:
     @torch.no_grad()
     def _weights(self, mapped: Tensor) -> Tensor | None:
         """How much each sample counts: its mask's value times that of the other image's mask where it is mapped."""
-        if self.masks is None:
+        if self.masks is None or self.counting is None:
             return None
-        return self.masks * maps.sample(self.masks.flip(0), mapped, padding="zeros")
+        return self.counting * maps.sample(self.masks.flip(0), mapped, padding="zeros")
+
+    @torch.no_grad()
+    def _seen_at_start(self) -> Tensor:
+        """Which samples are mapped to what is seen of the other image before the first step.
+
+        Others do not count later either: nothing would push a sample out again that was drawn into view.
+        """
+        mapped = maps.displaced_identity(self.fields(), self.points) if self.on_lattice else self.points
+        return maps.sample(self.masks.flip(0), mapped.expand(2, -1, -1, -1, -1), padding="zeros")
 
     def _regularity_of(self, fields: Sequence[Tensor], jitter: Tensor | None) -> Tensor:
         forward, backward = zip(*(field.split(1) for field in fields), strict=True)
-        return self.regularity(forward, backward, jitter)
+        consistency = self.regularity(forward, backward, jitter)
+        return consistency if self.unseen is None else consistency + stretching(fields[0], self.unseen)
 
     def _folding_of(self, fields: Sequence[Tensor]) -> Tensor:
         if not self.folding_weight:
             return torch.zeros((), device=self.points.device)
         return folding_penalty(self.displacements_of(fields))
+
+    @property
+    def seen(self) -> float:
+        """The part of the samples that the masks let count, 0 to 1."""
+        return 1.0 if self.counting is None else self.counting.mean().item()
 
     @torch.no_grad()
     def displacements(self) -> Tensor:
@@ -157,3 +176,9 @@ def _stack_masks(targets: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor
 
 def _hides_nothing(masks: Tensor) -> bool:
     return bool(masks.all())
+
+
+def _where_zero(counting: Tensor) -> Tensor | None:
+    """1 where samples do not count in both directions, else 0: [1, 1, D, H, W]. None where that is nowhere."""
+    unseen = (counting.amin(dim=0, keepdim=True) == 0).to(counting.dtype)
+    return unseen if unseen.any() else None

@@ -80,6 +80,20 @@ class LatticeInverseConsistency:
         return _mean_square(points, _mapped(forward, points + inner), self.derivative_scale)
 
 
+def stretching(field: Tensor, weights: Tensor) -> Tensor:
+    """Mean squared derivative of displacement fields [N, 3, D, H, W], in samples per sample, where weights are not 0.
+
+    Where nothing is seen of the images, gradient inverse consistency lets a deformation drift, as long as the other
+    direction drifts along. This makes it go on smoothly from where something is seen. weights: [1, 1, D, H, W].
+    """
+    per_unit = maps.voxels_per_unit(field.shape[2:], field.device).view(3, 1, 1, 1)
+    total = torch.zeros((), device=field.device)
+    for axis, size in enumerate(field.shape[2:], start=2):
+        change = field.narrow(axis, 1, size - 1) - field.narrow(axis, 0, size - 1)
+        total = total + ((change * per_unit).square() * weights.narrow(axis, 1, size - 1)).sum()
+    return total / (3 * field[:, 0].numel())
+
+
 def _mean_square(points: Tensor, mapped: Tensor, scale: Tensor) -> Tensor:
     """Mean squared derivatives of mapped − points, both [4, n, 3]: a point and its neighbors along x, y and z."""
     error = points - mapped

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from GradProjIOLib.engine.objective import Objective
@@ -18,25 +19,83 @@ from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation
 
 CT_RANGE = (-1000.0, 1000.0)
+CT_AIR = (-1100.0, -900.0)
+CT_SOFT_TISSUE = (-200.0, 200.0)
+CT_SHARE = 0.03
+"""A CT image has at least that part of its voxels in air, or below it, and in soft tissue."""
 MRI_QUANTILE = 0.99
+BRIGHTEST_TISSUE = 4.0
+"""How many times as bright as the foreground's median tissue can be; what is brighter is metal or contrast agent."""
+FEWEST_FACE_VOXELS = 0.01
+"""Where a larger part of a view's faces shows more than background, the view cuts through something."""
+FACE_BACKGROUND = 0.05
+"""Normalized intensities up to that are background."""
 
 
-def normalize(volume: Volume, modality: str) -> np.ndarray:
+def modality_of(volume: Volume) -> str:
+    """ "ct" where intensities are those of CT in Hounsfield units, else "mri"."""
+    sample = volume.array[::2, ::2, ::2]
+    air = np.mean(sample <= CT_AIR[1])
+    soft_tissue = np.mean((sample >= CT_SOFT_TISSUE[0]) & (sample <= CT_SOFT_TISSUE[1]))
+    near_air = np.mean((sample >= CT_AIR[0]) & (sample <= CT_AIR[1]))
+    return "ct" if near_air > 0 and air >= CT_SHARE and soft_tissue >= CT_SHARE else "mri"
+
+
+def normalize(volume: Volume, modality: str, region: np.ndarray | None = None) -> np.ndarray:
     """Intensities in [0, 1], float32 [k, j, i], as uniGradICON expects them.
 
-    MRI: from the minimum to the 99th percentile. CT: from −1000 to 1000 HU.
+    MRI: from the minimum to the 99th percentile, without what is many times brighter than tissue. CT: from −1000 to
+    1000 HU. region: bool [k, j, i], the voxels whose range is looked at.
     """
     array = volume.array.astype(np.float32)
-    low, high = CT_RANGE
-    if modality == "mri":
-        low = array.min()
-        # Where many values are the same, as in a background, this is many times faster than numpy's partition.
-        rank = max(int(MRI_QUANTILE * array.size), 1)
-        high = torch.from_numpy(array).flatten().kthvalue(rank).values.item()
-        if high <= low:
-            # Less than one voxel in a hundred differs from the background.
-            high = array.max()
+    low, high = CT_RANGE if modality == "ct" else _tissue_range(array if region is None else array[region])
     return (array.clip(low, high) - low) / (high - low)
+
+
+def _tissue_range(values: np.ndarray) -> tuple[float, float]:
+    """The minimum and the 99th percentile of intensities.
+
+    Voxels that are far brighter than the median of the foreground do not count: metal or contrast agent in more than
+    one voxel of a hundred would leave nothing of the contrast between tissues.
+    """
+    low, high = float(values.min()), _quantile(values)
+    foreground = values[values > values.mean()]
+    if foreground.size:
+        brightest = low + BRIGHTEST_TISSUE * (float(np.median(foreground)) - low)
+        if high > brightest:
+            high = _quantile(values[values <= brightest])
+    if high <= low:
+        # Less than one voxel in a hundred differs from the background.
+        high = float(values.max())
+    return low, high
+
+
+def _quantile(values: np.ndarray) -> float:
+    # Where many values are the same, as in a background, this is many times faster than numpy's partition.
+    rank = max(int(MRI_QUANTILE * values.size), 1)
+    return torch.from_numpy(values).flatten().kthvalue(rank).values.item()
+
+
+def fill_in(image: Tensor, known: Tensor) -> Tensor:
+    """An image [1, 1, K, J, I] with its unknown samples filled in smoothly from the known ones around them.
+
+    known: 1 or 0, of the same shape, not 0 everywhere. Coarser and coarser images of what is known fill larger and
+    larger holes (pull and push: Gortler et al., "The Lumigraph", SIGGRAPH 1996).
+    """
+    if known.all():
+        return image
+    size = [min(2, n) for n in image.shape[2:]]
+    weight = F.avg_pool3d(known, size, ceil_mode=True, count_include_pad=False)
+    values = F.avg_pool3d(image * known, size, ceil_mode=True, count_include_pad=False)
+    coarse = fill_in(values / weight.clamp(min=1e-6), (weight > 0).to(image.dtype))
+    smooth = F.interpolate(coarse, size=image.shape[2:], mode="trilinear", align_corners=False)
+    return torch.where(known > 0, image, smooth)
+
+
+def cuts_through(volume: Volume) -> bool:
+    """Whether the view of a volume with intensities in [0, 1] ends amid something, so that more may lie outside."""
+    faces = [volume.array.take(end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    return bool(np.mean(np.concatenate(faces) > FACE_BACKGROUND) > FEWEST_FACE_VOXELS)
 
 
 @dataclass(frozen=True)
@@ -65,7 +124,8 @@ class ImagePair:
     """The images of a registration, to be drawn on lattices over the fixed image's field of view.
 
     The moving image is drawn where ``initial`` (4x4 or a Deformation, fixed → moving, RAS mm) puts it. Masks are
-    non-zero where an image counts.
+    non-zero where an image counts; what lies outside the moving image's view does not count either, unless that view
+    ends in background. What does not count is filled in.
     """
 
     def __init__(
@@ -77,14 +137,12 @@ class ImagePair:
         fixed_mask: Volume | None = None,
         moving_mask: Volume | None = None,
     ):
-        self.fixed = replace(fixed, array=normalize(fixed, settings.fixed_modality))
-        self.moving = replace(moving, array=normalize(moving, settings.moving_modality))
         self.initial = initial
         self.latest: LatticeImages | None = None
-        self.masks = [
-            None if mask is None else replace(mask, array=(mask.array != 0).astype(np.uint8))
-            for mask in (fixed_mask, moving_mask)
-        ]
+        self.fixed_mask, self.moving_mask = _zeros_and_ones(fixed_mask), _zeros_and_ones(moving_mask)
+        self.fixed = _normalized(fixed, settings.fixed_modality, self.fixed_mask)
+        self.moving = _normalized(moving, settings.moving_modality, self.moving_mask)
+        self.view = _view_of(self.moving) if cuts_through(self.moving) else None
 
     def on_lattice(self, lattice: Sequence[int]) -> LatticeImages:
         """Images and masks on a lattice (K, J, I) stretched over the fixed image; the latest one is kept.
@@ -103,21 +161,42 @@ class ImagePair:
             drawn = deformation.warp(volume, (tuple(lattice), affine), interpolation, background=0)
             return torch.from_numpy(np.ascontiguousarray(drawn.array, dtype=np.float32))[None, None]
 
-        def draw_mask(mask: Volume | None, deformation: Deformation) -> Tensor | None:
-            if mask is None:
-                return None
-            drawn = draw(mask, deformation, "nearest")
-            if not drawn.any():
-                raise InputError(f"{mask.name} is empty where the images overlap; choose a mask with voxels there.")
-            return drawn
+        def draw_image(
+            volume: Volume, deformation: Deformation, masks: Sequence[Volume | None]
+        ) -> tuple[Tensor, Tensor | None]:
+            image, known = draw(volume, deformation, "linear"), None
+            for mask in filter(None, masks):
+                drawn = draw(mask, deformation, "nearest")
+                known = drawn if known is None else known * drawn
+                if not known.any():
+                    raise InputError(f"{mask.name} is empty where the images overlap; choose a mask with voxels there.")
+            if known is None or known.all():
+                return image, None
+            return fill_in(image, known), known
 
-        return LatticeImages(
-            draw(self.fixed, still, "linear"),
-            draw(self.moving, placed, "linear"),
-            draw_mask(self.masks[0], still),
-            draw_mask(self.masks[1], placed),
-            affine,
-        )
+        fixed, fixed_mask = draw_image(self.fixed, still, [self.fixed_mask])
+        moving, moving_mask = draw_image(self.moving, placed, [self.moving_mask, self.view])
+        return LatticeImages(fixed, moving, fixed_mask, moving_mask, affine)
+
+
+def _zeros_and_ones(mask: Volume | None) -> Volume | None:
+    return None if mask is None else replace(mask, array=(mask.array != 0).astype(np.uint8))
+
+
+def _normalized(volume: Volume, modality: str, mask: Volume | None) -> Volume:
+    """The volume with intensities in [0, 1], as they are inside the mask."""
+    region = None
+    if mask is not None:
+        still = as_deformation(np.eye(4), volume.shape, volume.affine)
+        region = still.warp(mask, volume, "nearest").array > 0
+        if not region.any():
+            raise InputError(f"{mask.name} is empty inside {volume.name}; choose a mask with voxels there.")
+    return replace(volume, array=normalize(volume, modality, region))
+
+
+def _view_of(volume: Volume) -> Volume:
+    """A volume of ones: where the image's view is."""
+    return replace(volume, array=np.ones(volume.shape, dtype=np.uint8))
 
 
 def as_deformation(transform: Deformation | np.ndarray, shape: Sequence[int], affine: np.ndarray) -> Deformation:

@@ -194,7 +194,7 @@ class Refinement:
                 objective,
                 learning_rate=self.tuning.learning_rate,
                 weight_decay=0.0,
-                epsilon=LEAST_SLOPE / knots,
+                epsilon=LEAST_SLOPE / (knots * objective.seen),
                 steps=level.steps,
                 method=self.settings.method,
                 projection=self.settings.projection,
