@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from GradProjIOLib.engine.folding import folding_penalty
-from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency, stretching
+from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency, bending
 from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
 
@@ -137,7 +137,7 @@ class Objective:
     def _regularity_of(self, fields: Sequence[Tensor], jitter: Tensor | None) -> Tensor:
         forward, backward = zip(*(field.split(1) for field in fields), strict=True)
         consistency = self.regularity(forward, backward, jitter)
-        return consistency if self.unseen is None else consistency + stretching(fields[0], self.unseen)
+        return consistency if self.unseen is None else consistency + bending(fields[0], self.unseen)
 
     def _folding_of(self, fields: Sequence[Tensor]) -> Tensor:
         if not self.folding_weight:

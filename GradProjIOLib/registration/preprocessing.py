@@ -21,8 +21,9 @@ from GradProjIOLib.spatial.deformation import Deformation
 CT_RANGE = (-1000.0, 1000.0)
 CT_AIR = (-1100.0, -900.0)
 CT_SOFT_TISSUE = (-200.0, 200.0)
-CT_SHARE = 0.03
-"""A CT image has at least that part of its voxels in air, or below it, and in soft tissue."""
+LEAST_AIR = 0.03
+LEAST_SOFT_TISSUE = 0.08
+"""A CT image has at least these parts of its voxels in air, or below it, and in soft tissue."""
 MRI_QUANTILE = 0.99
 BRIGHTEST_TISSUE = 4.0
 """How many times as bright as the foreground's median tissue can be; what is brighter is metal or contrast agent."""
@@ -38,7 +39,7 @@ def modality_of(volume: Volume) -> str:
     air = np.mean(sample <= CT_AIR[1])
     soft_tissue = np.mean((sample >= CT_SOFT_TISSUE[0]) & (sample <= CT_SOFT_TISSUE[1]))
     near_air = np.mean((sample >= CT_AIR[0]) & (sample <= CT_AIR[1]))
-    return "ct" if near_air > 0 and air >= CT_SHARE and soft_tissue >= CT_SHARE else "mri"
+    return "ct" if near_air > 0 and air >= LEAST_AIR and soft_tissue >= LEAST_SOFT_TISSUE else "mri"
 
 
 def normalize(volume: Volume, modality: str, region: np.ndarray | None = None) -> np.ndarray:

@@ -34,7 +34,7 @@ from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.inverse import inverse_of
 from GradProjIOLib.registration.network import NetworkStage
-from GradProjIOLib.registration.preprocessing import ImagePair
+from GradProjIOLib.registration.preprocessing import ImagePair, modality_of
 from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
 from GradProjIOLib.registration.refinement import Refinement, check_memory, lattice_for, plan_levels
 from GradProjIOLib.registration.result import Registration, describe_jacobian
@@ -128,7 +128,8 @@ class _Run:
         self.fixed, self.moving = fixed, moving
         self.masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
         self.warnings = image_warnings(fixed, moving)
-        self.initial = _initial(fixed, moving, settings, initial_transform, self.warnings)
+        settings = _with_modalities(settings, fixed, moving, self.warnings)
+        self.initial, self.overlap = _initial(fixed, moving, settings, initial_transform, self.warnings)
         self.device = find_device(settings.device)
         self.settings = _with_model(settings, self.warnings)
         # What is found must not depend on the order in which the voxels are stored.
@@ -268,6 +269,7 @@ class _Run:
             "memory_mode": "full" if self.network is None else self.network.mode,
             "inputs": {role: _describe(volume) for role, volume in inputs.items() if volume is not None},
             "initial_transform": None if isinstance(self.initial, Deformation) else self.initial.tolist(),
+            "overlap": self.overlap,
             "start": start,
             "levels": [list(self._as_stored(level.lattice)) for level in self.levels],
             "steps": [asdict(step) for step in self.steps],
@@ -291,27 +293,40 @@ def _with_model(settings: Settings, warnings: list[str]) -> Settings:
     return replace(settings, model=name)
 
 
+def _with_modalities(settings: Settings, fixed: Volume, moving: Volume, warnings: list[str]) -> Settings:
+    """The settings with modalities instead of "auto"."""
+    found = {}
+    for name, volume in (("fixed_modality", fixed), ("moving_modality", moving)):
+        if getattr(settings, name) == "auto":
+            found[name] = modality_of(volume)
+            if found[name] == "ct":
+                warnings.append(
+                    f"{volume.name} looks like CT, so its intensities are taken as Hounsfield units; "
+                    "choose the modality mri if they are something else."
+                )
+    return replace(settings, **found)
+
+
 def _initial(
     fixed: Volume, moving: Volume, settings: Settings, given: Deformation | np.ndarray | None, warnings: list[str]
-) -> Deformation | np.ndarray:
+) -> tuple[Deformation | np.ndarray, float]:
+    """The initial transform, and which part of the fixed image's view it puts into the moving image's."""
     if isinstance(given, Deformation):
-        return given
-    if given is not None:
-        matrix = np.asarray(given, dtype=np.float64)
+        initial = given
+    elif given is not None:
+        initial = np.asarray(given, dtype=np.float64)
     else:
-        matrix = alignment.align(fixed, moving, settings.align, settings.seed)
-    shared = alignment.overlap(fixed, moving, matrix)
+        initial = alignment.align(fixed, moving, settings.align, settings.seed)
+    shared = alignment.overlap(fixed, moving, initial)
     if shared < LEAST_OVERLAP:
         raise InputError(
             f"{fixed.name} and {moving.name} do not overlap in space; align them first "
             "(automatic alignment: centers, rigid or affine)."
         )
-    if shared < GOOD_OVERLAP and settings.align == "none":
-        warnings.append(
-            f"Only {shared:.0%} of {fixed.name} overlaps with {moving.name}; "
-            "consider automatic alignment (centers, rigid or affine)."
-        )
-    return matrix
+    if shared < GOOD_OVERLAP:
+        hint = "; consider automatic alignment (centers, rigid or affine)" if settings.align == "none" else ""
+        warnings.append(f"Only {shared:.0%} of {fixed.name} overlaps with {moving.name}{hint}.")
+    return initial, shared
 
 
 def _describe(volume: Volume) -> dict[str, Any]:

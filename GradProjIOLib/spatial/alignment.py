@@ -20,6 +20,7 @@ from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_aff
 from GradProjIOLib.geometry.transform_files import linear_from_sitk
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.settings import ALIGNMENTS
+from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.spatial.sampling import sample_linear
 
 if TYPE_CHECKING:
@@ -68,12 +69,13 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
     return matrix
 
 
-def overlap(fixed: Volume, moving: Volume, matrix: np.ndarray) -> float:
-    """The part (0 to 1) of the fixed image's field of view that `matrix` (4x4, RAS mm, fixed → moving) puts
-    into the moving image's field of view."""
+def overlap(fixed: Volume, moving: Volume, transform: Deformation | np.ndarray) -> float:
+    """The part (0 to 1) of the fixed image's field of view that `transform` (4x4 in RAS mm, or a Deformation, fixed →
+    moving) puts into the moving image's field of view."""
     lattice = (24, 24, 24)
-    to_index = np.linalg.inv(moving.affine) @ matrix @ lattice_affine(fixed.affine, fixed.shape, lattice)
-    return float(_inside(lattice_points(lattice, to_index), moving).mean())
+    points = lattice_points(lattice, lattice_affine(fixed.affine, fixed.shape, lattice))
+    mapped = transform.map_points(points) if isinstance(transform, Deformation) else apply_matrix(transform, points)
+    return float(_inside(apply_matrix(np.linalg.inv(moving.affine), mapped), moving).mean())
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
