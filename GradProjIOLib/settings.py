@@ -97,6 +97,9 @@ class Settings:
         "auto", "how the moving image's intensities are scaled, likewise", choices=("auto", *MODALITIES)
     )
     align: str = _setting("none", "linear alignment of the images before the registration", choices=ALIGNMENTS)
+    landmark_tolerance: float = _setting(
+        2.0, "distance in mm within which landmarks that guide the registration hardly pull", above=0, metavar="MM"
+    )
     regularity_weight: float = _setting(1.5, "weight of the regularity against the similarity", least=0, metavar="X")
     learning_rate: float | None = _setting(None, "learning rate instead of the model's own", above=0, metavar="X")
     projection: str = _setting(

@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixed-mask", metavar="FILE", help="where the fixed image counts")
     parser.add_argument("--moving-mask", metavar="FILE", help="where the moving image counts")
     parser.add_argument(
+        "--fixed-points",
+        metavar="FILE",
+        help="landmarks of the fixed image that guide the registration (.mrk.json, .fcsv, or .csv in RAS mm)",
+    )
+    parser.add_argument("--moving-points", metavar="FILE", help="their partners, by name or order, in the moving image")
+    parser.add_argument(
         "--initial-transform", metavar="FILE", help="ITK transform, fixed to moving, to start from instead of --align"
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -42,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         initial_transform=arguments.initial_transform,
         fixed_mask=arguments.fixed_mask,
         moving_mask=arguments.moving_mask,
+        fixed_points=arguments.fixed_points,
+        moving_points=arguments.moving_points,
         progress=not arguments.quiet and sys.stderr.isatty(),
     )
     result.write(arguments.output, labels)

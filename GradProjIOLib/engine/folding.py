@@ -2,8 +2,8 @@
 
 Gradient inverse consistency keeps maps close to diffeomorphisms, but it is sampled at a few points of the lattice and
 does not see every fold. This penalty does: mean of max(0, ε − det) over all cells of both directions, with the
-determinant of forward differences, one for each cell of the lattice. It is zero, and so is its gradient, where nothing
-comes close to folding.
+determinant of the three edges that meet in one corner of the cell. It is zero, and so is its gradient, where nothing
+comes close to folding. Each step of an optimization looks at another of the eight corners, as a cell can fold at any.
 """
 
 from __future__ import annotations
@@ -13,16 +13,25 @@ from torch import Tensor
 
 LEAST_DETERMINANT = 0.2
 """ε: determinants above it cost nothing."""
+CORNERS = 8
+"""Of a cell of the lattice."""
 SLICES = 4
 """How many slices are computed at once, so that what lies between is still in a processor's cache."""
 
 
-def folding_penalty(displacement: Tensor, least: float = LEAST_DETERMINANT) -> Tensor:
+def folding_penalty(displacement: Tensor, least: float = LEAST_DETERMINANT, corner: int = 0) -> Tensor:
     """Mean of max(0, least − det) over all cells, summed over the batch entries: a scalar.
 
     displacement: [N, 3, D, H, W] in samples of the lattice, components along (x, y, z) = (W, H, D). An axis with one
-    sample counts as undeformed. Only the few cells that contribute are looked at for the gradient.
+    sample counts as undeformed. corner: 0 for forward differences; its bits 1, 2 and 4 take backward ones along x, y
+    and z. Only the few cells that contribute are looked at for the gradient.
     """
+    mirrored = [axis for axis in range(3) if corner >> axis & 1]
+    if mirrored:
+        # Mirrored along an axis, a map has the same determinants, and forward differences for backward ones.
+        signs = torch.ones(3, 1, 1, 1, device=displacement.device)
+        signs[mirrored] = -1
+        displacement = displacement.flip([4 - axis for axis in mirrored]) * signs
     with torch.no_grad():
         determinants = cell_determinants(displacement)
         entry, z, y, x = (determinants < least).nonzero(as_tuple=True)

@@ -8,12 +8,13 @@ computes what two passes would.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from GradProjIOLib.engine.folding import folding_penalty
+from GradProjIOLib.engine.guidance import LandmarkDistance
 from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency, bending
 from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
@@ -24,11 +25,12 @@ WINDOW_STRIDE = 4
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars, without weights: similarity and folding (sums of both directions), and regularity."""
+    """Scalars, without weights: similarity, folding and landmarks (sums of both directions), and regularity."""
 
     similarity: Tensor
     regularity: Tensor
     folding: Tensor
+    landmarks: Tensor | None = None
 
 
 class Objective:
@@ -41,11 +43,10 @@ class Objective:
     say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
     mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
     outside_counts: whether samples that are mapped outside the lattice count, as black; uniGradICON has it so.
+    landmarks: pairs of points that should meet, a third objective.
     on_lattice: whether the model's maps are one field each on the lattice itself. The losses are then computed at fewer
     points, which is faster and gives the same but for noise (Docs/benchmarks.md).
     """
-
-    names = ("similarity", "regularity")
 
     def __init__(
         self,
@@ -59,10 +60,13 @@ class Objective:
         regularity_weight: float = 1.5,
         folding_weight: float = 0.0,
         on_lattice: bool = False,
+        landmarks: LandmarkDistance | None = None,
         outside_counts: bool = True,
     ):
         self.model = model
         self.on_lattice = on_lattice
+        self.landmarks = landmarks
+        self.names = ("similarity", "regularity") if landmarks is None else ("similarity", "regularity", "landmarks")
         self.sources = torch.cat([moving, fixed])
         self.targets = torch.cat([fixed, moving])
         self.lattice = tuple(fixed.shape[2:])
@@ -91,13 +95,18 @@ class Objective:
 
     def losses_of(self, fields: Sequence[Tensor], jitter: Tensor | None) -> Losses:
         """``losses`` of fields that are there already."""
-        return Losses(self.similarity_of(fields), self._regularity_of(fields, jitter), self._folding_of(fields))
+        landmarks = None if self.landmarks is None else self.landmarks(fields)
+        return Losses(
+            self.similarity_of(fields), self._regularity_of(fields, jitter), self._folding_of(fields), landmarks
+        )
 
-    def gradients(self, fields: Sequence[Tensor], jitter: Tensor | None) -> tuple[Losses, list[list[Tensor]]]:
+    def gradients(
+        self, fields: Sequence[Tensor], jitter: Tensor | None, corner: int = 0
+    ) -> tuple[Losses, list[list[Tensor]]]:
         """All losses, and for each objective the gradient of its weighted loss with respect to the fields.
 
         One loss after the other, so that the intermediate results of two losses, and those of the model's backward
-        pass after them, are never there at the same time.
+        pass after them, are never there at the same time. corner: see ``folding_penalty``.
         """
         ends = [field.detach().requires_grad_() for field in fields]
         similarity = self.similarity_of(ends)
@@ -105,12 +114,16 @@ class Objective:
         regularity = self._regularity_of(ends, jitter)
         of_regularity = list(torch.autograd.grad(regularity, ends))
         torch._foreach_mul_(of_regularity, self.regularity_weight)
-        folding = self._folding_of(ends)
+        folding = self._folding_of(ends, corner)
         if folding.requires_grad:
             of_folding = torch.autograd.grad(folding, ends)
             torch._foreach_add_(of_regularity, of_folding, alpha=self.folding_weight)
         losses = Losses(similarity.detach(), regularity.detach(), folding.detach())
-        return losses, [of_similarity, of_regularity]
+        if self.landmarks is None:
+            return losses, [of_similarity, of_regularity]
+        landmarks = self.landmarks(ends)
+        of_landmarks = list(torch.autograd.grad(self.landmarks.weight * landmarks, ends))
+        return replace(losses, landmarks=landmarks.detach()), [of_similarity, of_regularity, of_landmarks]
 
     def similarity_of(self, fields: Sequence[Tensor]) -> Tensor:
         """The similarity loss of fields that are there already, a scalar."""
@@ -139,10 +152,10 @@ class Objective:
         consistency = self.regularity(forward, backward, jitter)
         return consistency if self.unseen is None else consistency + bending(fields[0], self.unseen)
 
-    def _folding_of(self, fields: Sequence[Tensor]) -> Tensor:
+    def _folding_of(self, fields: Sequence[Tensor], corner: int = 0) -> Tensor:
         if not self.folding_weight:
             return torch.zeros((), device=self.points.device)
-        return folding_penalty(self.displacements_of(fields))
+        return folding_penalty(self.displacements_of(fields), corner=corner)
 
     @property
     def seen(self) -> float:

@@ -1,7 +1,7 @@
 """Instance optimization: the parameters of a deformation model fitted to one pair, one step at a time.
 
 The method of Zhang, Zhao and Tao (Learn2Reg 2024): AMSGrad on all parameters, for ``vanilla`` on the weighted
-sum of the two losses, for ``projected`` on the projected sum of their gradients.
+sum of the losses, for ``projected`` on the projected sum of their gradients.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from GradProjIOLib.engine.folding import CORNERS
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.projection import Weighting, combine_, gram_matrix, weighting
 from GradProjIOLib.settings import METHODS, PROJECTION_RULES
@@ -32,7 +33,9 @@ class Step:
     similarity and regularity, ``projected`` which of them was projected ("none", "similarity", "regularity",
     "both"); vanilla steps know neither: None. ``seconds`` is the time the step took. ``stage`` says what was optimized
     ("network" or "refinement") and ``level`` on which of its lattices, coarsest first. ``remaining_seconds`` estimates
-    the time of all steps to come. Whoever runs several optimizations in a row fills in these three.
+    the time of all steps to come. Whoever runs several
+    optimizations in a row fills in these three. ``landmarks`` is their loss where landmarks guide the registration, and
+    ``conflicts`` are the pairs of objectives whose gradients conflict, such as "similarity–landmarks".
     """
 
     index: int
@@ -45,6 +48,8 @@ class Step:
     stage: str = "network"
     level: int = 0
     remaining_seconds: float = 0.0
+    landmarks: float | None = None
+    conflicts: tuple[str, ...] = ()
 
 
 class InstanceOptimizer:
@@ -141,14 +146,14 @@ class InstanceOptimizer:
         start = time.perf_counter()
         fields = self.objective.fields()
         jitter = self.objective.regularity.jitter(self.noise)
-        losses, of_fields = self.objective.gradients(fields, jitter)
+        losses, of_fields = self.objective.gradients(fields, jitter, corner=index % CORNERS)
         if self.method == "projected":
             gradients, weights = self._projected_gradient(fields, of_fields)
         else:
             combine_(of_fields, [1.0] * len(of_fields))
             gradients, weights = self._gradient(fields, of_fields[0]), None
         # Read only now: a graphics card has its work for the whole step by then.
-        values = {name: getattr(losses, name).item() for name in ("similarity", "regularity", "folding")}
+        values = {name: value.item() for name, value in vars(losses).items() if value is not None}
         if not all(math.isfinite(value) for value in values.values()):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -160,8 +165,12 @@ class InstanceOptimizer:
             **values,
             cosine=weights.cosine if weights else None,
             projected=self._names(weights.projected) if weights else None,
+            conflicts=self._conflicts(weights.conflicts) if weights else (),
             seconds=time.perf_counter() - start,
         )
+
+    def _conflicts(self, pairs: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+        return tuple("–".join(self.objective.names[i] for i in pair) for pair in pairs)
 
     def _names(self, projected: Sequence[int]) -> str:
         """Which objectives were projected, in a word."""

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.landmarks import match_landmarks
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
@@ -228,29 +229,6 @@ def label_centers(labels: np.ndarray, structures: Sequence[int]) -> np.ndarray:
             np.ones(labels.shape, np.uint8), labels, np.asarray(structures)[present]
         )
     return centers
-
-
-def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
-    """For every name in `fixed` the position of its partner in `moving`.
-
-    By name where both lists hold the same names, each once; by order where they share none or repeat some.
-    Raises InputError where the numbers differ or only some names are shared.
-    """
-    if len(fixed) != len(moving):
-        raise InputError(
-            f"There are {len(fixed)} fixed and {len(moving)} moving landmarks; "
-            "give the same number, in the same order or with the same names."
-        )
-    unique = len(set(fixed)) == len(fixed) and len(set(moving)) == len(moving)
-    alone = set(fixed) - set(moving)
-    if unique and alone and len(alone) < len(fixed):
-        raise InputError(
-            f"The fixed landmark {min(alone)} has no moving one of its name, but others have; "
-            "rename it, or rename all moving landmarks to match them by their order."
-        )
-    if unique and not alone:
-        return [moving.index(name) for name in fixed]
-    return list(range(len(fixed)))
 
 
 def _voxel_counts(labels: np.ndarray) -> dict[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,29 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
     if not np.isfinite(points).all():
         raise InputError(f"{path} has a landmark whose position is no number; correct or remove it.")
     return Landmarks(names, to_ras(points, frame, affine, path), str(path))
+
+
+def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
+    """For every name in `fixed` the position of its partner in `moving`.
+
+    By name where both lists hold the same names, each once; by order where they share none or repeat some.
+    Raises InputError where the numbers differ or only some names are shared.
+    """
+    if len(fixed) != len(moving):
+        raise InputError(
+            f"There are {len(fixed)} fixed and {len(moving)} moving landmarks; "
+            "give the same number, in the same order or with the same names."
+        )
+    unique = len(set(fixed)) == len(fixed) and len(set(moving)) == len(moving)
+    alone = set(fixed) - set(moving)
+    if unique and alone and len(alone) < len(fixed):
+        raise InputError(
+            f"The fixed landmark {min(alone)} has no moving one of its name, but others have; "
+            "rename it, or rename all moving landmarks to match them by their order."
+        )
+    if unique and not alone:
+        return [moving.index(name) for name in fixed]
+    return list(range(len(fixed)))
 
 
 def to_ras(points: np.ndarray, frame: str | None, affine: np.ndarray | None, path: str | os.PathLike) -> np.ndarray:

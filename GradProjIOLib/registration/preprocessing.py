@@ -15,6 +15,7 @@ from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.guidance import LandmarkPairs
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation
 
@@ -108,6 +109,7 @@ class LatticeImages:
     fixed_mask: Tensor | None
     moving_mask: Tensor | None
     affine: np.ndarray
+    landmarks: LandmarkPairs | None
 
     def to(self, device: torch.device) -> LatticeImages:
         """The same on a device."""
@@ -116,9 +118,12 @@ class LatticeImages:
 
     def objective(self, model: nn.Module, settings: Settings, **options: Any) -> Objective:
         """The losses of a deformation model for these images; options are those of ``Objective``."""
-        return Objective(
-            model, self.fixed, self.moving, settings.similarity, self.fixed_mask, self.moving_mask, **options
-        )
+        landmarks = None
+        if self.landmarks is not None:
+            tolerance, device = settings.landmark_tolerance, self.fixed.device
+            landmarks = self.landmarks.on_lattice(self.fixed.shape[2:], self.affine, tolerance, device)
+        masks = self.fixed_mask, self.moving_mask
+        return Objective(model, self.fixed, self.moving, settings.similarity, *masks, landmarks=landmarks, **options)
 
 
 class ImagePair:
@@ -126,7 +131,7 @@ class ImagePair:
 
     The moving image is drawn where ``initial`` (4x4 or a Deformation, fixed → moving, RAS mm) puts it. Masks are
     non-zero where an image counts; what lies outside the moving image's view does not count either, unless that view
-    ends in background. What does not count is filled in.
+    ends in background. What does not count is filled in. Landmarks should meet.
     """
 
     def __init__(
@@ -137,7 +142,9 @@ class ImagePair:
         settings: Settings,
         fixed_mask: Volume | None = None,
         moving_mask: Volume | None = None,
+        landmarks: LandmarkPairs | None = None,
     ):
+        self.landmarks = None if landmarks is None else landmarks.placed(initial, fixed)
         self.initial = initial
         self.latest: LatticeImages | None = None
         self.fixed_mask, self.moving_mask = _zeros_and_ones(fixed_mask), _zeros_and_ones(moving_mask)
@@ -177,7 +184,7 @@ class ImagePair:
 
         fixed, fixed_mask = draw_image(self.fixed, still, [self.fixed_mask])
         moving, moving_mask = draw_image(self.moving, placed, [self.moving_mask, self.view])
-        return LatticeImages(fixed, moving, fixed_mask, moving_mask, affine)
+        return LatticeImages(fixed, moving, fixed_mask, moving_mask, affine, self.landmarks)
 
 
 def _zeros_and_ones(mask: Volume | None) -> Volume | None:

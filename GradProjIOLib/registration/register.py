@@ -32,6 +32,7 @@ from GradProjIOLib.geometry.lattice import is_rectangular
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.guidance import LandmarkPairs, Points
 from GradProjIOLib.registration.inverse import inverse_of
 from GradProjIOLib.registration.network import NetworkStage
 from GradProjIOLib.registration.preprocessing import ImagePair, modality_of
@@ -69,6 +70,8 @@ def register(
     initial_transform: Deformation | np.ndarray | str | os.PathLike | None = None,
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
+    fixed_points: Points | None = None,
+    moving_points: Points | None = None,
     on_step: OnStep | None = None,
     on_start: OnStart | None = None,
     progress: bool = False,
@@ -79,6 +82,8 @@ def register(
     fixed, moving and the masks: the path of an image file, a Volume, a SimpleITK or nibabel image, or a pair
     (array [k, j, i], affine from the index (i, j, k) to RAS mm); see ``geometry.conversion.as_volume``. Masks (any
     lattice, non-zero inside) say where each image counts in the similarity.
+    fixed_points, moving_points: landmarks that should meet: arrays [n, 3] in RAS mm, ``Landmarks``, or files (see
+    ``geometry.landmarks``; a .csv file is in RAS mm). Partners have the same names, else the same order.
     settings: how to register. Each field of ``Settings`` may also be given as a keyword, as in ``steps=100``; it
     overrides the one in ``settings``. The keyword ``preset`` names one of ``settings.PRESETS``, whose values override
     those in ``settings`` but not other keywords.
@@ -105,6 +110,7 @@ def register(
         initial_transform,
         None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
         None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
+        _landmarks(fixed_points, moving_points),
     ).result(on_step, on_start, progress)
 
 
@@ -119,6 +125,7 @@ class _Run:
         initial_transform: Deformation | np.ndarray | None,
         fixed_mask: Volume | None,
         moving_mask: Volume | None,
+        landmarks: LandmarkPairs | None,
     ):
         self.started = time.perf_counter()
         check_image(fixed)
@@ -142,7 +149,8 @@ class _Run:
         if self.settings.model != "none":
             self.network = NetworkStage(self.settings, self.ordered, self.device, self.warnings)
             self.settings = self.network.settings
-        self.images = ImagePair(self.ordered, moving, self.initial, settings, fixed_mask, moving_mask)
+        self.landmarks = landmarks
+        self.images = ImagePair(self.ordered, moving, self.initial, settings, fixed_mask, moving_mask, landmarks)
         self.steps: list[Step] = []
         self.stopped = "finished"
 
@@ -273,6 +281,7 @@ class _Run:
             "start": start,
             "levels": [list(self._as_stored(level.lattice)) for level in self.levels],
             "steps": [asdict(step) for step in self.steps],
+            "landmarks": None if self.landmarks is None else self.landmarks.report(self.initial, forward),
             "stopped": self.stopped,
             **losses,
             "jacobian": describe_jacobian(forward, self.fixed),
@@ -281,6 +290,12 @@ class _Run:
             "peak_memory_bytes": peak_memory(self.device),
             "warnings": self.warnings,
         }
+
+
+def _landmarks(fixed: Points | None, moving: Points | None) -> LandmarkPairs | None:
+    if (fixed is None) != (moving is None):
+        raise InputError("Landmarks guide a registration only in pairs; give those of both images, or none.")
+    return None if fixed is None or moving is None else LandmarkPairs.of(fixed, moving)
 
 
 def _with_model(settings: Settings, warnings: list[str]) -> Settings:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from GradProjIOLib.engine.folding import LEAST_DETERMINANT, cell_determinants, folding_penalty
+from GradProjIOLib.engine.folding import CORNERS, LEAST_DETERMINANT, cell_determinants, folding_penalty
 
 
 def linear_displacement(matrix, shape=(6, 7, 8)):
@@ -66,3 +66,21 @@ def test_the_gradient_of_the_few_cells_is_that_of_all_cells():
     few_cells = folding_penalty(displacement)
     torch.testing.assert_close(few_cells, all_cells)
     torch.testing.assert_close(*(torch.autograd.grad(loss, displacement)[0] for loss in (few_cells, all_cells)))
+
+
+@pytest.mark.parametrize("corner", range(CORNERS))
+def test_the_edges_that_meet_in_any_corner_are_looked_at(corner):
+    torch.manual_seed(2)
+    displacement = 0.6 * torch.randn(1, 3, 5, 6, 7, dtype=torch.float64)
+    z, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in displacement.shape[2:]), indexing="ij")
+    mapped = displacement[0] + torch.stack([x, y, z])
+    backward = [corner >> axis & 1 for axis in range(3)]
+    edges = []
+    for axis in range(3):
+        along = mapped.diff(dim=3 - axis)
+        for other in {0, 1, 2} - {axis}:
+            along = along.narrow(3 - other, backward[other], along.shape[3 - other] - 1)
+        edges.append(along)
+    determinants = torch.linalg.det(torch.stack(edges, dim=-1).movedim(0, -2))
+    expected = torch.relu(LEAST_DETERMINANT - determinants).mean()
+    torch.testing.assert_close(folding_penalty(displacement, corner=corner), expected)

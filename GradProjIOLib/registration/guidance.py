@@ -1,0 +1,93 @@
+"""Landmarks that guide a registration: pairs of points in RAS mm, as files or arrays."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from GradProjIOLib.engine.guidance import RADIUS, LandmarkDistance
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks, read_landmarks
+from GradProjIOLib.geometry.lattice import apply_matrix
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.spatial.deformation import Deformation
+
+Points = Landmarks | np.ndarray | Sequence[Sequence[float]] | str | os.PathLike
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkPairs:
+    """Points of the fixed image and their partners in the moving one: [n, 3] each, in RAS mm."""
+
+    names: list[str]
+    fixed: np.ndarray
+    moving: np.ndarray
+
+    @classmethod
+    def of(cls, fixed: Points, moving: Points) -> LandmarkPairs:
+        """From files, ``Landmarks``, or arrays [n, 3] in RAS mm; partners have the same name, else the same place.
+
+        A .csv file is in RAS mm. Raises InputError where the two do not match.
+        """
+        sides = [_as_landmarks(fixed, "fixed"), _as_landmarks(moving, "moving")]
+        order = match_landmarks(sides[0].names, sides[1].names)
+        return cls(sides[0].names, sides[0].points, sides[1].points[order])
+
+    def placed(self, initial: Deformation | np.ndarray, fixed: Volume) -> LandmarkPairs:
+        """The same with the moving points where the initial transform puts them, beside the fixed ones.
+
+        Raises InputError for a pair with a point outside the fixed image's field of view.
+        """
+        if not isinstance(initial, Deformation):
+            initial = Deformation.from_linear(initial)
+        moving = initial.source_points(self.moving)
+        for name, pair in zip(self.names, np.stack([self.fixed, moving], axis=1), strict=True):
+            index = apply_matrix(np.linalg.inv(fixed.affine), pair)
+            if (index < -0.5).any() or (index > np.array(fixed.shape[::-1]) - 0.5).any():
+                raise InputError(
+                    f"The landmark {name} lies outside {fixed.name}, or its partner does under the initial transform; "
+                    "correct it, or align the images first."
+                )
+        return LandmarkPairs(self.names, self.fixed, moving)
+
+    def on_lattice(
+        self, lattice: tuple[int, int, int], affine: np.ndarray, tolerance: float, device: torch.device
+    ) -> LandmarkDistance:
+        """The objective for ``placed`` pairs on a lattice (K, J, I) with ``affine``."""
+        half = (np.array(lattice[::-1]) - 1) / 2
+        to_index = np.linalg.inv(affine)
+        fixed, moving = (apply_matrix(to_index, points) / half - 1 for points in (self.fixed, self.moving))
+        tensor = partial(torch.tensor, dtype=torch.float32, device=device)
+        view = abs(np.linalg.det(affine[:3, :3])) * math.prod(lattice)
+        share = min(1.0, 4 / 3 * math.pi * RADIUS**3 / view)
+        return LandmarkDistance(tensor(fixed), tensor(moving), tensor(affine[:3, :3] * half), tolerance, share)
+
+    def report(self, before: Deformation | np.ndarray, after: Deformation) -> list[dict[str, Any]]:
+        """For each pair its name and its distance in mm under the initial transform and under the result."""
+        if not isinstance(before, Deformation):
+            before = Deformation.from_linear(before)
+        distances = (
+            np.linalg.norm(one.map_points(self.fixed) - self.moving, axis=1).tolist() for one in (before, after)
+        )
+        return [
+            {"name": name, "before_mm": before_mm, "after_mm": after_mm}
+            for name, before_mm, after_mm in zip(self.names, *distances, strict=True)
+        ]
+
+
+def _as_landmarks(points: Points, role: str) -> Landmarks:
+    if isinstance(points, Landmarks):
+        return points
+    if isinstance(points, (str, os.PathLike)):
+        return read_landmarks(points, "RAS")
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != 3 or not len(array) or not np.isfinite(array).all():
+        raise InputError(f"The {role} landmarks must be points [n, 3] in RAS mm, or a file of landmarks.")
+    return Landmarks([str(number) for number in range(1, len(array) + 1)], array)
