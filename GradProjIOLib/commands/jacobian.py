@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from GradProjIOLib.commands.options import TRANSFORM_HELP
+from GradProjIOLib.commands.options import TRANSFORM_HELP, say_notes
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.metrics import IDENTITY
 from GradProjIOLib.evaluation.tables import write_json
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write, print."""
     reference = read_volume(arguments.reference)
+    say_notes(reference)
     deformation = Deformation.read(arguments.transform, reference.shape, reference.affine)
     region = None
     if arguments.mask:

@@ -6,7 +6,9 @@ else; 130 interrupted.
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import os
 import signal
 import sys
@@ -37,6 +39,7 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with the arguments, or those of the process; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _say_everything()
     try:
         with _sigterm_interrupts():
             options = _parser(arguments).parse_args(arguments)
@@ -74,6 +77,16 @@ def _parser(arguments: Sequence[str]) -> Parser:
 
 def _module(verb: str) -> Any:
     return importlib.import_module(f"GradProjIOLib.commands.{verb}")
+
+
+def _say_everything() -> None:
+    """Let the output take every character: arrows, and names of files in any script, also with LC_ALL=C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if codecs.lookup(stream.encoding).name == "ascii":
+                stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+            elif stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import PRESETS, SETTING_NAMES, Settings, allowed_range, value_type
 
 TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as transform.h5"
@@ -95,3 +97,9 @@ def whole_number(text: str, least: float = -math.inf) -> int:
 def whole_numbers(text: str) -> list[int]:
     """The whole numbers in a list with commas between them."""
     return [whole_number(part) for part in text.split(",")]
+
+
+def say_notes(*volumes: Volume) -> None:
+    """Print what the user should know about images, once."""
+    for note in dict.fromkeys(volume.note for volume in volumes if volume.note):
+        print(f"note: {note}", file=sys.stderr)

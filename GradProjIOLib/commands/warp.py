@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from GradProjIOLib.commands.options import TRANSFORM_HELP, number
+from GradProjIOLib.commands.options import TRANSFORM_HELP, number, say_notes
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_frames, read_volume, whole_numbers_of, write_frames
 from GradProjIOLib.spatial.deformation import Deformation
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     deformation = Deformation.read(arguments.transform, reference.shape, reference.affine)
     for source, target in _targets([Path(path) for path in arguments.moving], Path(arguments.output)).items():
         frames, step = read_frames(source)
+        say_notes(reference, *frames)
         if arguments.labels:
             frames = [whole_numbers_of(frame) for frame in frames]
         lowest = arguments.background

@@ -57,6 +57,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise write_error(path, error) from error
 
 
+def library_path(path: str | os.PathLike) -> str:
+    """`path` for libraries in C++, which take UTF-8. Raises InputError where the name is no text in it.
+
+    Where the system's encoding is ASCII (LC_ALL=C), Python has such names with surrogates; SimpleITK ends the process
+    when it gets one.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{os.fspath(path)!a} is no name in UTF-8; rename the file or its folder.") from error
+
+
+def path_text(path: str | os.PathLike) -> str:
+    """`path` as text to show, whatever the system's encoding."""
+    return os.fsencode(path).decode("utf-8", errors="replace")
+
+
 def write_error(path: Path, error: Exception) -> WriteError:
     """The WriteError that says why `path` could not be written."""
     reason = getattr(error, "strerror", None) or _reason(error)

@@ -10,15 +10,17 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from GradProjIOLib.errors import InputError, WriteError
-from GradProjIOLib.geometry.files import atomic_path, write_error
-from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular
+from GradProjIOLib.geometry.files import atomic_path, library_path, path_text, write_error
+from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular, straight_affine
 from GradProjIOLib.geometry.volume import (
+    SKEW_NOTE,
     Volume,
     check_kind,
     from_nibabel,
@@ -26,6 +28,7 @@ from GradProjIOLib.geometry.volume import (
     lattice_of,
     refuse_not_finite,
     set_lattice,
+    straightened,
     to_sitk,
 )
 
@@ -35,6 +38,13 @@ if TYPE_CHECKING:
 
 WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
+PLACE = (
+    *("pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+"""The fields of a NIfTI header that say where it lies. ITK never ends where one is infinite."""
+HEADER_BYTES = 1 << 16
+REPAIRED = "GradProjIO_repaired"
 IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, *FREESURFER_SUFFIXES)
 
 
@@ -47,15 +57,15 @@ def read_volume(path: str | os.PathLike) -> Volume:
     path = Path(path)
     if path.name.lower().endswith(FREESURFER_SUFFIXES):
         check_readable(path)
-        return _read_freesurfer(path).read_from(path)
+        return straightened(_read_freesurfer(path)).read_from(path)
 
     def accept(reader: SimpleITK.ImageFileReader) -> None:
         import SimpleITK as sitk
 
         pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        check_kind(reader.GetSize(), reader.GetNumberOfComponents(), pixel_type, str(path))
+        check_kind(reader.GetSize(), reader.GetNumberOfComponents(), pixel_type, path_text(path))
 
-    return from_sitk(read_sitk(path, accept), str(path)).read_from(path)
+    return _volume(read_sitk(path, accept), path).read_from(path)
 
 
 def read_sitk(
@@ -72,14 +82,18 @@ def read_sitk(
     import SimpleITK as sitk
 
     check_readable(path, WRITTEN_SUFFIXES)
-    with _unpacked(path) as unpacked:
+    _check_data_file(path)
+    with _unpacked(path) as unpacked, _straight(unpacked, path) as readable:
         reader = sitk.ImageFileReader()
-        reader.SetFileName(str(unpacked))
+        reader.SetFileName(library_path(readable))
         try:
             reader.ReadImageInformation()
             accept(reader)
-            _check_values(unpacked, str(path), on_not_finite or _refuse)
-            return reader.Execute()
+            _check_values(unpacked, path_text(path), on_not_finite or _refuse)
+            image = reader.Execute()
+            if readable != unpacked:
+                image.SetMetaData(REPAIRED, "yes")
+            return image
         except RuntimeError as error:
             if "orthonormal" in str(error) or "Bad direction" in str(error):
                 raise badly_placed(str(path)) from error
@@ -108,8 +122,8 @@ def read_frames(path: str | os.PathLike) -> tuple[list[Volume], float | None]:
 
     image = read_sitk(path, accept)
     if image.GetDimension() == 3:
-        return [from_sitk(image, str(path))], None
-    frames = [from_sitk(image[:, :, :, number], str(path)) for number in range(image.GetSize()[3])]
+        return [_volume(image, path)], None
+    frames = [_volume(image[:, :, :, number], path) for number in range(image.GetSize()[3])]
     return frames, image.GetSpacing()[3]
 
 
@@ -176,7 +190,7 @@ def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
         raise WriteError(f"{path} cannot be written: its axes are not at right angles, use .nrrd or .mha.")
     with atomic_path(path) as temporary:
         try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            sitk.WriteImage(image, library_path(temporary), useCompression=True)
         except RuntimeError as error:
             raise write_error(path, error) from error
         # ITK's NIfTI writer says nothing when the disk is full.
@@ -249,8 +263,57 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield unpacked
 
 
+def _check_data_file(path: Path) -> None:
+    """Raise InputError where the header of an NRRD or MetaImage file takes the voxels from something that is no file.
+
+    A device may have no end.
+    """
+    if _is_nifti(path):
+        return
+    with open(path, "rb") as file:
+        header = file.read(HEADER_BYTES).partition(b"\n\n")[0]
+    for line in header.splitlines():
+        key, _, value = line.replace(b"=", b":", 1).partition(b":")
+        if key.strip().lower().replace(b" ", b"") in (b"datafile", b"elementdatafile"):
+            data = path.parent / os.fsdecode(value.strip().replace(b"\0", b""))
+            if data.exists() and not data.is_file():
+                raise InputError(f"{path} takes its voxels from {data}, which is no file; export the image again.")
+
+
 def _refuse(bad: np.ndarray, name: str) -> None:
     refuse_not_finite(int(bad.sum()), bad.size, name)
+
+
+def _volume(image: SimpleITK.Image, path: Path) -> Volume:
+    """The volume of an image that was read from a file, with what was repaired as its note."""
+    volume = straightened(from_sitk(image, path_text(path)))
+    return replace(volume, note=SKEW_NOTE.format(name=volume.name)) if image.HasMetaDataKey(REPAIRED) else volume
+
+
+@contextmanager
+def _straight(path: Path, source: Path) -> Iterator[Path]:
+    """An unpacked image that ITK can read: `path`, or where the axes of a NIfTI file are a little skewed, a copy.
+
+    Raises InputError, which names the `source`, for a NIfTI file whose place in space is no number.
+    """
+    header = None
+    if _is_nifti(path):
+        with open(path, "rb") as file:
+            header = _nifti_header(file.read(540))
+    if header is not None and not all(np.isfinite(header[name]).all() for name in PLACE):
+        raise badly_placed(path_text(source))
+    better = None if header is None or not header["sform_code"] else straight_affine(header.get_sform())
+    if header is None or better is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
+        copy = Path(folder) / "image.nii"
+        shutil.copyfile(path, copy)
+        header.set_sform(better, int(header["sform_code"]))
+        header.set_qform(better, int(header["sform_code"]))
+        with open(copy, "r+b") as file:
+            file.write(header.binaryblock)
+        yield copy
 
 
 def _check_values(path: Path, name: str, on_not_finite: Callable[[np.ndarray, str], None]) -> None:
@@ -295,7 +358,7 @@ def _read_freesurfer(path: Path) -> Volume:
     import nibabel
 
     try:
-        return from_nibabel(nibabel.MGHImage.from_filename(path), str(path))
+        return from_nibabel(nibabel.MGHImage.from_filename(path), path_text(path))
     except InputError:
         raise
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:

@@ -13,6 +13,8 @@ from GradProjIOLib.errors import InputError
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 POINTS_AT_ONCE = 1 << 18
 LARGEST_COARSE_LATTICE = 175
+LARGEST_SKEW = 2.5e-3
+"""Largest scalar product of two axes of an image that are taken as at right angles, with a warning."""
 
 
 def check_affine(affine: np.ndarray, name: str) -> None:
@@ -30,6 +32,23 @@ def is_rectangular(affine: np.ndarray) -> bool:
     """Whether the axes of `affine` are at right angles. ITK changes them without a word in NIfTI files."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-4)
+
+
+def straight_affine(affine: np.ndarray) -> np.ndarray | None:
+    """`affine` with the nearest axes at right angles, where its own are off by rounding; None where they are not.
+
+    More than LARGEST_SKEW is not rounding.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not spacing.all() or is_rectangular(affine):
+        return None
+    directions = affine[:3, :3] / spacing
+    if np.abs(directions.T @ directions - np.eye(3)).max() > LARGEST_SKEW:
+        return None
+    left, _, right = np.linalg.svd(directions)
+    straight = affine.copy()
+    straight[:3, :3] = left @ right * spacing
+    return straight
 
 
 def lattice_affine(affine: np.ndarray, size: tuple[int, int, int], lattice: tuple[int, int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry import landmarks
-from GradProjIOLib.geometry.files import atomic_path
+from GradProjIOLib.geometry.files import atomic_path, library_path
 from GradProjIOLib.geometry.image_files import check_readable
 from GradProjIOLib.geometry.lattice import apply_matrix
 
@@ -126,7 +126,7 @@ def _map_mesh(source: Path, target: Path, map_points: PointMap, frame: str | Non
     reader = getattr(vtk, f"vtk{kind}Reader")()
     problems: list[str] = []
     reader.AddObserver("ErrorEvent", lambda *_: problems.append("error"))
-    reader.SetFileName(str(source))
+    reader.SetFileName(library_path(source))
     reader.Update()
     surface = reader.GetOutput()
     if problems or surface is None or not surface.GetNumberOfPoints():
@@ -150,7 +150,7 @@ def _map_mesh(source: Path, target: Path, map_points: PointMap, frame: str | Non
         writer.SetFileTypeToBinary()
     writer.SetInputData(surface)
     with atomic_path(target) as temporary:
-        writer.SetFileName(str(temporary))
+        writer.SetFileName(library_path(temporary))
         if not writer.Write():
             raise OSError("vtk could not write it")
     return len(mapped)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.files import atomic_path, write_error
+from GradProjIOLib.geometry.files import atomic_path, library_path, write_error
 from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES as IMAGE_SUFFIXES
 from GradProjIOLib.geometry.image_files import check_readable, read_sitk, write_sitk
 from GradProjIOLib.geometry.lattice import RAS_TO_LPS, lattice_points
@@ -109,7 +109,7 @@ def write_transform(displacement: np.ndarray, affine: np.ndarray, matrix: np.nda
         # On a full disk ITK's text writer says nothing and HDF5 brings the process down when it ends.
         _require_space(temporary, 65536 + bytes_per_number * displacement.size)
         try:
-            sitk.WriteTransform(transform, str(temporary))
+            sitk.WriteTransform(transform, library_path(temporary))
         except RuntimeError as error:
             raise write_error(path, error) from error
     return None
@@ -161,7 +161,7 @@ def _read_transform(path: Path) -> SimpleITK.Transform:
     if path.suffix.lower() in HDF5_SUFFIXES and not _is_hdf5(path):
         raise _unreadable(path)
     try:
-        transform = sitk.ReadTransform(str(path))
+        transform = sitk.ReadTransform(library_path(path))
     except RuntimeError as error:
         raise _unreadable(path) from error
     if transform.GetDimension() != 3:

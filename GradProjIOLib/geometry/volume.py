@@ -7,33 +7,35 @@ Inside the package every coordinate is RAS mm. ITK's files and objects use LPS m
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, check_affine, describe_lattice
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, check_affine, describe_lattice, straight_affine
 
 if TYPE_CHECKING:
     import SimpleITK
     from nibabel.spatialimages import SpatialImage
 
 SMALLEST_AXIS = 5
+SKEW_NOTE = "The axes of {name} are not quite at right angles; the nearest ones that are were taken."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """A 3-D image: `array` [k, j, i] and `affine` (4x4) from the index (i, j, k, 1) to RAS mm.
 
-    `name` stands for the volume in messages. Raises InputError where the array is not 3-D or the affine is
-    singular.
+    `name` stands for the volume in messages; `note` is a sentence about it that the user should read. Raises
+    InputError where the array is not 3-D or the affine is singular.
     """
 
     array: np.ndarray
     affine: np.ndarray
     name: str = "volume"
+    note: str = ""
     # Not given to __init__, so dataclasses.replace makes a volume that comes from no file.
     _source: tuple[Path, int] | None = field(default=None, init=False, repr=False)
 
@@ -87,6 +89,12 @@ def in_ras_order(volume: Volume) -> tuple[Volume, tuple[int, int, int]]:
     return Volume(array, affine, volume.name), (2 - k, 2 - j, 2 - i)
 
 
+def straightened(volume: Volume) -> Volume:
+    """The volume with its axes at right angles where they are off by rounding, and a note; else as it is."""
+    affine = straight_affine(volume.affine)
+    return volume if affine is None else replace(volume, affine=affine, note=SKEW_NOTE.format(name=volume.name))
+
+
 def check_image(volume: Volume) -> None:
     """Raise InputError where `volume` is no image to register: too small, NaN or infinity, or constant."""
     if min(volume.shape) < SMALLEST_AXIS:
@@ -105,8 +113,8 @@ def check_image(volume: Volume) -> None:
 
 
 def image_warnings(*volumes: Volume) -> list[str]:
-    """A sentence for each of the `volumes` that looks like a label map where an image is expected."""
-    return [
+    """What the user should know about the `volumes`: their notes, and which look like label maps."""
+    return [volume.note for volume in volumes if volume.note] + [
         f"{volume.name} looks like a label map (a few whole numbers in large uniform regions); the similarity is "
         "made for images, and label maps belong to the labels or masks."
         for volume in volumes

@@ -27,9 +27,9 @@ from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
-from GradProjIOLib.geometry.files import checksum
+from GradProjIOLib.geometry.files import checksum, path_text
 from GradProjIOLib.geometry.lattice import is_rectangular
-from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order
+from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order, straightened
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.guidance import LandmarkPairs, Points
@@ -104,8 +104,8 @@ def register(
     if isinstance(initial_transform, (str, os.PathLike)):
         initial_transform = read_initial(initial_transform, as_volume(fixed, "the fixed image"))
     return _Run(
-        as_volume(fixed, "the fixed image"),
-        as_volume(moving, "the moving image"),
+        straightened(as_volume(fixed, "the fixed image")),
+        straightened(as_volume(moving, "the moving image")),
         settings,
         initial_transform,
         None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
@@ -350,7 +350,7 @@ def _describe(volume: Volume) -> dict[str, Any]:
 
     path = volume.path
     return {
-        "path": str(path.resolve()) if path else None,
+        "path": path_text(path.resolve()) if path else None,
         "name": volume.name,
         "sha256": checksum(path) if path else hashlib.sha256(np.ascontiguousarray(volume.array)).hexdigest(),
         "shape": list(volume.shape),

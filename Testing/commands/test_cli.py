@@ -110,6 +110,26 @@ class TestRegister:
         assert np.abs(found - expected)[inner].max() < 0.02 * np.ptp(expected)
         assert np.abs(written - expected)[inner].max() < 0.02 * np.ptp(expected)
 
+    def test_names_in_any_script_with_an_ascii_locale(self, pair, tmp_path):
+        folder = tmp_path / "größe 変形"
+        folder.mkdir()
+        images = [folder / f"{name} ж.nii.gz" for name in ("fixed", "moving")]
+        for image in images:
+            image.write_bytes((pair / f"{image.name.split()[0]}.nii.gz").read_bytes())
+        ascii_only = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        for more in (
+            ["register", *images, "-o", folder / "out", "--model", "none", "--refine-steps", "1"],
+            ["warp", images[1], folder / "out" / "transform.h5", "-r", images[0], "-o", folder / "ж.nrrd"],
+        ):
+            found = subprocess.run([sys.executable, "-m", "GradProjIOLib", *map(str, more)], capture_output=True,
+                                   env=ascii_only, timeout=120, check=False)  # fmt: skip
+            assert found.returncode == 0, found.stderr
+            assert b"Traceback" not in found.stderr
+        assert (folder / "ж.nrrd").exists()
+        assert (folder / "out" / "overview.png").exists()
+        report = json.loads((folder / "out" / "report.json").read_text())
+        assert report["inputs"]["fixed"]["path"] == str(images[0])
+
 
 class TestOtherVerbs:
     def test_warp_and_jacobian_agree_with_register(self, pair, tmp_path, capsys):

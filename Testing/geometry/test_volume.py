@@ -486,3 +486,39 @@ def test_checksum_is_that_of_sha256sum(tmp_path):
     assert checksum(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(InputError, match="No such file"):
         checksum(tmp_path / "b")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mgz"])
+@pytest.mark.parametrize("skew", [3e-4, 1e-3])
+def test_axes_that_are_off_right_angles_by_rounding_are_straightened_with_a_note(tmp_path, skew, suffix):
+    straight = oblique_affine((1.3, 0.7, 2.1), (20, -12, 31), (-30, 42, 50))
+    skewed = straight.copy()
+    skewed[:3, 0] += skew * 1.3 / 0.7 * straight[:3, 1]
+    array = smooth_noise((9, 8, 10), 0)
+    path = tmp_path / f"image{suffix}"
+    if suffix == ".nrrd":
+        sitk.WriteImage(to_sitk(Volume(array, skewed)), str(path))
+    else:
+        kind = nibabel.MGHImage if suffix == ".mgz" else nibabel.Nifti1Image
+        image = kind(array.T, skewed)
+        if suffix != ".mgz":
+            image.set_sform(skewed, 1)
+            image.set_qform(None, 0)
+        nibabel.save(image, path)
+    read = read_volume(path)
+    np.testing.assert_array_equal(read.array, array)
+    axes = read.affine[:3, :3] / read.spacing
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(read.affine, skewed, atol=2 * skew * 2.1)
+    assert "right angles" in read.note
+    assert read.note in image_warnings(read)
+    assert "right angles" not in read_volume(written(tmp_path, Volume(array, straight), suffix)).note
+
+
+def written(folder, volume, suffix):
+    path = folder / f"straight{suffix}"
+    if suffix == ".mgz":
+        nibabel.save(nibabel.MGHImage(volume.array.T, volume.affine), path)
+    else:
+        write_volume(volume, path)
+    return path
