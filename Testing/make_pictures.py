@@ -21,7 +21,7 @@ from GradProjIOLib.report.canvas import new_figure
 from GradProjIOLib.synthetic.pairs import synthetic_pair
 from GradProjIOLib.synthetic.phantom import make_pair
 
-STEPS, REFINE_STEPS, FOLDING_STEPS = 10, 15, 14
+STEPS, REFINE_STEPS, FOLDING_STEPS = 6, 10, 12
 PANEL_WIDTH, VIEW_SIZE = 430, (600, 380)
 
 
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     application = slicer_application.start(scene)
     window = Window(application, scene)
     window.save(folder / "window_empty.png")
-    pair = make_pair(seed=3, shape=(80, 92, 80), spacing=2.4, mean_displacement=7.0, noise=2.0)
+    pair = make_pair(seed=3, shape=(62, 70, 62), spacing=3.1, mean_displacement=7.0, noise=2.0)
     fixed = add(scene, pair.fixed)
     fixed.SetName("MRBrain1")
     moving = add(scene, pair.moving)
