@@ -41,7 +41,7 @@ class ResultsSection:
         ui.foldTable.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
         ui.foldTable.verticalHeader().hide()
         self._connect()
-        self.show(None)
+        self._fill()
 
     def _connect(self):
         ui = self.ui

@@ -34,12 +34,22 @@ class FoldingView:
         self.result: slicer.vtkMRMLNode | None = None
         self.folds: list[Fold] = []
         self.number = -1
+        # Whether grid and folds shall be shown of the next result.
+        self._grid_wanted, self._folds_wanted = False, True
         # The figures of the Jacobian in the result's report.
         self._figures: dict[str, float] = {}
 
     def show(self, result: slicer.vtkMRMLNode | None, structures: Structures | None = None) -> None:
-        """Show another result, or this one anew; None for none. What the views marked of the last one goes."""
-        grid, folds = self.grid_visible, self.folds_visible or self.result is None
+        """Show another result, or this one anew; None for none. What the views marked of others goes.
+
+        Grid and folds stay on or off; a first result keeps what it has, as when a scene was loaded.
+        """
+        if self.result is None:
+            self.result = result
+        if self.linked(TRANSFORM) is not None:
+            self._grid_wanted = self.grid_visible
+        if self.linked(FOLDING) is not None:
+            self._folds_wanted = self.folds_visible
         self._hide_all()
         self.result, self.number = result, -1
         report = None if result is None else nodes.recall(result, "report")
@@ -47,8 +57,8 @@ class FoldingView:
         jacobian = self.linked(JACOBIAN)
         usable = jacobian is not None and jacobian.GetImageData() is not None
         self.folds = find_folds(jacobian, self.linked(FOLDING), self._body(), structures) if usable else []
-        self.show_grid(grid)
-        self.show_folds(folds)
+        self.show_grid(self._grid_wanted)
+        self.show_folds(self._folds_wanted)
 
     def forget(self) -> None:
         """The scene is closed or replaced."""

@@ -105,6 +105,8 @@ def _set_up_legend(node: slicer.vtkMRMLScalarVolumeNode, legend: slicer.vtkMRMLC
     colors = legend.GetPrimaryDisplayNode()
     if colors is None or colors is node.GetDisplayNode():
         colors = nodes.add_node(scene, "vtkMRMLScalarVolumeDisplayNode", "legend")
+        # Nobody looks at the volume through it, so its window need not be computed.
+        colors.AutoWindowLevelOff()
         node.AddAndObserveDisplayNodeID(colors.GetID())
     colors.SetAndObserveColorNodeID(scene.GetFirstNode(LEGEND_NAME, "vtkMRMLColorTableNode").GetID())
     legend.SetAndObservePrimaryDisplayNode(colors)

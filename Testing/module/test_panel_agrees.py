@@ -70,6 +70,25 @@ def test_the_result_is_shown_when_it_is_done(scripted, application):
     assert checked(scripted) == []
 
 
+def test_from_two_volumes_to_the_worst_fold_in_two_clicks(scripted):
+    scripted.session.client.folded = 4
+    scripted.ui.registerButton.click()
+    finish(scripted)
+    assert foreground() == "Registered moving to fixed"
+    assert scripted.ui.worstButton.isEnabled()
+    scripted.ui.worstButton.click()
+    position = scripted.results.folding.folds[0].position
+    for node in mrml.nodes_of_class(slicer.mrmlScene, "vtkMRMLSliceNode"):
+        matrix = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
+        assert np.allclose(matrix[:3, 3], position)
+
+
+def test_a_click_on_the_table_goes_to_that_fold(scripted):
+    register_scripted(scripted, folded=4)
+    scripted.ui.foldTable.cellClicked.emit(0, 2)
+    assert scripted.ui.foldLabel.property("text").startswith("Fold 1 of 1: ")
+
+
 def test_folding_stays_closed_where_nothing_folds(scripted):
     register_scripted(scripted)
     assert scripted.ui.foldingCollapsibleButton.property("collapsed")
@@ -161,6 +180,10 @@ def test_a_result_without_a_map_is_shown_too(scripted):
     assert foreground() == "Registered moving to fixed"
     assert checked(scripted) == ["after"]
     assert not scripted.ui.mapButton.isEnabled()
+    # The next one, with a map, shows its folds.
+    scripted._parameterNode.makeJacobian = True
+    register_scripted(scripted, folded=4)
+    assert scripted.ui.foldsCheckBox.property("checked")
 
 
 def test_a_run_that_ends_elsewhere_is_shown_when_the_panel_is_opened_again(scripted):
@@ -199,6 +222,7 @@ def test_a_saved_scene_opened_while_the_panel_is_shown_keeps_its_choices(scripte
     register_scripted(scripted, folded=5)
     scripted._parameterNode.refineSteps = 77
     scripted.ui.mapButton.click()
+    scripted.ui.gridCheckBox.click()
     path = save_scene(tmp_path)
     if closed_before:
         slicer.mrmlScene.Clear(False)
@@ -217,6 +241,8 @@ def test_a_saved_scene_opened_while_the_panel_is_shown_keeps_its_choices(scripte
     assert ui.refineStepsSpinBox.property("value") == 77
     assert ui.foldingSummaryLabel.property("text").startswith("5 voxels fold")
     assert ui.mapButton.isEnabled()
+    assert ui.gridCheckBox.property("checked")
+    assert ui.foldsCheckBox.property("checked")
     colors = legend_of(parameters.result).GetPrimaryDisplayNode().GetColorNode()
     names = [colors.GetColorName(index) for index in range(colors.GetNumberOfColors())]
     assert "½" in names
