@@ -56,7 +56,7 @@ class FoldingView:
         self._figures = (report or {}).get("jacobian", {})
         jacobian = self.linked(JACOBIAN)
         usable = jacobian is not None and jacobian.GetImageData() is not None
-        self.folds = find_folds(jacobian, self.linked(FOLDING), self._body(), structures) if usable else []
+        self.folds = find_folds(jacobian, self.linked(FOLDING), self._body, structures) if usable else []
         self.show_grid(self._grid_wanted)
         self.show_folds(self._folds_wanted)
 

@@ -6,6 +6,7 @@ two voxels apart, is positive there, but the volume between next neighbors is no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,14 +43,15 @@ class Fold:
 def find_folds(
     jacobian: slicer.vtkMRMLScalarVolumeNode,
     folding: slicer.vtkMRMLSegmentationNode | None = None,
-    body: np.ndarray | None = None,
+    body: Callable[[], np.ndarray | None] = lambda: None,
     structures: Structures | None = None,
 ) -> list[Fold]:
     """The folds of a Jacobian map node: those inside the `body` first, those between voxels last, the largest first.
 
     The folded voxels are those of the segmentation `folding`, or without it those whose determinant is not positive.
-    The two differ at the border of the image, where the map takes one-sided differences, and between voxels. `body`
-    (bool [k, j, i]) and `structures` are on the lattice of the map; without `body` everything counts as inside.
+    The two differ at the border of the image, where the map takes one-sided differences, and between voxels. `body` is
+    asked for the voxels of the body (bool [k, j, i]) where something folds; without it everything counts as inside. It
+    and `structures` are on the lattice of the map.
     """
     determinant = volume_from_node(jacobian, "Jacobian map")
     folded = determinant.array <= 0
@@ -67,7 +69,8 @@ def find_folds(
     deepest = inside[order[first]]
     k, j, i = np.unravel_index(deepest, determinant.shape)
     world = apply_matrix(determinant.affine, np.stack([i, j, k], axis=1))
-    in_body = np.ones(len(deepest), bool) if body is None else body.ravel()[deepest]
+    mask = body()
+    in_body = np.ones(len(deepest), bool) if mask is None else mask.ravel()[deepest]
     values = np.zeros(len(deepest), int) if structures is None else structures.labels.ravel()[deepest]
     voxel = float(np.prod(determinant.spacing))
     folds = [

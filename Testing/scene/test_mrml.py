@@ -334,7 +334,7 @@ def test_folds_are_found_the_largest_in_the_body_first_at_their_place_in_the_wor
     body[:9] = False
     labels = np.zeros(determinant.shape, np.uint8)
     labels[15, 15, 15] = 3
-    found = folds.find_folds(node, None, body, Structures(labels, {3: "thalamus"}))
+    found = folds.find_folds(node, None, lambda: body, Structures(labels, {3: "thalamus"}))
     assert [(fold.voxels, fold.inside, fold.segment) for fold in found] == [
         (1, True, ""),
         (1, True, "thalamus"),
