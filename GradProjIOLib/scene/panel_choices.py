@@ -27,7 +27,7 @@ CUSTOM = "custom"
 
 def labels() -> dict[str, dict[str, str]]:
     """What the panel shows for the values of each setting that is a choice, in the user's language."""
-    modalities = {"mri": _("MRI"), "ct": _("CT")}
+    modalities = {"auto": _("auto"), "mri": _("MRI"), "ct": _("CT")}
     return {
         "fixed_modality": modalities,
         "moving_modality": modalities,
