@@ -17,7 +17,7 @@ from GradProjIOLib.scene.inputs import ALL_NEW, Inputs
 from GradProjIOLib.settings import PRESET_SETTINGS, Settings, preset_of
 from GradProjIOLib.worker.protocol import WARPED_LABELS
 
-NOT_ON_THE_PANEL = ("weights", "lattice", "precision", "memory")
+NOT_ON_THE_PANEL = ("weights", "lattice", "precision", "memory", "landmark_tolerance")
 AUTOMATIC = {"learning_rate": "networkLearningRate", "resolution": "resolution"}
 """Settings that are None by default, with their parameters, which have a 0 for it."""
 SETTINGS = [one.name for one in fields(Settings) if one.name not in (*NOT_ON_THE_PANEL, *AUTOMATIC)]
