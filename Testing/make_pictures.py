@@ -32,7 +32,6 @@ def main(folder: Path) -> None:
     scene = slicer.vtkMRMLScene()
     application = slicer_application.start(scene)
     window = Window(application, scene)
-    window.save(folder / "window_empty.png")
     pair = make_pair(seed=3, shape=(62, 70, 62), spacing=3.1, mean_displacement=7.0, noise=2.0)
     fixed = add(scene, pair.fixed)
     fixed.SetName("MRBrain1")
@@ -45,7 +44,7 @@ def main(folder: Path) -> None:
     wait(application)
     panel.onTimer()
     parameters = panel._parameterNode
-    window.save(folder / "window_ready.png")
+    save_panel(panel, folder / "panel_ready.png")
     parameters.model, parameters.steps, parameters.refineSteps = "compact", STEPS, REFINE_STEPS
     register(panel, application, folder / "panel_running.png")
 
@@ -77,8 +76,6 @@ def main(folder: Path) -> None:
     parameters.foldingSegmentation = labels[0]
     panel.ui.worstButton.click()
     window.save(folder / "window_fold.png", "folding")
-    parameters.movingVolume = None
-    save_panel(panel, folder / "panel_missing.png")
     panel.cleanup()
 
 
@@ -150,6 +147,9 @@ def picture_of(panel, opened=()) -> Image.Image:
     panel.parent.adjustSize()
     panel.parent.resize(PANEL_WIDTH, panel.parent.sizeHint().height())
     QtWidgets.QApplication.processEvents()
+    for name in ("folding", "evaluation"):
+        # Slicer's own boxes do not show what becomes visible while they are closed.
+        getattr(panel.ui, f"{name}CollapsibleButton").collapsed = name not in opened
     image = panel.parent.grab().toImage().convertToFormat(QtGui.QImage.Format_RGB888)
     pixels = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
     return Image.fromarray(pixels[:, : 3 * image.width()].reshape(image.height(), image.width(), 3).copy())
