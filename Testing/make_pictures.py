@@ -23,6 +23,7 @@ from GradProjIOLib.synthetic.phantom import make_pair
 
 STEPS, REFINE_STEPS, FOLDING_STEPS = 6, 10, 12
 PANEL_WIDTH, VIEW_SIZE = 430, (600, 380)
+COLORS = 192
 
 
 def main(folder: Path) -> None:
@@ -102,7 +103,8 @@ class Window:
         whole.paste(panel, (0, 0))
         for number, view in enumerate(self.views.values()):
             whole.paste(Image.fromarray(view.pixels()), (PANEL_WIDTH + 5, number * (height + 5)))
-        whole.save(path)
+        # Few colors make small files.
+        whole.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def register(panel, application, picture: Path | None = None) -> None:
