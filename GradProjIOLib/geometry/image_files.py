@@ -18,7 +18,8 @@ import numpy as np
 
 from GradProjIOLib.errors import InputError, WriteError
 from GradProjIOLib.geometry.files import atomic_path, library_path, path_text, write_error
-from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular, straight_affine
+from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular
+from GradProjIOLib.geometry.nifti import check_place, is_complete, is_nifti, is_packed, read_header, straightened_file
 from GradProjIOLib.geometry.volume import (
     SKEW_NOTE,
     Volume,
@@ -33,16 +34,10 @@ from GradProjIOLib.geometry.volume import (
 )
 
 if TYPE_CHECKING:
-    import nibabel
     import SimpleITK
 
 WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
-PLACE = (
-    *("pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-    *("srow_x", "srow_y", "srow_z"),
-)
-"""The fields of a NIfTI header that say where it lies. ITK never ends where one is infinite."""
 HEADER_BYTES = 1 << 16
 REPAIRED = "GradProjIO_repaired"
 IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, *FREESURFER_SUFFIXES)
@@ -83,7 +78,7 @@ def read_sitk(
 
     check_readable(path, WRITTEN_SUFFIXES)
     _check_data_file(path)
-    with _unpacked(path) as unpacked, _straight(unpacked, path) as readable:
+    with _unpacked(path) as unpacked, straightened_file(unpacked, path) as readable:
         reader = sitk.ImageFileReader()
         reader.SetFileName(library_path(readable))
         try:
@@ -91,6 +86,7 @@ def read_sitk(
             accept(reader)
             _check_values(unpacked, path_text(path), on_not_finite or _refuse)
             image = reader.Execute()
+            check_place(image, readable, path)
             if readable != unpacked:
                 image.SetMetaData(REPAIRED, "yes")
             return image
@@ -186,7 +182,7 @@ def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
     path = Path(path)
     if not path.name.lower().endswith(WRITTEN_SUFFIXES):
         raise WriteError(f"{path} cannot be written: use one of the suffixes {', '.join(WRITTEN_SUFFIXES)}.")
-    if _is_nifti(path) and image.GetDimension() == 3 and not is_rectangular(lattice_of(image)):
+    if is_nifti(path) and image.GetDimension() == 3 and not is_rectangular(lattice_of(image)):
         raise WriteError(f"{path} cannot be written: its axes are not at right angles, use .nrrd or .mha.")
     with atomic_path(path) as temporary:
         try:
@@ -212,36 +208,13 @@ def check_readable(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> No
         raise _incomplete(path)
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a NIfTI file holds all the data its header promises (ITK reads the missing part as zeros).
-
-    Other formats are left to their readers, which notice.
-    """
-    if not _is_nifti(path):
-        return True
-    try:
-        with gzip.open(path) if _is_packed(path) else open(path, "rb") as file:
-            header = _nifti_header(file.read(540))
-            return header is not None and file.seek(0, os.SEEK_END) >= _nifti_length(header)
-    except (OSError, EOFError, zlib.error):
-        return False
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith((".nii", ".nii.gz"))
-
-
-def _is_packed(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Path]:
     """A complete file that ITK can read: `path`, or for a .nii.gz a temporary file with what it holds.
 
     Unpacking takes longer than anything else, so it is done only once. Raises InputError.
     """
-    if not _is_packed(path):
+    if not is_packed(path):
         if not is_complete(path):
             raise _incomplete(path)
         yield path
@@ -268,7 +241,7 @@ def _check_data_file(path: Path) -> None:
 
     A device may have no end.
     """
-    if _is_nifti(path):
+    if is_nifti(path):
         return
     with open(path, "rb") as file:
         header = file.read(HEADER_BYTES).partition(b"\n\n")[0]
@@ -290,64 +263,17 @@ def _volume(image: SimpleITK.Image, path: Path) -> Volume:
     return replace(volume, note=SKEW_NOTE.format(name=volume.name)) if image.HasMetaDataKey(REPAIRED) else volume
 
 
-@contextmanager
-def _straight(path: Path, source: Path) -> Iterator[Path]:
-    """An unpacked image that ITK can read: `path`, or where the axes of a NIfTI file are a little skewed, a copy.
-
-    Raises InputError, which names the `source`, for a NIfTI file whose place in space is no number.
-    """
-    header = None
-    if _is_nifti(path):
-        with open(path, "rb") as file:
-            header = _nifti_header(file.read(540))
-    if header is not None and not all(np.isfinite(header[name]).all() for name in PLACE):
-        raise badly_placed(path_text(source))
-    better = None if header is None or not header["sform_code"] else straight_affine(header.get_sform())
-    if header is None or better is None:
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
-        copy = Path(folder) / "image.nii"
-        shutil.copyfile(path, copy)
-        header.set_sform(better, int(header["sform_code"]))
-        header.set_qform(better, int(header["sform_code"]))
-        with open(copy, "r+b") as file:
-            file.write(header.binaryblock)
-        yield copy
-
-
 def _check_values(path: Path, name: str, on_not_finite: Callable[[np.ndarray, str], None]) -> None:
     """Say where an unpacked NIfTI file has NaN or infinity, which ITK would read as zeros."""
-    if not _is_nifti(path):
+    if not is_nifti(path):
         return
     with open(path, "rb") as file:
-        header = _nifti_header(file.read(540))
+        header = read_header(file.read(540))
     if header is None or header["datatype"] not in (16, 64):
         return
     count = math.prod(header.get_data_shape())
     values = np.fromfile(path, header.get_data_dtype(), count, offset=int(header["vox_offset"]))
     on_not_finite(~np.isfinite(values), name)
-
-
-def _nifti_header(start: bytes) -> nibabel.Nifti1Header | None:
-    """The header at the start of a NIfTI-1 or NIfTI-2 file; None where there is none."""
-    import nibabel
-
-    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-        size = kind.template_dtype.itemsize
-        if len(start) >= size:
-            header = kind(start[:size], check=False)
-            if header["sizeof_hdr"] == size:
-                return header
-    return None
-
-
-def _nifti_length(header: nibabel.Nifti1Header) -> float:
-    """Bytes of the whole file with this NIfTI header; infinity where the header makes no sense."""
-    rank, *lengths = header["dim"].tolist()
-    if not 1 <= rank <= 7 or min(lengths[:rank]) < 1:
-        return math.inf
-    return float(header["vox_offset"]) + math.prod(lengths[:rank]) * int(header["bitpix"]) / 8
 
 
 def _incomplete(path: Path) -> InputError:

@@ -5,6 +5,7 @@ One process reads all of them with a limit on its memory, and says which one it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import subprocess
@@ -54,6 +55,7 @@ def nifti(changes: dict, cut: int) -> bytes:
     """A good file with fields of its header changed, and perhaps cut off."""
     header = nibabel.Nifti1Image(VOXELS.T, np.diag([1.0, 2.0, 3.0, 1.0])).header
     header["vox_offset"], header["magic"] = 352, b"n+1"
+    header["scl_slope"], header["scl_inter"] = 1, 0
     for name, value in changes.items():
         with np.errstate(all="ignore"):
             header[name] = value
@@ -145,6 +147,20 @@ def check(reader, path) -> None:
     assert min(shape) >= 5
     assert np.isfinite(affine).all()
     assert abs(np.linalg.det(affine[:3, :3])) > 0
+    if path.suffix == ".nii":
+        expected = nibabel.load(path)
+        assert shape == list(expected.shape[2::-1])
+        header = nibabel.Nifti1Header(path.read_bytes()[:348], check=False)
+        said = [header.get_sform()] * bool(header["sform_code"])
+        with contextlib.suppress(ValueError, nibabel.spatialimages.HeaderDataError):
+            said += [header.get_qform()] if header["qform_code"] else []
+        # ITK converts the unit of length; SimpleITK's reader is the reference for the values (see test_volume.py).
+        affine /= {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
+        apart = [np.abs(affine[:3, :3] - form[:3, :3]).max() for form in said]
+        assert min(apart, default=0) < 0.02 * np.abs(affine[:3, :3]).max()
+        if header["scl_slope"] != 0 and not np.isnan(header["scl_slope"]) and header["vox_offset"] >= 352:
+            first = np.asanyarray(expected.dataobj).T.ravel()[:3]
+            np.testing.assert_allclose(content[3], first, rtol=1e-5)
 
 
 def fuzz(count: int):

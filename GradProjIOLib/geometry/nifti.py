@@ -1,0 +1,139 @@
+"""What the package knows about NIfTI files beyond ITK, which reads them: whether they are whole, and where they lie."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import path_text
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, badly_placed, straight_affine
+
+if TYPE_CHECKING:
+    import nibabel
+    import SimpleITK
+
+PLACE = (
+    *("pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+"""The fields of a NIfTI header that say where it lies. ITK never ends where one is infinite."""
+MILLIMETERS = {1: 1000.0, 2: 1.0, 3: 0.001}
+"""A NIfTI header's unit of length in mm; ITK converts it."""
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a NIfTI file holds all the data its header promises (ITK reads the missing part as zeros).
+
+    Other formats are left to their readers, which notice.
+    """
+    if not is_nifti(path):
+        return True
+    try:
+        with gzip.open(path) if is_packed(path) else open(path, "rb") as file:
+            header = read_header(file.read(540))
+            return header is not None and file.seek(0, os.SEEK_END) >= _nifti_length(header)
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+@contextmanager
+def straightened_file(path: Path, source: Path) -> Iterator[Path]:
+    """An unpacked image that ITK can read: `path`, or where the axes of a NIfTI file are a little skewed, a copy.
+
+    Raises InputError, which names the `source`, for a NIfTI file whose place in space is no number.
+    """
+    header = None
+    if is_nifti(path):
+        with open(path, "rb") as file:
+            header = read_header(file.read(540))
+    if header is not None and not all(np.isfinite(header[name]).all() for name in PLACE):
+        raise badly_placed(path_text(source))
+    better = None if header is None or not header["sform_code"] else straight_affine(header.get_sform())
+    if header is None or better is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
+        copy = Path(folder) / "image.nii"
+        shutil.copyfile(path, copy)
+        header.set_sform(better, int(header["sform_code"]))
+        header.set_qform(better, int(header["sform_code"]))
+        with open(copy, "r+b") as file:
+            file.write(header.binaryblock)
+        yield copy
+
+
+def check_place(image: SimpleITK.Image, unpacked: Path, source: Path) -> None:
+    """Raise InputError where ITK places a NIfTI image neither by its sform nor by its qform.
+
+    ITK takes the spacing from a field of its own, which may contradict them.
+    """
+    if not is_nifti(unpacked):
+        return
+    with open(unpacked, "rb") as file:
+        header = read_header(file.read(540))
+    if header is None or not (header["sform_code"] or header["qform_code"]):
+        return
+    index = np.eye(4)[: image.GetDimension(), :3]
+    corner = np.array(image.TransformContinuousIndexToPhysicalPoint([0.0] * image.GetDimension()))[:3]
+    axes = [image.TransformContinuousIndexToPhysicalPoint(index[:, axis].tolist())[:3] - corner for axis in range(3)]
+    found = RAS_TO_LPS[:3, :3] @ np.transpose(axes) / MILLIMETERS.get(int(header["xyzt_units"]) & 7, 1.0)
+    said = [header.get_sform()] if header["sform_code"] else []
+    from nibabel.spatialimages import HeaderDataError
+
+    with suppress(HeaderDataError, ValueError):
+        said += [header.get_qform()] if header["qform_code"] else []
+    if not any(np.allclose(found, one[:3, :3], rtol=0, atol=0.01 * np.abs(one[:3, :3]).max()) for one in said):
+        raise InputError(
+            f"{path_text(source)} contradicts itself about its spacing and orientation (pixdim, sform, qform); "
+            "correct its header or export it again."
+        )
+
+
+def read_header(start: bytes) -> nibabel.Nifti1Header | None:
+    """The header at the start of a NIfTI-1 or NIfTI-2 file; None where there is none."""
+    import nibabel
+
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        size = kind.template_dtype.itemsize
+        if len(start) >= size:
+            header = kind(start[:size], check=False)
+            if header["sizeof_hdr"] == size and bytes(header["magic"])[:2] == b"n+":
+                return header
+    return None
+
+
+def _nifti_length(header: nibabel.Nifti1Header) -> float:
+    """Bytes of the whole file with this NIfTI header; infinity where the header makes no sense."""
+    from nibabel.spatialimages import HeaderDataError
+
+    rank, *lengths = header["dim"].tolist()
+    begin = float(header["vox_offset"])
+    if not 1 <= rank <= 7 or min(lengths[:rank]) < 1 or not (begin == 0 or begin >= len(header.binaryblock)):
+        return math.inf
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope != 0 and not math.isnan(slope) and not math.isfinite(slope * intercept):
+        return math.inf
+    try:
+        bytes_per_voxel = header.get_data_dtype().itemsize
+    except (HeaderDataError, KeyError):
+        return math.inf
+    return begin + math.prod(lengths[:rank]) * bytes_per_voxel
