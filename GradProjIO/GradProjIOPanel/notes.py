@@ -12,8 +12,9 @@ def showNote(iconLabel, textLabel, text, tone=Tone.PLAIN):
     """Show `text`, with the application's sign for a warning or an error beside it."""
     signs = {Tone.WARNING: qt.QStyle.SP_MessageBoxWarning, Tone.ERROR: qt.QStyle.SP_MessageBoxCritical}
     iconLabel.setVisible(bool(text) and tone in signs)
-    if tone in signs:
+    if tone in signs and iconLabel.property("tone") != tone.value:
         iconLabel.setPixmap(slicer.app.style().standardIcon(signs[tone]).pixmap(SIGN_SIZE, SIGN_SIZE))
+        iconLabel.setProperty("tone", tone.value)
     textLabel.setText(text)
 
 

@@ -27,7 +27,7 @@ class ResultsSection:
     def __init__(self, ui, scene):
         self.ui, self.scene = ui, scene
         self.compare, self.folding = CompareView(scene), FoldingView(scene)
-        self._segmentation = self._statistics = None
+        self._segmentation = self._statistics = self._histogram = None
         self._problem = ""
         # What was handed to the views of tables, which would begin anew each time.
         self._table, self._selected = None, -1
@@ -70,7 +70,7 @@ class ResultsSection:
         """The scene is closed or replaced."""
         self.compare.forget()
         self.folding.forget()
-        self._segmentation = self._statistics = None
+        self._segmentation = self._statistics = self._histogram = None
         self._fill()
 
     def follow(self, result, segmentation):
@@ -87,7 +87,8 @@ class ResultsSection:
         if nodes.member(result, JACOBIAN) is not None:
             # A scene from a file has lost what files of color tables do not keep.
             set_range(self.scene, *current_range(self.scene))
-        self._statistics, self._problem = None, ""
+        self._statistics = self._histogram = None
+        self._problem = ""
         structures = None
         if self._segmentation is not None and nodes.member(result, JACOBIAN) is not None:
             try:
@@ -153,7 +154,7 @@ class ResultsSection:
         ui.previousButton.setEnabled(folding.number > 0)
         ui.nextButton.setEnabled(-1 < folding.number + 1 < len(folding.folds))
         ui.foldLabel.setText(folding.position)
-        table = self._statistics if self._statistics is not None else folding.linked(TABLE)
+        table = self._statistics if self._has(self._statistics) else folding.linked(TABLE)
         if table is not self._table:
             self._table = table
             ui.tableView.setMRMLTableNode(table)
@@ -218,14 +219,24 @@ class ResultsSection:
 
     def _onHistogram(self, *_args):
         jacobian = self.folding.linked(JACOBIAN)
-        if jacobian is not None:
-            histogram = Histogram(self.scene, jacobian.GetName(), slicer.util.arrayFromVolume(jacobian))
-            slicer.modules.plots.logic().ShowChartInLayout(histogram.chart)
+        if not self._has(self._histogram):
+            array = slicer.util.arrayFromVolume(jacobian)
+            self._histogram = Histogram(self.scene, jacobian.GetName(), array).chart
+        slicer.modules.plots.logic().ShowChartInLayout(self._histogram)
 
     def _onStatistics(self, *_args):
         jacobian = self.folding.linked(JACOBIAN)
-        structures = structures_on(self._segmentation, jacobian)
-        table = nodes.add_node(self.scene, "vtkMRMLTableNode", f"Statistics {jacobian.GetName()}")
-        fill_statistics(table, structures, jacobian)
-        self._statistics = table
+        try:
+            structures = structures_on(self._segmentation, jacobian)
+        except InputError as error:
+            self._problem = str(error)
+        else:
+            if not self._has(self._statistics):
+                name = f"Statistics {jacobian.GetName()}"
+                self._statistics = nodes.add_node(self.scene, "vtkMRMLTableNode", name)
+            fill_statistics(self._statistics, structures, jacobian)
         self.update()
+
+    def _has(self, node):
+        """Whether a node that was made here is still in the scene."""
+        return node is not None and node.GetScene() is self.scene
