@@ -102,8 +102,6 @@ class ResultsSection:
         """Show the nodes of a registration that has just ended: the registered image over the fixed one, fitted."""
         self.show(next((results[role] for role in (JACOBIAN, WARPED, TRANSFORM) if role in results), None))
         self.compare.show(AFTER, OPACITY)
-        for composite in nodes.nodes_of_class(self.scene, "vtkMRMLSliceCompositeNode"):
-            composite.SetLinkedControl(True)
         if slicer.app.layoutManager() is not None:
             slicer.util.resetSliceViews()
         if self.folding.folds:

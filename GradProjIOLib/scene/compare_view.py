@@ -15,7 +15,8 @@ BEFORE, AFTER, MAP = "before", "after", "map"
 ROLES = {BEFORE: MOVING, AFTER: WARPED, MAP: JACOBIAN}
 OPACITY = 0.5
 
-Layers = tuple[str | None, str | None, float]
+# Background, foreground, opacity of the foreground, and whether the views are linked.
+Layers = tuple[str | None, str | None, float, bool]
 
 
 class CompareView:
@@ -61,7 +62,7 @@ class CompareView:
             self._give_back()
             return
         for node in self._composites():
-            _set_layers(node, (*pair, node.GetForegroundOpacity()))
+            _set_layers(node, (*pair, node.GetForegroundOpacity(), True))
         self._refresh_legends()
 
     def show(self, mode: str, opacity: float | None = None) -> None:
@@ -81,7 +82,7 @@ class CompareView:
             self._own = {node.GetID(): _layers(node) for node in self._composites(empty=True)}
             opacity = OPACITY if opacity is None else opacity
         for node in self._composites(empty=True):
-            _set_layers(node, (*pair, node.GetForegroundOpacity() if opacity is None else opacity))
+            _set_layers(node, (*pair, node.GetForegroundOpacity() if opacity is None else opacity, True))
         self._refresh_legends()
 
     def fade(self, opacity: float) -> None:
@@ -96,9 +97,9 @@ class CompareView:
 
     def _give_back(self) -> None:
         for node in self._composites():
-            background, foreground, opacity = self._own.get(node.GetID(), (None, None, OPACITY))
+            background, foreground, opacity, linked = self._own.get(node.GetID(), (None, None, OPACITY, False))
             there = [volume if self.scene.GetNodeByID(volume or "") else None for volume in (background, foreground)]
-            _set_layers(node, (there[0] or node.GetBackgroundVolumeID(), there[1], opacity))
+            _set_layers(node, (there[0] or node.GetBackgroundVolumeID(), there[1], opacity, linked))
         self._own = {}
         self._refresh_legends()
 
@@ -119,7 +120,8 @@ class CompareView:
 
 
 def _layers(node: slicer.vtkMRMLSliceCompositeNode) -> Layers:
-    return node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity()
+    linked = bool(node.GetLinkedControl())
+    return node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity(), linked
 
 
 def _set_layers(node: slicer.vtkMRMLSliceCompositeNode, layers: Layers) -> None:
@@ -127,4 +129,5 @@ def _set_layers(node: slicer.vtkMRMLSliceCompositeNode, layers: Layers) -> None:
     node.SetBackgroundVolumeID(layers[0])
     node.SetForegroundVolumeID(layers[1])
     node.SetForegroundOpacity(layers[2])
+    node.SetLinkedControl(layers[3])
     node.EndModify(was_modified)

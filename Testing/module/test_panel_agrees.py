@@ -67,6 +67,7 @@ def test_the_result_is_shown_when_it_is_done(scripted, application):
     # One click gives the user's own view back.
     scripted.ui.afterButton.click()
     assert (foreground(), composites()[0].GetForegroundOpacity()) == ("my own layer", 0.8)
+    assert not composites()[0].GetLinkedControl()
     assert checked(scripted) == []
 
 
