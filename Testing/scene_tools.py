@@ -56,7 +56,7 @@ class ScriptedWorker:
             self._events = [{"event": "failed", "kind": protocol.WEIGHTS_MISSING, "message": "Download?"}]
             return self._number
         step = {"event": "step", "stage": "refinement", "level": 0, "similarity": 0.5, "regularity": 0.01}
-        step |= {"cosine": 0.1, "remaining_seconds": 1.0}
+        step |= {"cosine": 0.1, "conflicts": [], "remaining_seconds": 1.0}
         steps = [step | {"index": index} for index in range(self.total)]
         self._events = [{"event": "started", "total": self.total, "levels": [self.total]}, *steps, {"event": "done"}]
         return self._number

@@ -214,11 +214,11 @@ class SceneRegistration:
             return _("Computing the results …")
         if not steps:
             return _("Computing the first step …")
-        conflicts = sum((step["cosine"] or 0) < 0 for step in steps)
+        conflicts = sum(bool(step["conflicts"]) for step in steps)
         losses = _(
             "Similarity loss {similarity:.4f}, regularity loss {regularity:.3g}; "
             "the gradients conflicted in {conflicts} of {done} steps."
-        ).format(**steps[-1], conflicts=conflicts, done=len(steps))
+        ).format(**steps[-1] | {"conflicts": conflicts}, done=len(steps))
         remaining = _("About {time} left.").format(time=duration(steps[-1]["remaining_seconds"]))
         return f"{self.progress()}. {losses} {remaining}"
 

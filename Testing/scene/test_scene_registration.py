@@ -408,6 +408,7 @@ def test_a_download_shows_its_progress_and_can_be_canceled(folder):
 
 def test_the_status_says_stage_level_step_and_the_time_left(folder):
     step = {"event": "step", "id": 1, "index": 2, "similarity": 0.5, "regularity": 0.01, "cosine": -0.1}
+    step |= {"conflicts": ["similarity–regularity"]}
     client = ClientWithGivenEvents(step | {"stage": "network", "level": 0, "remaining_seconds": 90.0})
     session = SceneRegistration(slicer.vtkMRMLScene(), client)
     session.start(Inputs(*add_pair(session.scene)), QUICK)
