@@ -110,7 +110,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
 <h1>{ready} pairs registered, {counts[FAILED]} failed{still}</h1>
 <p>Failed pairs come first, then the most folding, then the worst similarity. The pictures are axial slices through
 the worst fold, or the middle: the fixed image, the warped moving image, and the Jacobian determinant (blue shrinks,
-orange grows, green is folded). A picture leads to the whole overview.</p>
+orange grows, yellow is folded). A picture leads to the whole overview.</p>
 <table><thead><tr>{head}</tr></thead><tbody>
 {lines}
 </tbody></table></body></html>
