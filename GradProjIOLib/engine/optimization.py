@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from GradProjIOLib.engine.amsgrad import AMSGrad
 from GradProjIOLib.engine.folding import CORNERS
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.projection import Weighting, combine_, gram_matrix, weighting
@@ -97,10 +98,7 @@ class InstanceOptimizer:
         self.parameters = [p for p in objective.model.parameters() if p.requires_grad]
         self.choice = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.parameters[0].device).manual_seed(seed)
-        fused = self.parameters[0].device.type in ("cpu", "cuda")
-        self.adam = torch.optim.Adam(
-            self.parameters, lr=learning_rate, weight_decay=weight_decay, eps=epsilon, amsgrad=True, fused=fused
-        )
+        self.adam = AMSGrad(self.parameters, learning_rate, weight_decay, epsilon)
         self.taken = 0
         self.saved: list[Tensor] | None = None
 
@@ -127,7 +125,7 @@ class InstanceOptimizer:
         return {
             "taken": self.taken,
             "parameters": [p.detach() for p in self.parameters],
-            "adam": self.adam.state_dict(),
+            "adam": self.adam.state,
             "choice": self.choice.get_state(),
             "noise": self.noise.get_state(),
         }
@@ -137,7 +135,7 @@ class InstanceOptimizer:
         with torch.no_grad():
             for parameter, value in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(value)
-        self.adam.load_state_dict(state["adam"])
+        self.adam.restore(state["adam"])
         self.choice.set_state(state["choice"])
         self.noise.set_state(state["noise"])
         self.taken = state["taken"]
@@ -156,10 +154,7 @@ class InstanceOptimizer:
         values = {name: value.item() for name, value in vars(losses).items() if value is not None}
         if not all(math.isfinite(value) for value in values.values()):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        self.adam.step(gradients)
         return Step(
             index,
             **values,

@@ -6,42 +6,48 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from GradProjIOLib.engine.objective import Objective
-from GradProjIOLib.geometry.lattice import corner_affine
+from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fields:
     """Displacements of both directions about the initial transform, on a lattice over the fixed image.
 
-    ``forward`` takes fixed points to where the initial transform takes over, ``backward`` back; both in RAS mm.
+    samples: [2, 3, K, J, I], in samples of the lattice along (x, y, z) = (I, J, K), fixed → moving first. affine: 4x4,
+    of the lattice, to RAS mm. The first direction takes fixed points to where the initial transform takes over, the
+    second one back.
     """
 
-    forward: Deformation
-    backward: Deformation
+    samples: Tensor
+    affine: np.ndarray
 
-    @classmethod
-    def from_samples(cls, displacements: np.ndarray, affine: np.ndarray) -> Fields:
-        """From displacements [2, 3, K, J, I] in samples along (x, y, z) of a lattice with ``affine``."""
-        return cls(*(Deformation(np.moveaxis(one, 0, -1) @ affine[:3, :3].T, affine) for one in displacements))
+    @property
+    def forward(self) -> Deformation:
+        """The direction fixed → moving in RAS mm."""
+        return Deformation(np.moveaxis(self.samples[0].cpu().numpy(), 0, -1) @ self.affine[:3, :3].T, self.affine)
 
-    def to_samples(self, lattice: tuple[int, int, int], affine: np.ndarray) -> Tensor:
-        """Displacements [2, 3, K, J, I] in samples along (x, y, z) of a lattice (K, J, I) with ``affine``."""
-        to_index = np.linalg.inv(affine[:3, :3]).astype(np.float32)
-        both = [one.sample(lattice, affine).displacement @ to_index.T for one in (self.forward, self.backward)]
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.stack(both), -1, 1)))
+    def on_lattice(self, lattice: tuple[int, int, int]) -> Tensor:
+        """The displacements in samples of another lattice (K, J, I) over the same image."""
+        shape = self.samples.shape[2:]
+        if shape == lattice:
+            return self.samples
+        finer = [new / old for new, old in zip(reversed(lattice), reversed(shape), strict=True)]
+        resized = F.interpolate(self.samples, size=lattice, mode="trilinear", align_corners=False)
+        return resized * torch.tensor(finer, device=resized.device).view(3, 1, 1, 1)
 
     @classmethod
     def of(cls, objective: Objective, affine: np.ndarray) -> Fields:
         """What an objective's model gives now; ``affine`` is that of its lattice."""
-        return cls.from_samples(objective.displacements().cpu().numpy(), affine)
+        return cls(objective.displacements(), affine)
 
     @classmethod
     def zero(cls, fixed: Volume) -> Fields:
         """No displacement anywhere in the fixed image."""
-        still = Deformation(np.zeros((2, 2, 2, 3)), corner_affine(fixed.affine, fixed.shape))
-        return cls(still, still)
+        lattice = (2, 2, 2)
+        return cls(torch.zeros(2, 3, *lattice), lattice_affine(fixed.affine, fixed.shape, lattice))

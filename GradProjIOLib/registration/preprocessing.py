@@ -146,24 +146,24 @@ class ImagePair:
     ):
         self.landmarks = None if landmarks is None else landmarks.placed(initial, fixed)
         self.initial = initial
-        self.latest: LatticeImages | None = None
+        self.drawn: dict[tuple[int, ...], LatticeImages] = {}
         self.fixed_mask, self.moving_mask = _zeros_and_ones(fixed_mask), _zeros_and_ones(moving_mask)
         self.fixed = _normalized(fixed, settings.fixed_modality, self.fixed_mask)
         self.moving = _normalized(moving, settings.moving_modality, self.moving_mask)
         self.view = _view_of(self.moving) if cuts_through(self.moving) else None
 
     def on_lattice(self, lattice: Sequence[int]) -> LatticeImages:
-        """Images and masks on a lattice (K, J, I) stretched over the fixed image; the latest one is kept.
+        """Images and masks on a lattice (K, J, I) stretched over the fixed image; they are kept.
 
         Raises InputError where a mask is empty.
         """
-        if self.latest is None or self.latest.fixed.shape[2:] != tuple(lattice):
-            self.latest = self._draw(lattice)
-        return self.latest
+        if tuple(lattice) not in self.drawn:
+            self.drawn[tuple(lattice)] = self._draw(lattice)
+        return self.drawn[tuple(lattice)]
 
     def _draw(self, lattice: Sequence[int]) -> LatticeImages:
         affine = lattice_affine(self.fixed.affine, self.fixed.shape, lattice)
-        still, placed = (as_deformation(map_, lattice, affine) for map_ in (np.eye(4), self.initial))
+        still, placed = as_deformation(np.eye(4)), as_deformation(self.initial)
 
         def draw(volume: Volume, deformation: Deformation, interpolation: str) -> Tensor:
             drawn = deformation.warp(volume, (tuple(lattice), affine), interpolation, background=0)
@@ -195,8 +195,7 @@ def _normalized(volume: Volume, modality: str, mask: Volume | None) -> Volume:
     """The volume with intensities in [0, 1], as they are inside the mask."""
     region = None
     if mask is not None:
-        still = as_deformation(np.eye(4), volume.shape, volume.affine)
-        region = still.warp(mask, volume, "nearest").array > 0
+        region = as_deformation(np.eye(4)).warp(mask, volume, "nearest").array > 0
         if not region.any():
             raise InputError(f"{mask.name} is empty inside {volume.name}; choose a mask with voxels there.")
     return replace(volume, array=normalize(volume, modality, region))
@@ -207,8 +206,6 @@ def _view_of(volume: Volume) -> Volume:
     return replace(volume, array=np.ones(volume.shape, dtype=np.uint8))
 
 
-def as_deformation(transform: Deformation | np.ndarray, shape: Sequence[int], affine: np.ndarray) -> Deformation:
-    """A linear map (4x4, RAS mm) sampled on a lattice; a Deformation as it is."""
-    if isinstance(transform, Deformation):
-        return transform
-    return Deformation.from_linear(transform, tuple(shape), affine)
+def as_deformation(transform: Deformation | np.ndarray) -> Deformation:
+    """A linear map (4x4, RAS mm) as a Deformation; a Deformation as it is."""
+    return transform if isinstance(transform, Deformation) else Deformation.from_linear(transform)

@@ -131,7 +131,7 @@ class Refinement:
     def objective(self, lattice: tuple[int, int, int], start: Fields | None) -> tuple[Objective, np.ndarray]:
         """The losses on a lattice of fields that begin as ``start`` (None: zero), and the lattice's affine."""
         drawn = self.images.on_lattice(lattice).to(self.device)
-        displacements = torch.zeros(2, 3, *lattice) if start is None else start.to_samples(lattice, drawn.affine)
+        displacements = torch.zeros(2, 3, *lattice) if start is None else start.on_lattice(lattice)
         model = Displacements(displacements.to(self.device), self.tuning.smoothing)
         objective = drawn.objective(
             model,
@@ -180,8 +180,8 @@ class Refinement:
                     best, lowest = shift, value
         if lowest > LEAST_GAIN * still:
             return None
-        samples = np.stack([best, -best]).astype(np.float32)[..., None, None, None]
-        return Fields.from_samples(np.broadcast_to(samples, (2, 3, *lattice)), affine)
+        both = torch.tensor(np.stack([best, -best]), dtype=torch.float32)
+        return Fields(both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice), affine)
 
     def run(self, level: Level, start: Fields | None, on_step: Callable[[Step], bool]) -> Fields:
         """Optimize on one level. on_step: returns whether to go on."""

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class Deformation:
         """Whether there is a linear part: the matrix is not the identity."""
         return not np.array_equal(self.matrix, np.eye(4))
 
-    @property
+    @cached_property
     def is_linear(self) -> bool:
         """Whether there is nothing but the linear part: u is zero everywhere."""
         return not self.displacement.any()
@@ -253,6 +254,8 @@ class Deformation:
         return found if shape is None or affine is None else found.sample(shape, affine)
 
     def _displacement_at(self, points: np.ndarray) -> np.ndarray:
+        if self.is_linear:
+            return np.zeros(points.shape, dtype=np.float32)
         return sample_linear(self.displacement, apply_matrix(np.linalg.inv(self.affine), points))
 
     def _linear_part(self) -> np.ndarray:

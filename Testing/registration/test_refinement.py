@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import oblique_volume
 
 from GradProjIOLib.errors import InputError
@@ -77,16 +78,19 @@ class TestLevels:
         assert count_steps(fixed, Settings(method="direct", steps=50)) == 0
 
 
-def test_fields_come_back_from_samples_of_an_oblique_lattice():
+def test_fields_on_another_lattice_are_the_same_in_space():
     volume = oblique_volume((14, 18, 16), (1.3, 0.7, 2.1), (20, -12, 31), (-30, 42, 50), 1, "fixed")
-    lattice = (10, 12, 11)
-    affine = lattice_affine(volume.affine, volume.shape, lattice)
-    samples = np.random.default_rng(0).normal(size=(2, 3, *lattice)).astype(np.float32)
-    fields = Fields.from_samples(samples, affine)
-    np.testing.assert_allclose(fields.to_samples(lattice, affine), samples, atol=1e-5)
+    lattice, finer = (10, 12, 11), (14, 17, 21)
+    affine, finer_affine = (lattice_affine(volume.affine, volume.shape, one) for one in (lattice, finer))
+    samples = torch.randn(2, 3, *lattice, generator=torch.Generator().manual_seed(0))
+    fields = Fields(samples, affine)
+    assert torch.equal(fields.on_lattice(lattice), samples)
     # One sample along x is one step of the index i in space.
     shift = fields.forward.displacement[4, 5, 6]
-    np.testing.assert_allclose(shift, affine[:3, :3] @ samples[0, :, 4, 5, 6], atol=1e-5)
+    np.testing.assert_allclose(shift, affine[:3, :3] @ samples[0, :, 4, 5, 6].numpy(), atol=1e-5)
+    there = Fields(fields.on_lattice(finer), finer_affine).forward
+    expected = fields.forward.sample(finer, finer_affine).displacement
+    np.testing.assert_allclose(there.displacement, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "projected"])
