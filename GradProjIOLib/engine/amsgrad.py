@@ -34,7 +34,10 @@ class AMSGrad:
         adam(
             self.parameters,
             list(gradients),
-            *(self.state[name] for name in ("mean", "mean_square", "largest_mean_square", "steps")),
+            self.state["mean"],
+            self.state["mean_square"],
+            self.state["largest_mean_square"],
+            self.state["steps"],
             fused=self.fused,
             amsgrad=True,
             beta1=DECAY[0],
