@@ -58,6 +58,13 @@ class Tuning:
 
 
 TUNINGS = {"lncc": Tuning(1.5, 1.5, 0.2), "lncc2": Tuning(1.5, 1.5, 0.2), "mind": Tuning(20.0, 7.0, 0.06)}
+LEAST_SMOOTHING = 2.5
+FEW_SAMPLES = 64
+"""On lattices with more samples along an axis, a smoothing above LEAST_SMOOTHING gets smaller in proportion.
+
+MIND follows speckle in small, noisy images unless the fields are very smooth. On the larger lattices of a brain that
+would hide what is there: with the contrast of one brain inverted, Dice is 0.69 with this and 0.65 without.
+"""
 FOLDING_WEIGHT = 100.0
 LEAST_SLOPE = 2e-2
 """A neighborhood whose loss changes by less than that per sample of displacement moves by less than a step.
@@ -132,7 +139,10 @@ class Refinement:
         """The losses on a lattice of fields that begin as ``start`` (None: zero), and the lattice's affine."""
         drawn = self.images.on_lattice(lattice).to(self.device)
         displacements = torch.zeros(2, 3, *lattice) if start is None else start.on_lattice(lattice)
-        model = Displacements(displacements.to(self.device), self.tuning.smoothing)
+        smooth = self.tuning.smoothing
+        if smooth > LEAST_SMOOTHING:
+            smooth = max(LEAST_SMOOTHING, smooth * min(1.0, FEW_SAMPLES / max(lattice)))
+        model = Displacements(displacements.to(self.device), smooth)
         objective = drawn.objective(
             model,
             self.settings,
