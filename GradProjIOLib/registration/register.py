@@ -280,7 +280,7 @@ class _Run:
             "overlap": self.overlap,
             "start": start,
             "levels": [list(self._as_stored(level.lattice)) for level in self.levels],
-            "steps": [asdict(step) for step in self.steps],
+            "steps": [asdict(step) | {"conflicts": list(step.conflicts)} for step in self.steps],
             "landmarks": None if self.landmarks is None else self.landmarks.report(self.initial, forward),
             "stopped": self.stopped,
             **losses,

@@ -84,7 +84,7 @@ def some_of(fields: dict):
 
 
 READER = """if True:
-    import json, resource, sys, time, traceback
+    import json, sys, time, traceback
     import numpy as np
     from GradProjIOLib.errors import InputError
     from GradProjIOLib.geometry.image_files import read_volume
@@ -102,7 +102,9 @@ READER = """if True:
             found = ["refused", str(error)]
         except BaseException:
             found = ["failed", traceback.format_exc()]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # getrusage would count what the parent had when it started this process.
+        status = open("/proc/self/status").read()
+        peak = int(status.split("VmHWM:")[1].split()[0])
         print(json.dumps([*found, time.monotonic() - start, peak]), flush=True)
 """
 
