@@ -48,7 +48,8 @@ def map_file(
     write = {".mrk.json": _map_markups, ".fcsv": _map_fiducials, ".csv": _map_table}[suffix]
     try:
         # It refuses, in a sentence, what is no landmark file.
-        landmarks.read_landmarks(source, frame, affine) if suffix != ".mrk.json" else None
+        if suffix != ".mrk.json":
+            landmarks.read_landmarks(source, frame, affine)
         text, count = write(source, map_points, frame, affine)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, InputError):

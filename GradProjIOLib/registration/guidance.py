@@ -17,7 +17,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks, read_landmarks
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
 Points = Landmarks | np.ndarray | Sequence[Sequence[float]] | str | os.PathLike
 
@@ -45,9 +45,7 @@ class LandmarkPairs:
 
         Raises InputError for a pair with a point outside the fixed image's field of view.
         """
-        if not isinstance(initial, Deformation):
-            initial = Deformation.from_linear(initial)
-        moving = initial.source_points(self.moving)
+        moving = as_deformation(initial).source_points(self.moving)
         for name, pair in zip(self.names, np.stack([self.fixed, moving], axis=1), strict=True):
             index = apply_matrix(np.linalg.inv(fixed.affine), pair)
             if (index < -0.5).any() or (index > np.array(fixed.shape[::-1]) - 0.5).any():
@@ -71,11 +69,8 @@ class LandmarkPairs:
 
     def report(self, before: Deformation | np.ndarray, after: Deformation) -> list[dict[str, Any]]:
         """For each pair its name and its distance in mm under the initial transform and under the result."""
-        if not isinstance(before, Deformation):
-            before = Deformation.from_linear(before)
-        distances = (
-            np.linalg.norm(one.map_points(self.fixed) - self.moving, axis=1).tolist() for one in (before, after)
-        )
+        mapped = (one.map_points(self.fixed) for one in (as_deformation(before), after))
+        distances = (np.linalg.norm(points - self.moving, axis=1).tolist() for points in mapped)
         return [
             {"name": name, "before_mm": before_mm, "after_mm": after_mm}
             for name, before_mm, after_mm in zip(self.names, *distances, strict=True)

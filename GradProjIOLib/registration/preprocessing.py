@@ -17,7 +17,7 @@ from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.guidance import LandmarkPairs
 from GradProjIOLib.settings import Settings
-from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
 CT_RANGE = (-1000.0, 1000.0)
 CT_AIR = (-1100.0, -900.0)
@@ -204,8 +204,3 @@ def _normalized(volume: Volume, modality: str, mask: Volume | None) -> Volume:
 def _view_of(volume: Volume) -> Volume:
     """A volume of ones: where the image's view is."""
     return replace(volume, array=np.ones(volume.shape, dtype=np.uint8))
-
-
-def as_deformation(transform: Deformation | np.ndarray) -> Deformation:
-    """A linear map (4x4, RAS mm) as a Deformation; a Deformation as it is."""
-    return transform if isinstance(transform, Deformation) else Deformation.from_linear(transform)

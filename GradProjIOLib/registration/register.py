@@ -101,10 +101,11 @@ def register(
     """
     given = {} if settings is None else asdict(settings)
     settings = Settings.from_mapping(given | preset_values(keywords.pop("preset", None)) | keywords)
+    target = straightened(as_volume(fixed, "the fixed image"))
     if isinstance(initial_transform, (str, os.PathLike)):
-        initial_transform = read_initial(initial_transform, as_volume(fixed, "the fixed image"))
+        initial_transform = read_initial(initial_transform, target)
     return _Run(
-        straightened(as_volume(fixed, "the fixed image")),
+        target,
         straightened(as_volume(moving, "the moving image")),
         settings,
         initial_transform,

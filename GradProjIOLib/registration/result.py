@@ -16,7 +16,7 @@ from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
-from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,10 +70,7 @@ class Registration:
 
     def moved_before(self) -> Volume:
         """The moving image on the fixed image's lattice as the initial transform alone places it."""
-        initial = self.initial
-        if not isinstance(initial, Deformation):
-            initial = Deformation.from_linear(initial)
-        return initial.warp(self.moving, self.fixed)
+        return as_deformation(self.initial).warp(self.moving, self.fixed)
 
     def plot(self) -> Figure:
         """The overview as a matplotlib figure: slices of the images, the Jacobian determinant, the losses.

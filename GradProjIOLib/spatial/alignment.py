@@ -20,7 +20,7 @@ from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_aff
 from GradProjIOLib.geometry.transform_files import linear_from_sitk
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.settings import ALIGNMENTS
-from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 from GradProjIOLib.spatial.sampling import sample_linear
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def overlap(fixed: Volume, moving: Volume, transform: Deformation | np.ndarray) 
     moving) puts into the moving image's field of view."""
     lattice = (24, 24, 24)
     points = lattice_points(lattice, lattice_affine(fixed.affine, fixed.shape, lattice))
-    mapped = transform.map_points(points) if isinstance(transform, Deformation) else apply_matrix(transform, points)
+    mapped = as_deformation(transform).map_points(points)
     return float(_inside(apply_matrix(np.linalg.inv(moving.affine), mapped), moving).mean())
 
 

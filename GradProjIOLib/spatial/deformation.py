@@ -197,14 +197,13 @@ class Deformation:
         """
         shape, affine = (shape or self.shape), (self.matrix @ self.affine if affine is None else affine)
         to_mm, to_index = self.affine[:3, :3], np.linalg.inv(self.affine)
-        in_voxels = torch.from_numpy((self.displacement @ to_index[:3, :3].T).astype(np.float32))
-        linear = torch.from_numpy((to_index[:3, :3] @ np.linalg.inv(self._linear_part()) @ to_mm).astype(np.float32))
+        in_voxels, linear = self._to_solve()
         back = np.linalg.inv(self.matrix)
         displacement = np.empty((*shape, 3), dtype=np.float32)
         missed, worst = 0, 0.0
         for slab, points in slabs(shape, to_index @ back @ affine):
             targets = torch.from_numpy(points.reshape(-1, 3).astype(np.float32))
-            found, left = solve(in_voxels.movedim(-1, 0)[None], targets, linear, TOLERANCE)
+            found, left = solve(in_voxels, targets, linear, TOLERANCE)
             # With matrix·(x + u(x)) = y, the displacement x − matrix⁻¹·y comes after matrix⁻¹; before it, it turns.
             displacement[slab] = ((found - targets).numpy() @ (self.matrix[:3, :3] @ to_mm).T).reshape(points.shape)
             missed += int((left.norm(dim=1) > TOLERANCE).sum())
@@ -223,10 +222,9 @@ class Deformation:
 
         Found as in `inverse`, which says what it means where the deformation folds.
         """
-        to_mm, to_index = self.affine[:3, :3], np.linalg.inv(self.affine)
-        in_voxels = torch.from_numpy((self.displacement @ to_index[:3, :3].T).astype(np.float32)).movedim(-1, 0)[None]
-        linear = torch.from_numpy((to_index[:3, :3] @ np.linalg.inv(self._linear_part()) @ to_mm).astype(np.float32))
-        index = apply_matrix(to_index @ np.linalg.inv(self.matrix), np.asarray(points, dtype=np.float64))
+        to_index = np.linalg.inv(self.matrix @ self.affine)
+        index = apply_matrix(to_index, np.asarray(points, dtype=np.float64))
+        in_voxels, linear = self._to_solve()
         found, _ = solve(in_voxels, torch.from_numpy(index.astype(np.float32)), linear, TOLERANCE / 10)
         return apply_matrix(self.affine, found.numpy().astype(np.float64))
 
@@ -258,6 +256,15 @@ class Deformation:
             return np.zeros(points.shape, dtype=np.float32)
         return sample_linear(self.displacement, apply_matrix(np.linalg.inv(self.affine), points))
 
+    def _to_solve(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `inversion.solve` takes, with components along (i, j, k).
+
+        u [1, 3, K, J, I] in voxels, and the inverse (3x3) of the linear part of x + u(x).
+        """
+        to_mm, to_index = self.affine[:3, :3], np.linalg.inv(self.affine[:3, :3])
+        in_voxels = torch.from_numpy((self.displacement @ to_index.T).astype(np.float32)).movedim(-1, 0)[None]
+        return in_voxels, torch.from_numpy((to_index @ np.linalg.inv(self._linear_part()) @ to_mm).astype(np.float32))
+
     def _linear_part(self) -> np.ndarray:
         """The 3x3 matrix M of the affine map closest to x + u(x), from a part of the samples."""
         k, j, i = (max(1, n // 16) for n in self.shape)
@@ -286,6 +293,11 @@ def _ends(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """The vectors in the first and the last layer of `array` [k, j, i, 3] along an axis: [n, 3] each."""
     first, last = array.take(0, axis).reshape(-1, 3), array.take(-1, axis).reshape(-1, 3)
     return first, last
+
+
+def as_deformation(transform: Deformation | np.ndarray) -> Deformation:
+    """A linear map (4x4, RAS mm) as a Deformation; a Deformation as it is."""
+    return transform if isinstance(transform, Deformation) else Deformation.from_linear(transform)
 
 
 def read_initial(path: str | os.PathLike, fixed: Volume) -> Deformation | np.ndarray:
