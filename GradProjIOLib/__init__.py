@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from GradProjIOLib.errors import InputError, WriteError
     from GradProjIOLib.geometry.image_files import read_labels, read_volume, write_volume
     from GradProjIOLib.geometry.volume import Volume
+    from GradProjIOLib.registration.going_on import load_result
     from GradProjIOLib.registration.register import register
     from GradProjIOLib.registration.result import Registration
     from GradProjIOLib.settings import Settings
@@ -33,6 +34,7 @@ __all__ = [
     "Volume",
     "WriteError",
     "__version__",
+    "load_result",
     "read_labels",
     "read_volume",
     "register",
@@ -46,6 +48,7 @@ _MODULES = {
     "Settings": "settings",
     "Volume": "geometry.volume",
     "WriteError": "errors",
+    "load_result": "registration.going_on",
     "read_labels": "geometry.image_files",
     "read_volume": "geometry.image_files",
     "register": "registration.register",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import staging_folder
 from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.registration.register import register
+from GradProjIOLib.registration.result import Reached
 from GradProjIOLib.report.thumbnail import THUMBNAIL, write_thumbnail
 
 LABELS = "warped_labels.nii.gz"
@@ -55,6 +56,8 @@ class Registration:
         images.pop("fixed_labels", None)
         labels = images.pop("moving_labels", None)
         result = register(images.pop("fixed"), images.pop("moving"), task.pair.settings, **images)
+        # The optimizer's state would be four times as large as the network, for each pair.
+        result = replace(result, reached=Reached())
         result.report[FINGERPRINT] = task.fingerprint
         with staging_folder(task.folder) as temporary:
             whole = temporary / "result"

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from GradProjIOLib.commands.console import print_summary
-from GradProjIOLib.commands.options import add_output_option, add_setting_options, settings_from
+from GradProjIOLib.commands.options import add_output_option, add_setting_options, given_settings, settings_from
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_labels
+from GradProjIOLib.registration.going_on import load_result
 from GradProjIOLib.registration.register import register
+from GradProjIOLib.registration.result import Registration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("fixed", metavar="FIXED", help="image that stays (NIfTI, NRRD or MetaImage)")
-    parser.add_argument("moving", metavar="MOVING", help="image that is warped onto it")
+    fixed = parser.add_argument("fixed", metavar="FIXED", help="image that stays (NIfTI, NRRD or MetaImage)")
+    moving = parser.add_argument("moving", metavar="MOVING", help="image that is warped onto it")
+    parser.add_argument(
+        "--from",
+        dest="earlier",
+        metavar="DIR",
+        type=Path,
+        action=_From,
+        images=(fixed, moving),
+        help="folder of a result to go on with; FIXED and MOVING are then those of its report unless given, and so are "
+        "masks, landmarks and settings. --steps says how many more steps are taken, of the stage that it ended with",
+    )
     add_output_option(parser, "folder for the results")
     parser.add_argument("--moving-labels", metavar="FILE", help="label map of the moving image, to be warped, too")
     parser.add_argument("--fixed-mask", metavar="FILE", help="where the fixed image counts")
@@ -33,26 +48,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting_options(parser.add_argument_group("settings"))
 
 
+class _From(argparse.Action):
+    """``--from``, with which the images need not be named."""
+
+    def __init__(self, images: Sequence[argparse.Action], **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.images = images
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Note the folder, and require no images."""
+        namespace.earlier = values
+        for image in self.images:
+            image.required = False
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Register, write the results, say what was found."""
+    """Register or go on, write the results, say what was found."""
+    labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
+    result = _register(arguments) if arguments.earlier is None else _go_on(arguments)
+    result.write(arguments.output, labels)
+    if not arguments.quiet:
+        print_summary(result, arguments.output)
+    return 0
+
+
+def _register(arguments: argparse.Namespace) -> Registration:
     settings = settings_from(arguments)
     if arguments.initial_transform and settings.align != "none":
         raise InputError(
             f"--initial-transform and --align {settings.align} both say where to start; give only one of them."
         )
-    labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
-    result = register(
+    return register(
         arguments.fixed,
         arguments.moving,
         settings,
         initial_transform=arguments.initial_transform,
-        fixed_mask=arguments.fixed_mask,
-        moving_mask=arguments.moving_mask,
-        fixed_points=arguments.fixed_points,
-        moving_points=arguments.moving_points,
-        progress=not arguments.quiet and sys.stderr.isatty(),
+        **_guides(arguments),
     )
-    result.write(arguments.output, labels)
-    if not arguments.quiet:
-        print_summary(result, arguments.output)
-    return 0
+
+
+def _go_on(arguments: argparse.Namespace) -> Registration:
+    if arguments.initial_transform:
+        raise InputError("--initial-transform says where to begin, and --from to go on; give only one of them.")
+    earlier = load_result(arguments.earlier, fixed=arguments.fixed, moving=arguments.moving)
+    return earlier.go_on(**given_settings(arguments), **_guides(arguments))
+
+
+def _guides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What else ``register`` and ``Registration.go_on`` take."""
+    return {
+        "fixed_mask": arguments.fixed_mask,
+        "moving_mask": arguments.moving_mask,
+        "fixed_points": arguments.fixed_points,
+        "moving_points": arguments.moving_points,
+        "progress": not arguments.quiet and sys.stderr.isatty(),
+    }

@@ -193,3 +193,12 @@ class InstanceOptimizer:
             part if part.stride() == parameter.stride() else torch.empty_like(parameter).copy_(part)
             for part, parameter in zip(found, self.parameters, strict=True)
         ]
+
+
+def copied(state: Any) -> Any:
+    """A copy of an optimizer's ``state``, in the memory of the processor, which later steps do not change."""
+    if isinstance(state, Tensor):
+        return state.to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: copied(value) for name, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list) else state

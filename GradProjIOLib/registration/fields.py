@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from GradProjIOLib.engine.objective import Objective
-from GradProjIOLib.geometry.lattice import lattice_affine
+from GradProjIOLib.geometry.lattice import apply_matrix, lattice_affine, slabs
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +42,50 @@ class Fields:
         resized = F.interpolate(self.samples, size=lattice, mode="trilinear", align_corners=False)
         return resized * torch.tensor(finer, device=resized.device).view(3, 1, 1, 1)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of samples of the lattice along (K, J, I)."""
+        k, j, i = self.samples.shape[2:]
+        return k, j, i
+
+    def plus(self, change: Fields) -> Fields:
+        """The sum of these fields, on whose lattice it is, and of others over the same image."""
+        return Fields(self.samples + change.on_lattice(self.shape).to(self.samples.device), self.affine)
+
+    def on_cpu(self) -> Fields:
+        """The same in the memory of the processor."""
+        return Fields(self.samples.cpu(), self.affine)
+
     @classmethod
     def of(cls, objective: Objective, affine: np.ndarray) -> Fields:
         """What an objective's model gives now; ``affine`` is that of its lattice."""
         return cls(objective.displacements(), affine)
+
+    @classmethod
+    def between(
+        cls,
+        forward: Deformation,
+        inverse: Deformation,
+        initial: Deformation | np.ndarray,
+        fixed: Volume,
+        lattice: tuple[int, int, int],
+    ) -> Fields:
+        """The displacements that make whole maps, ``forward`` fixed → moving and its ``inverse``, of ``initial``.
+
+        initial: 4x4 or a Deformation, fixed → moving, RAS mm. They are sampled on a lattice (K, J, I) over ``fixed``.
+        """
+        first = as_deformation(initial)
+        undone = (
+            first.source_points if isinstance(initial, Deformation) else partial(apply_matrix, np.linalg.inv(initial))
+        )
+        affine = lattice_affine(fixed.affine, fixed.shape, lattice)
+        displacements = np.empty((2, *lattice, 3))
+        for slab, points in slabs(lattice, affine):
+            there = forward.map_points(points).reshape(-1, 3)
+            displacements[0, slab] = undone(there).reshape(points.shape) - points
+            displacements[1, slab] = inverse.map_points(first.map_points(points)) - points
+        samples = np.moveaxis(displacements @ np.linalg.inv(affine[:3, :3]).T, -1, 1)
+        return cls(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), affine)
 
     @classmethod
     def zero(cls, fixed: Volume) -> Fields:

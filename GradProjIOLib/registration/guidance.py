@@ -40,6 +40,20 @@ class LandmarkPairs:
         order = match_landmarks(sides[0].names, sides[1].names)
         return cls(sides[0].names, sides[0].points, sides[1].points[order])
 
+    @classmethod
+    def from_report(cls, reported: list[dict[str, Any]] | None) -> LandmarkPairs | None:
+        """The pairs that ``report`` described; None where it says that there were none."""
+        if not reported:
+            return None
+        fixed, moving = (np.array([pair[side] for pair in reported]) for side in ("fixed", "moving"))
+        return cls([pair["name"] for pair in reported], fixed, moving)
+
+    def same_as(self, other: LandmarkPairs | None) -> bool:
+        """Whether they are the same points."""
+        return other is not None and np.array_equal(
+            np.stack([self.fixed, self.moving]), np.stack([other.fixed, other.moving])
+        )
+
     def placed(self, initial: Deformation | np.ndarray, fixed: Volume) -> LandmarkPairs:
         """The same with the moving points where the initial transform puts them, beside the fixed ones.
 
@@ -68,12 +82,14 @@ class LandmarkPairs:
         return LandmarkDistance(tensor(fixed), tensor(moving), tensor(affine[:3, :3] * half), tolerance, share)
 
     def report(self, before: Deformation | np.ndarray, after: Deformation) -> list[dict[str, Any]]:
-        """For each pair its name and its distance in mm under the initial transform and under the result."""
+        """For each pair its name, both points, and its distance in mm under the initial transform and the result."""
         mapped = (one.map_points(self.fixed) for one in (as_deformation(before), after))
         distances = (np.linalg.norm(points - self.moving, axis=1).tolist() for points in mapped)
         return [
-            {"name": name, "before_mm": before_mm, "after_mm": after_mm}
-            for name, before_mm, after_mm in zip(self.names, *distances, strict=True)
+            {"name": name, "fixed": fixed, "moving": moving, "before_mm": before_mm, "after_mm": after_mm}
+            for name, fixed, moving, before_mm, after_mm in zip(
+                self.names, self.fixed.tolist(), self.moving.tolist(), *distances, strict=True
+            )
         ]
 
 

@@ -25,6 +25,7 @@ from GradProjIOLib.registration.progress import Part
 from GradProjIOLib.settings import Settings
 
 OnStarted = Callable[[InstanceOptimizer, np.ndarray], None]
+OnEnded = Callable[[InstanceOptimizer], None]
 
 
 def network_steps(settings: Settings) -> int:
@@ -60,10 +61,13 @@ class NetworkStage:
             network_steps(self.settings), self.loaded.network.memory_share * COST_OF_A_SAMPLE * math.prod(self.lattice)
         )
 
-    def run(self, images: ImagePair, on_started: OnStarted, on_step: Callable[[Step], bool]) -> Fields:
+    def run(
+        self, images: ImagePair, on_started: OnStarted, on_step: Callable[[Step], bool], on_ended: OnEnded
+    ) -> Fields:
         """The fields after the optimization, in the first memory mode that fits.
 
         on_started is called before the first step, in every mode that is tried. on_step returns whether to go on.
+        on_ended is called after the last step, while the network still has the parameters that were found.
         """
         network, lattice = self.loaded.network, self.lattice
         try:
@@ -75,7 +79,7 @@ class NetworkStage:
             network.checkpointed = mode == "lean"
             try:
                 with recycled_memory(self.device, needed_memory(network, lattice, mode, self.device)):
-                    return self._optimize(drawn.to(self.device), on_started, on_step)
+                    return self._optimize(drawn.to(self.device), on_started, on_step, on_ended)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -87,7 +91,9 @@ class NetworkStage:
                 )
         raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], self.device)
 
-    def _optimize(self, drawn: LatticeImages, on_started: OnStarted, on_step: Callable[[Step], bool]) -> Fields:
+    def _optimize(
+        self, drawn: LatticeImages, on_started: OnStarted, on_step: Callable[[Step], bool], on_ended: OnEnded
+    ) -> Fields:
         settings = self.settings
         objective = drawn.objective(self.loaded.network, settings, regularity_weight=settings.regularity_weight)
         with InstanceOptimizer(
@@ -102,6 +108,7 @@ class NetworkStage:
             for step in optimizer:
                 if not on_step(step):
                     break
+            on_ended(optimizer)
             return Fields.of(objective, drawn.affine)
 
 

@@ -102,6 +102,11 @@ def plan_levels(fixed: Volume, settings: Settings) -> list[Level]:
     return list(levels.values())
 
 
+def from_level(levels: Sequence[Level], lattice: tuple[int, int, int]) -> list[Level]:
+    """The levels at least as fine as a lattice (K, J, I); the finest where all are coarser."""
+    return [level for level in levels if math.prod(level.lattice) >= math.prod(lattice)] or list(levels[-1:])
+
+
 def lattice_for(image: Volume, spacing: float) -> tuple[int, int, int]:
     """The lattice (K, J, I) over an image with about that spacing in mm, but no finer than its voxels."""
     k, j, i = (
@@ -129,10 +134,15 @@ def check_memory(levels: Sequence[Level], device: torch.device) -> None:
 
 
 class Refinement:
-    """The refinement of one pair, level after level."""
+    """The refinement of one pair, level after level.
 
-    def __init__(self, images: ImagePair, settings: Settings, device: torch.device):
+    keeps_detail: whether fields that begin finer than a level stay as fine, and only get the change that the level
+    found. Else they are drawn on the level's lattice.
+    """
+
+    def __init__(self, images: ImagePair, settings: Settings, device: torch.device, keeps_detail: bool = False):
         self.images, self.settings, self.device = images, settings, device
+        self.keeps_detail = keeps_detail
         self.tuning = TUNINGS[settings.similarity]
 
     def objective(self, lattice: tuple[int, int, int], start: Fields | None) -> tuple[Objective, np.ndarray]:
@@ -214,4 +224,8 @@ class Refinement:
             for step in optimizer:
                 if not on_step(step):
                     break
-            return Fields.of(objective, affine)
+            found = Fields.of(objective, affine)
+        if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(level.lattice):
+            return found
+        begun = start.on_lattice(level.lattice).to(found.samples.device)
+        return start.plus(Fields(found.samples - begun, affine))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,32 +23,37 @@ import torch
 from GradProjIOLib import __version__
 from GradProjIOLib.engine.devices import describe_device, find_device
 from GradProjIOLib.engine.memory import peak_memory
-from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
+from GradProjIOLib.engine.optimization import InstanceOptimizer, Step, copied
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
 from GradProjIOLib.geometry.files import checksum, path_text
 from GradProjIOLib.geometry.lattice import is_rectangular
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order, straightened
-from GradProjIOLib.models import registry
+from GradProjIOLib.registration.beginning import initial_of, with_modalities, with_model
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.guidance import LandmarkPairs, Points
 from GradProjIOLib.registration.inverse import inverse_of
-from GradProjIOLib.registration.network import NetworkStage
-from GradProjIOLib.registration.preprocessing import ImagePair, modality_of
+from GradProjIOLib.registration.network import NetworkStage, network_steps
+from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
-from GradProjIOLib.registration.refinement import Refinement, check_memory, lattice_for, plan_levels
-from GradProjIOLib.registration.result import Registration, describe_jacobian
+from GradProjIOLib.registration.refinement import (
+    Level,
+    Refinement,
+    check_memory,
+    from_level,
+    lattice_for,
+    plan_levels,
+)
+from GradProjIOLib.registration.result import OnStep, Reached, Registration, describe_jacobian
 from GradProjIOLib.settings import Settings, preset_values
-from GradProjIOLib.spatial import alignment
 from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
-LEAST_OVERLAP = 0.01
-GOOD_OVERLAP = 0.5
+if TYPE_CHECKING:
+    from GradProjIOLib.registration.going_on import Earlier
+
 USUAL_SPACINGS = 2.0
 """Spacing of a lattice for which nothing else says one, in spacings of the image's finest axis."""
-
-OnStep = Callable[[Step], "bool | None"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,19 +109,22 @@ def register(
     target = straightened(as_volume(fixed, "the fixed image"))
     if isinstance(initial_transform, (str, os.PathLike)):
         initial_transform = read_initial(initial_transform, target)
-    return _Run(
+    return Run(
         target,
         straightened(as_volume(moving, "the moving image")),
         settings,
         initial_transform,
         None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
         None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
-        _landmarks(fixed_points, moving_points),
+        landmark_pairs(fixed_points, moving_points),
     ).result(on_step, on_start, progress)
 
 
-class _Run:
-    """One registration: what it is made from, what it has found so far, and what the report will say of it."""
+class Run:
+    """One registration: what it is made from, what it has found so far, and what the report will say of it.
+
+    earlier: the registration that it goes on with, of the same images and initial transform; see ``going_on``.
+    """
 
     def __init__(
         self,
@@ -127,6 +135,7 @@ class _Run:
         fixed_mask: Volume | None,
         moving_mask: Volume | None,
         landmarks: LandmarkPairs | None,
+        earlier: Earlier | None = None,
     ):
         self.started = time.perf_counter()
         check_image(fixed)
@@ -136,24 +145,48 @@ class _Run:
         self.fixed, self.moving = fixed, moving
         self.masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
         self.warnings = image_warnings(fixed, moving)
-        settings = _with_modalities(settings, fixed, moving, self.warnings)
-        self.initial, self.overlap = _initial(fixed, moving, settings, initial_transform, self.warnings)
+        settings = with_modalities(settings, fixed, moving, self.warnings)
+        self.initial, self.overlap = initial_of(fixed, moving, settings, initial_transform, self.warnings)
         self.device = find_device(settings.device)
-        self.settings = _with_model(settings, self.warnings)
+        self.settings = with_model(settings, self.warnings)
         # What is found must not depend on the order in which the voxels are stored.
         self.ordered, self.order = in_ras_order(fixed)
         if settings.lattice is not None:
             self.settings = replace(self.settings, lattice=self._reorder(settings.lattice))
-        self.levels = plan_levels(self.ordered, settings)
+        self.earlier = earlier
+        self.lattices, self.levels = self._plan(plan_levels(self.ordered, settings))
         check_memory(self.levels, self.device)
         self.network: NetworkStage | None = None
-        if self.settings.model != "none":
+        if self.settings.model != "none" and (earlier is None or earlier.uses_network):
             self.network = NetworkStage(self.settings, self.ordered, self.device, self.warnings)
             self.settings = self.network.settings
         self.landmarks = landmarks
         self.images = ImagePair(self.ordered, moving, self.initial, settings, fixed_mask, moving_mask, landmarks)
         self.steps: list[Step] = []
         self.stopped = "finished"
+        self.optimizer_state: dict[str, Any] | None = None
+
+    def _plan(self, levels: list[Level]) -> tuple[list[tuple[int, int, int]], list[Level]]:
+        """All lattices of the refinement, which the steps refer to, and the levels that are run."""
+        if self.earlier is None:
+            return [level.lattice for level in levels], levels
+        lattices = [self._reorder(lattice) for lattice in self.earlier.lattices]
+        lattices += [level.lattice for level in levels if level.lattice not in lattices]
+        reached = self.earlier.lattice
+        return lattices, levels if reached is None else from_level(levels, self._reorder(reached))
+
+    @property
+    def steps_of_levels(self) -> list[int]:
+        """How many steps are taken on each of the refinement's lattices."""
+        counts = {level.lattice: level.steps for level in self.levels}
+        return [counts.get(lattice, 0) for lattice in self.lattices]
+
+    @property
+    def total(self) -> int:
+        """How many steps are taken in all."""
+        on_network = 0 if self.network is None else network_steps(self.settings)
+        before = self.earlier.network_steps if self.earlier is not None and on_network else 0
+        return on_network - before + sum(self.steps_of_levels)
 
     def _reorder(self, lattice: Sequence[int]) -> tuple[int, int, int]:
         """A lattice (K, J, I) along the axes of the fixed image, in the order in which it is registered."""
@@ -171,10 +204,9 @@ class _Run:
         if self.network is not None:
             parts.insert(0, self.network.part())
         self.remaining = RemainingTime(parts)
-        with Progress(sum(part.steps for part in parts), progress) as bar, convolutions(self.settings.precision):
+        with Progress(self.total, progress) as bar, convolutions(self.settings.precision):
             self.bar, self.on_step = bar, on_step
-            fields = None if self.network is None else self._from_network(on_start)
-            fields, start, losses = self._refined(fields)
+            fields, start, losses = self._refined(self._begin(on_start))
         if self.settings.lattice is not None:
             self.settings = replace(self.settings, lattice=self._as_stored(self.settings.lattice))
         forward = self._whole(fields.forward)
@@ -189,6 +221,7 @@ class _Run:
             forward,
             inverse,
             self._report(forward, error, start, losses),
+            Reached(fields.on_cpu(), self.optimizer_state, **self.masks, landmarks=self.landmarks),
         )
 
     def _take(self, step: Step, stage: str, level: int) -> bool:
@@ -200,24 +233,40 @@ class _Run:
             self.stopped = "by request"
         return self.stopped == "finished"
 
+    def _begin(self, on_start: OnStart | None) -> Fields | None:
+        """The fields before the refinement; None where it begins without any."""
+        if self.network is not None:
+            return self._from_network(on_start)
+        return None if self.earlier is None else self.earlier.fields(self.ordered, self._reorder)
+
     def _from_network(self, on_start: OnStart | None) -> Fields:
         def started(optimizer: InstanceOptimizer, affine: np.ndarray) -> None:
             # What was computed before in another memory mode, or in an earlier process, does not count.
             self.steps.clear()
             self.bar.restart()
+            if self.earlier is not None and self.earlier.optimizer is not None:
+                optimizer.restore(self.earlier.optimizer)
             self.remaining.taken = optimizer.taken
             if on_start is not None:
                 on_start(Running(optimizer, lambda: self._whole(Fields.of(optimizer.objective, affine).forward)))
 
-        return self.network.run(self.images, started, partial(self._take, stage="network", level=0))
+        def ended(optimizer: InstanceOptimizer) -> None:
+            # Only where these were the last steps of all is there something to go on with.
+            if optimizer.taken and (self.stopped != "finished" or not self.levels):
+                self.optimizer_state = copied(optimizer.state())
+
+        return self.network.run(self.images, started, partial(self._take, stage="network", level=0), ended)
 
     def _refined(self, fields: Fields | None) -> tuple[Fields, str, dict[str, float]]:
         """The refined fields, what the refinement began with, and the similarity losses before and after."""
-        refinement = Refinement(self.images, self.settings, self.device)
+        refined = self.earlier is not None and self.earlier.start is not None
+        refinement = Refinement(self.images, self.settings, self.device, keeps_detail=refined)
         lattice = self.levels[-1].lattice if self.levels else self._only_lattice()
         before = refinement.similarity(lattice, None)
         start = "zero" if fields is None else "network"
-        if self.levels and fields is not None and refinement.similarity(lattice, fields) > before:
+        if self.earlier is not None and self.earlier.start is not None:
+            start = self.earlier.start
+        elif self.levels and fields is not None and refinement.similarity(lattice, fields) > before:
             fields, start = None, "zero"
             self.warnings.append(
                 "The network's deformation matches the images worse than none, so the refinement began without it."
@@ -225,8 +274,9 @@ class _Run:
         if self.levels and fields is None:
             fields = refinement.translation()
             start = "zero" if fields is None else "translation"
-        for number, level in enumerate(self.levels):
+        for level in self.levels:
             if self.stopped == "finished":
+                number = self.lattices.index(level.lattice)
                 fields = refinement.run(level, fields, partial(self._take, stage="refinement", level=number))
         if fields is None:
             fields = Fields.zero(self.ordered)
@@ -258,7 +308,7 @@ class _Run:
     ) -> dict[str, Any]:
         loaded = None if self.network is None else self.network.loaded
         inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks
-        return {
+        report = {
             "version": __version__,
             "settings": json.loads(json.dumps(asdict(self.settings))),
             "model": {
@@ -280,8 +330,9 @@ class _Run:
             "initial_transform": None if isinstance(self.initial, Deformation) else self.initial.tolist(),
             "overlap": self.overlap,
             "start": start,
-            "levels": [list(self._as_stored(level.lattice)) for level in self.levels],
+            "levels": [list(self._as_stored(lattice)) for lattice in self.lattices],
             "steps": [asdict(step) | {"conflicts": list(step.conflicts)} for step in self.steps],
+            "continued_after": [],
             "landmarks": None if self.landmarks is None else self.landmarks.report(self.initial, forward),
             "stopped": self.stopped,
             **losses,
@@ -291,58 +342,13 @@ class _Run:
             "peak_memory_bytes": peak_memory(self.device),
             "warnings": self.warnings,
         }
+        return report if self.earlier is None else self.earlier.continued(report)
 
 
-def _landmarks(fixed: Points | None, moving: Points | None) -> LandmarkPairs | None:
+def landmark_pairs(fixed: Points | None, moving: Points | None) -> LandmarkPairs | None:
     if (fixed is None) != (moving is None):
         raise InputError("Landmarks guide a registration only in pairs; give those of both images, or none.")
     return None if fixed is None or moving is None else LandmarkPairs.of(fixed, moving)
-
-
-def _with_model(settings: Settings, warnings: list[str]) -> Settings:
-    """The settings with a model instead of "auto"."""
-    if settings.model != "auto":
-        return settings
-    name = registry.default_model()
-    if name == "compact":
-        warnings.append(registry.FALLBACK_NOTE)
-    return replace(settings, model=name)
-
-
-def _with_modalities(settings: Settings, fixed: Volume, moving: Volume, warnings: list[str]) -> Settings:
-    """The settings with modalities instead of "auto"."""
-    found = {}
-    for name, volume in (("fixed_modality", fixed), ("moving_modality", moving)):
-        if getattr(settings, name) == "auto":
-            found[name] = modality_of(volume)
-            if found[name] == "ct":
-                warnings.append(
-                    f"{volume.name} looks like CT, so its intensities are taken as Hounsfield units; "
-                    "choose the modality mri if they are something else."
-                )
-    return replace(settings, **found)
-
-
-def _initial(
-    fixed: Volume, moving: Volume, settings: Settings, given: Deformation | np.ndarray | None, warnings: list[str]
-) -> tuple[Deformation | np.ndarray, float]:
-    """The initial transform, and which part of the fixed image's view it puts into the moving image's."""
-    if isinstance(given, Deformation):
-        initial = given
-    elif given is not None:
-        initial = np.asarray(given, dtype=np.float64)
-    else:
-        initial = alignment.align(fixed, moving, settings.align, settings.seed)
-    shared = alignment.overlap(fixed, moving, initial)
-    if shared < LEAST_OVERLAP:
-        raise InputError(
-            f"{fixed.name} and {moving.name} do not overlap in space; align them first "
-            "(automatic alignment: centers, rigid or affine)."
-        )
-    if shared < GOOD_OVERLAP:
-        hint = "; consider automatic alignment (centers, rigid or affine)" if settings.align == "none" else ""
-        warnings.append(f"Only {shared:.0%} of {fixed.name} overlaps with {moving.name}{hint}.")
-    return initial, shared
 
 
 def _describe(volume: Volume) -> dict[str, Any]:

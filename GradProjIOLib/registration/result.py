@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from GradProjIOLib.engine.optimization import Step
+from GradProjIOLib.geometry.conversion import Image
 from GradProjIOLib.geometry.files import json_text, staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.guidance import LandmarkPairs, Points
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -21,20 +26,47 @@ from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OPTIMIZER_STATE = "optimizer_state.pt"
+INITIAL_TRANSFORM = "initial_transform.h5"
 RESULT_FILES = (
     "warped.nii.gz",
     "transform.h5",
     "inverse_transform.h5",
+    INITIAL_TRANSFORM,
     "jacobian.nii.gz",
     "folding.nii.gz",
     "warped_labels.nii.gz",
     "overview.png",
     "thumbnail.png",
+    OPTIMIZER_STATE,
     "report.json",
 )
-"""What a folder of results may hold; labels and pictures are not always there."""
+"""What a folder of results may hold.
+
+Labels and pictures are not always there; the initial transform is where it is not linear, and the optimizer's state
+where the last steps were taken on a network's parameters.
+"""
 STAGE_WORDS = {"network": "IO", "refinement": "refinement"}
 """What the steps of a stage are called (IO: instance optimization)."""
+
+
+OnStep = Callable[[Step], "bool | None"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """What a registration goes on from, besides what its ``Registration`` has.
+
+    fields: None where they have to be made from the deformations. optimizer: the state of the ``InstanceOptimizer``
+    where the last steps were taken on a network's parameters. fixed_mask, moving_mask, landmarks: what was registered
+    with.
+    """
+
+    fields: Fields | None = None
+    optimizer: dict[str, Any] | None = None
+    fixed_mask: Volume | None = None
+    moving_mask: Volume | None = None
+    landmarks: LandmarkPairs | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,9 +83,43 @@ class Registration:
     forward: Deformation
     inverse: Deformation
     report: dict[str, Any]
+    reached: Reached
 
     def __repr__(self) -> str:
         return f"Registration({self.title()})"
+
+    def go_on(
+        self,
+        steps: int | None = None,
+        *,
+        fixed_mask: Image | None = None,
+        moving_mask: Image | None = None,
+        fixed_points: Points | None = None,
+        moving_points: Points | None = None,
+        on_step: OnStep | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Registration:
+        """The same registration with more steps, from where it is; this one stays as it is.
+
+        steps: how many more, of the stage that it ended with, at each level that is run. Unless given, those that were
+        left where it was stopped in the network's stage, else as many as the settings say. ``refine_steps`` instead, or
+        besides, says how many steps of refinement follow the network's.
+        fixed_mask, moving_mask, fixed_points, moving_points: as for ``register``, in place of the earlier ones, which
+        hold where none are given. settings: those that change; the others stay.
+
+        Only the finest level of a refinement is run, unless landmarks, masks or settings change what counts. In the
+        report the new steps follow the earlier ones (`continued_after` says how many those were), seconds add up, and
+        what was before is still before the first step. Steps on a network's parameters are exactly those that a longer
+        registration would have taken, on the same processor with the same number of threads.
+
+        Raises InputError as ``register`` does, and for settings that cannot change on the way.
+        """
+        from GradProjIOLib.registration.going_on import prepare
+        from GradProjIOLib.registration.register import landmark_pairs
+
+        landmarks = landmark_pairs(fixed_points, moving_points)
+        return prepare(self, steps, fixed_mask, moving_mask, landmarks, **settings).result(on_step, None, progress)
 
     def warped(self, interpolation: str = "linear") -> Volume:
         """The moving image on the fixed image's lattice."""
@@ -116,6 +182,10 @@ class Registration:
         write_volume(warped, folder / "warped.nii.gz")
         self.forward.write(folder / "transform.h5")
         self.inverse.write(folder / "inverse_transform.h5")
+        if isinstance(self.initial, Deformation):
+            self.initial.write(folder / INITIAL_TRANSFORM)
+        if self.reached.optimizer is not None:
+            torch.save(self.reached.optimizer, folder / OPTIMIZER_STATE)
         write_volume(determinant, folder / "jacobian.nii.gz", "Jacobian determinant")
         write_volume(folding, folder / "folding.nii.gz")
         if labels is not None:

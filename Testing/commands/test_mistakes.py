@@ -16,6 +16,7 @@ MISTAKES = [
     (["quux"], ["'quux'", "choose one of register, warp"]),
     (["--verion"], ["--verion", "did you mean --version?"]),
     (["register"], ["FIXED, MOVING, -o/--output", "gradprojio register --help"]),
+    (["register", "--from", "result"], ["required: -o/--output"]),
     ([*PAIR, "-o", "out", "--stpes", "5"], ["--stpes", "did you mean --steps?"]),
     ([*PAIR, "-o", "out", "--stpes=5"], ["--stpes", "did you mean --steps?"]),
     ([*PAIR, "-o", "out", "--step", "5"], ["--step ", "did you mean --steps?"]),

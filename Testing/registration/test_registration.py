@@ -252,8 +252,8 @@ class TestReport:
         )
         found.write(tmp_path / "out", labels=Volume((moving_volume.array > 100).astype(np.uint8), moving_volume.affine))
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-            "folding.nii.gz", "inverse_transform.h5", "jacobian.nii.gz", "overview.png", "report.json",
-            "transform.h5", "warped.nii.gz", "warped_labels.nii.gz",
+            "folding.nii.gz", "inverse_transform.h5", "jacobian.nii.gz", "optimizer_state.pt", "overview.png",
+            "report.json", "transform.h5", "warped.nii.gz", "warped_labels.nii.gz",
         ]  # fmt: skip
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         assert report == found.report

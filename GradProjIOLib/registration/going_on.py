@@ -1,0 +1,259 @@
+"""Going on with a registration that has ended, was canceled, or lies in a folder.
+
+Steps on a network's parameters go on exactly where they stopped: the optimizer's state is part of the result.
+Refinement goes on from the fields that it reached. Nothing but the finest level is run, unless something else counts
+from now on: then all are, and what a coarse level finds is added to the fields, which keep their detail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from GradProjIOLib.engine.devices import find_device
+from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.conversion import Image, as_volume
+from GradProjIOLib.geometry.files import checksum
+from GradProjIOLib.geometry.volume import Volume, straightened
+from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.guidance import LandmarkPairs
+from GradProjIOLib.registration.register import Run
+from GradProjIOLib.registration.result import INITIAL_TRANSFORM, OPTIMIZER_STATE, Reached, Registration
+from GradProjIOLib.settings import Settings
+from GradProjIOLib.spatial.deformation import Deformation, read_initial
+
+FIXED_SETTINGS = ("model", "weights", "lattice", "align", "seed")
+"""Settings that are those of the beginning."""
+COUNTING_SETTINGS = ("similarity", "fixed_modality", "moving_modality", "landmark_tolerance", "regularity_weight")
+"""Settings that say what counts: where they change, coarse levels may find something new."""
+INPUTS = {
+    "fixed": "fixed image",
+    "moving": "moving image",
+    "fixed_mask": "fixed mask",
+    "moving_mask": "moving mask",
+}
+"""Roles of inputs in the report, in words."""
+
+Reorder = Callable[[Sequence[int]], tuple[int, int, int]]
+
+
+def prepare(
+    result: Registration,
+    steps: int | None = None,
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
+    landmarks: LandmarkPairs | None = None,
+    **settings: Any,
+) -> Run:
+    """What ``Registration.go_on`` runs, which says what it takes."""
+    reached = result.reached
+    planned, uses_network = _settings(result, steps, settings)
+    anew = (
+        fixed_mask is not None
+        or moving_mask is not None
+        or (landmarks is not None and not landmarks.same_as(reached.landmarks))
+        or any(getattr(planned, name) != getattr(result.settings, name) for name in COUNTING_SETTINGS)
+    )
+    return Run(
+        result.fixed,
+        result.moving,
+        planned,
+        result.initial,
+        reached.fixed_mask if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
+        reached.moving_mask if moving_mask is None else as_volume(moving_mask, "the moving mask"),
+        reached.landmarks if landmarks is None else landmarks,
+        Earlier(result, uses_network, anew),
+    )
+
+
+def _settings(result: Registration, steps: int | None, changes: dict[str, Any]) -> tuple[Settings, bool]:
+    """The settings of the whole, and whether steps are taken on the network's parameters."""
+    for name in ("preset", *FIXED_SETTINGS):
+        if name in changes:
+            raise InputError(f"The setting {name.replace('_', ' ')} cannot change on the way; register anew with it.")
+    before = result.settings
+    counts = Counter(step["stage"] for step in result.report["steps"])
+    taken, refined = counts["network"], bool(counts["refinement"]) or before.model == "none"
+    if "refine_steps" in changes and steps is not None and refined:
+        raise InputError("Give either the steps or the refine steps: this registration is being refined already.")
+    values = asdict(before) | changes
+    if refined:
+        if steps is not None:
+            values["refine_steps"] = steps
+        more = values["refine_steps"]
+    else:
+        if steps is None:
+            steps = 0 if "refine_steps" in changes else (max(before.steps - taken, 0) or before.steps)
+        # Added only after the check, so that a message is about what was given.
+        values["steps"] = Settings.from_mapping({"steps": steps}).steps + taken
+        more = steps + values["refine_steps"]
+    planned = Settings.from_mapping(values)
+    if planned.method == "direct":
+        raise InputError("The method direct takes no steps; go on with another, such as method projected.")
+    if not more:
+        raise InputError("There are no steps to go on with; say how many to take.")
+    if taken and not refined and steps and result.reached.optimizer is None:
+        raise InputError(
+            "The state of the network's optimizer was not kept with this result, so it can go on only by refinement; "
+            "give refine steps."
+        )
+    uses_network = not refined and bool(steps)
+    if uses_network and taken:
+        before_on, now_on = result.report["device"]["name"], find_device(planned.device).type
+        if before_on.split(":")[0] != now_on:
+            raise InputError(
+                f"The network's steps were taken on {before_on} and cannot go on on {now_on}; choose that device, or "
+                "give refine steps."
+            )
+    return planned, uses_network
+
+
+@dataclass(frozen=True, eq=False)
+class Earlier:
+    """The registration that another one goes on with.
+
+    uses_network: whether more steps are taken on the network's parameters. anew: whether all levels of the refinement
+    are run again.
+    """
+
+    result: Registration
+    uses_network: bool
+    anew: bool
+
+    @property
+    def optimizer(self) -> dict[str, Any] | None:
+        """The state of the network's optimizer."""
+        return self.result.reached.optimizer
+
+    @property
+    def network_steps(self) -> int:
+        """How many steps were taken on the network's parameters."""
+        return sum(step["stage"] == "network" for step in self.result.report["steps"])
+
+    @property
+    def lattices(self) -> list[Sequence[int]]:
+        """The lattices of the refinement, in the order of the fixed image's axes."""
+        return self.result.report["levels"]
+
+    @property
+    def start(self) -> str | None:
+        """What the refinement began with; None where there was none yet."""
+        return None if self._refined_to() is None else self.result.report["start"]
+
+    @property
+    def lattice(self) -> Sequence[int] | None:
+        """The lattice of the refinement from which to go on; None where all levels are run."""
+        return None if self.anew else self._refined_to()
+
+    def _refined_to(self) -> Sequence[int] | None:
+        steps = self.result.report["steps"]
+        return self.lattices[steps[-1]["level"]] if steps and steps[-1]["stage"] == "refinement" else None
+
+    def fields(self, fixed: Volume, reorder: Reorder) -> Fields | None:
+        """Those that were reached, or are made from the deformations; None where nothing was found yet.
+
+        fixed: the image in the order in which it is registered, and reorder puts a lattice into that order.
+        """
+        result = self.result
+        if result.settings.model == "none" and not result.report["steps"]:
+            return None
+        if result.reached.fields is not None:
+            return result.reached.fields
+        lattice = reorder(self._refined_to() or result.settings.lattice or result.fixed.shape)
+        return Fields.between(result.forward, result.inverse, result.initial, fixed, lattice)
+
+    def continued(self, report: dict[str, Any]) -> dict[str, Any]:
+        """The report of the whole, from that of what came after."""
+        before = self.result.report
+        steps = before["steps"]
+        kept = {} if self.uses_network else {name: before[name] for name in ("model", "memory_mode")}
+        return report | kept | {
+            "steps": [*steps, *report["steps"]],
+            "continued_after": [*before.get("continued_after", []), len(steps)],
+            "seconds": before["seconds"] + report["seconds"],
+            "warnings": list(dict.fromkeys([*before["warnings"], *report["warnings"]])),
+        }  # fmt: skip
+
+
+def load_result(
+    folder: str | os.PathLike,
+    *,
+    fixed: Image | None = None,
+    moving: Image | None = None,
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
+) -> Registration:
+    """The result in a folder, as ``Registration.write`` or the command wrote it, to look at or to go on with.
+
+    The images and masks are read from where the report says that they were; those given here take their place, for
+    files that were moved. Raises InputError where the folder holds no result, a file is not there any more or has
+    changed, or an image is not on the lattice of the one that was registered.
+    """
+    folder = Path(folder)
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        inputs = report["inputs"]
+        settings = Settings.from_mapping(report["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} holds no result of a registration that can be read; give its folder.") from error
+    given = dict(zip(INPUTS, (fixed, moving, fixed_mask, moving_mask), strict=True))
+    images = {role: _input(role, given[role], inputs.get(role), folder) for role in INPUTS}
+    target, source = images["fixed"], images["moving"]
+    assert target is not None
+    assert source is not None
+    matrix = report["initial_transform"]
+    return Registration(
+        settings,
+        target,
+        source,
+        read_initial(folder / INITIAL_TRANSFORM, target) if matrix is None else np.array(matrix),
+        Deformation.read(folder / "transform.h5"),
+        Deformation.read(folder / "inverse_transform.h5"),
+        report,
+        Reached(
+            optimizer=_read_state(folder / OPTIMIZER_STATE),
+            fixed_mask=images["fixed_mask"],
+            moving_mask=images["moving_mask"],
+            landmarks=LandmarkPairs.from_report(report.get("landmarks")),
+        ),
+    )
+
+
+def _input(role: str, given: Image | None, described: dict[str, Any] | None, folder: Path) -> Volume | None:
+    """An image of the registration: the one given, or the file that the report describes."""
+    name = INPUTS[role]
+    if given is not None:
+        volume = straightened(as_volume(given, f"the {name}"))
+    elif described is None:
+        return None
+    else:
+        path = described["path"]
+        if path is None:
+            raise InputError(f"The {name} of {folder} was no file; give the image itself.")
+        if not Path(path).is_file():
+            raise InputError(f"The {name} of {folder} is not at {path} any more; say where it is now.")
+        if checksum(path) != described["sha256"]:
+            raise InputError(f"{path} has changed since {folder} was made with it; register anew, or give the old one.")
+        volume = straightened(as_volume(path, f"the {name}"))
+    if described is not None and not (
+        list(volume.shape) == described["shape"] and np.allclose(volume.affine, described["affine"], atol=1e-3)
+    ):
+        raise InputError(f"{volume.name} is not on the lattice of the {name} with which {folder} was made.")
+    return volume
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise InputError(f"{path} cannot be read; remove it to go on by refinement, or register anew.") from error
