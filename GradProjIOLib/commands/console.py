@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from GradProjIOLib.registration.result import Registration, count_steps
+from GradProjIOLib.report.line import guidance
 
 
 def print_summary(result: Registration, folder: Path) -> None:
@@ -30,6 +31,8 @@ def print_summary(result: Registration, folder: Path) -> None:
         f"non-diffeomorphic volume {found['ndv_percent']:.4f} %, "
         f"determinant {found['min']:.3f} to {found['max']:.3f}"
     )
+    if guides := guidance(report):
+        print(guides)
     print(f"results in {folder}, pictures in {folder / 'overview.png'}")
     for warning in report["warnings"]:
         print(f"note: {warning}", file=sys.stderr)

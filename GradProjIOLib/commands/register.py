@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from GradProjIOLib.commands.console import print_summary
-from GradProjIOLib.commands.options import add_output_option, add_setting_options, given_settings, settings_from
+from GradProjIOLib.commands.options import (
+    add_output_option,
+    add_setting_options,
+    given_settings,
+    number,
+    settings_from,
+)
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_labels
 from GradProjIOLib.registration.going_on import load_result
@@ -32,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "masks, landmarks and settings. --steps says how many more steps are taken, of the stage that it ended with",
     )
     add_output_option(parser, "folder for the results")
-    parser.add_argument("--moving-labels", metavar="FILE", help="label map of the moving image, to be warped, too")
+    parser.add_argument(
+        "--moving-labels",
+        metavar="FILE",
+        help="label map of the moving image, to be warped, too; it guides nothing without --fixed-labels",
+    )
     parser.add_argument("--fixed-mask", metavar="FILE", help="where the fixed image counts")
     parser.add_argument("--moving-mask", metavar="FILE", help="where the moving image counts")
     parser.add_argument(
@@ -41,6 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="landmarks of the fixed image that guide the registration (.mrk.json, .fcsv, or .csv in RAS mm)",
     )
     parser.add_argument("--moving-points", metavar="FILE", help="their partners, by name or order, in the moving image")
+    parser.add_argument(
+        "--fixed-labels",
+        metavar="FILE",
+        help="label map of the fixed image: its structures and those of --moving-labels with the same names "
+        "(.seg.nrrd) or values guide the registration; to measure with them, see gradprojio evaluate",
+    )
+    parser.add_argument(
+        "--guiding-labels",
+        type=_weighted,
+        metavar="3,17:0.5,…",
+        help="values or names of the labels that guide, perhaps with weights (default: all in both, each with 1)",
+    )
     parser.add_argument(
         "--initial-transform", metavar="FILE", help="ITK transform, fixed to moving, to start from instead of --align"
     )
@@ -98,10 +120,22 @@ def _go_on(arguments: argparse.Namespace) -> Registration:
 
 def _guides(arguments: argparse.Namespace) -> dict[str, Any]:
     """What else ``register`` and ``Registration.go_on`` take."""
-    return {
+    guides = {
         "fixed_mask": arguments.fixed_mask,
         "moving_mask": arguments.moving_mask,
         "fixed_points": arguments.fixed_points,
         "moving_points": arguments.moving_points,
         "progress": not arguments.quiet and sys.stderr.isatty(),
     }
+    if arguments.fixed_labels or arguments.guiding_labels:
+        guides |= {name: getattr(arguments, name) for name in ("fixed_labels", "moving_labels", "guiding_labels")}
+    return guides
+
+
+def _weighted(text: str) -> dict[str, float]:
+    """The labels in a list with commas between them and the weight of each, 1 where there is none."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, weight = part.rpartition(":") if ":" in part else (part, "", "1")
+        found[name.strip()] = number(weight)
+    return found

@@ -1,20 +1,24 @@
-"""Landmarks as an objective: points that a person has marked in both images.
+"""Landmarks and labels as objectives: points and structures that a person has marked in both images.
 
-Their gradient is one more that is projected where it conflicts with the others, in both stages. So where a landmark and
-the images disagree, the projection decides what gives way.
+Their gradients are further ones that are projected where they conflict with the others, in both stages. So where a
+landmark and the images disagree, the projection decides what gives way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from GradProjIOLib.spatial import maps
+from GradProjIOLib.spatial.sampling import sample
 
 RADIUS = 12.0
-"""How far around a landmark, in mm, the images count as much as it does."""
+"""How far around a landmark or a structure, in mm, the images count as much as it does."""
+TOLERANCE = 2.0
+"""Distance in mm within which a structure's surface hardly pulls."""
 
 
 class LandmarkDistance:
@@ -48,3 +52,68 @@ class LandmarkDistance:
     def _distance(self, mapped: Tensor, end: Tensor) -> Tensor:
         # The small number keeps the derivative of the root finite.
         return (((mapped - end) @ self.mm_per_unit.T).square().sum(dim=-1) + 1e-12).sqrt()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One image's side of a structure: points in and on it, and a map of it around them.
+
+    points: [n, 3] in the frame of ``spatial.maps``. values: [2, n], the map there: how much of each point lies inside,
+    0 to 1, and its signed distance from the surface in mm, negative inside. surface: [n], whether a point is on it.
+    volumes: [n], what each point stands for. image: the map [1, 2, D, H, W]. to_image: [3, 4], from the frame of the
+    points to that of the map.
+    """
+
+    points: Tensor
+    values: Tensor
+    surface: Tensor
+    volumes: Tensor
+    image: Tensor
+    to_image: Tensor
+
+    def at(self, points: Tensor) -> Tensor:
+        """The map [2, n] at points [n, 3]."""
+        inside = points @ self.to_image[:, :3].T + self.to_image[:, 3]
+        return sample(self.image, inside.view(1, -1, 1, 1, 3)).view(2, -1)
+
+    def loss(self, found: Tensor) -> Tensor:
+        """The loss where the map of the other image's structure is ``found`` [2, n] at the mapped points."""
+        inside, distance = self.values
+        other_inside, other_distance = found
+        shared = (self.volumes * inside * other_inside).sum()
+        total = (self.volumes * (inside.square() + other_inside.square())).sum()
+        apart = (other_distance - distance)[self.surface] / TOLERANCE
+        return 1 - 2 * shared / total + ((1 + apart.square()).sqrt() - 1).mean()
+
+
+class LabelOverlap:
+    """How well structures of two label maps meet under the maps of both directions.
+
+    structures: the fixed and the moving image's side of each; the moving one lies where the initial transform puts it.
+    weights: of each structure.
+    """
+
+    def __init__(self, structures: Sequence[tuple[Structure, Structure]], weights: Sequence[float]):
+        self.structures = structures
+        self.weight = sum(weights)
+        self.shares = [weight / self.weight for weight in weights]
+
+    def __call__(self, fields: Sequence[Tensor]) -> Tensor:
+        """The loss, a scalar: of each direction and structure what does not overlap, and how far surfaces are apart.
+
+        The first is 1 − 2 Σ a b / Σ (a² + b²) (Milletari et al., 3DV 2016) for how much of a point lies inside its own
+        structure, a, and how much of where it is mapped lies inside the other image's, b. The second is that of
+        landmarks, for the points on the surface and their distance from the other image's; it is what lets structures
+        find each other that do not overlap yet. The structures' mean, by their weights.
+        """
+        chains = zip(*(field.split(1) for field in fields), strict=True)
+        losses = []
+        for direction, chain in enumerate(chains):
+            own = [pair[direction] for pair in self.structures]
+            others = [pair[1 - direction] for pair in self.structures]
+            points = torch.cat([one.points for one in own])
+            mapped = maps.displace(chain, points.view(1, -1, 1, 1, 3)).view(-1, 3)
+            parts = mapped.split([len(one.points) for one in own])
+            for one, other, part, share in zip(own, others, parts, self.shares, strict=True):
+                losses.append(share * one.loss(other.at(part)))
+        return torch.stack(losses).sum()

@@ -8,13 +8,13 @@ computes what two passes would.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from GradProjIOLib.engine.folding import folding_penalty
-from GradProjIOLib.engine.guidance import LandmarkDistance
+from GradProjIOLib.engine.guidance import LabelOverlap, LandmarkDistance
 from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency, bending
 from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
@@ -25,12 +25,13 @@ WINDOW_STRIDE = 4
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars, without weights: similarity, folding and landmarks (sums of both directions), and regularity."""
+    """Scalars, without weights: similarity, folding, landmarks and labels (sums of both directions), and regularity."""
 
     similarity: Tensor
     regularity: Tensor
     folding: Tensor
     landmarks: Tensor | None = None
+    labels: Tensor | None = None
 
 
 class Objective:
@@ -43,7 +44,7 @@ class Objective:
     say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
     mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
     outside_counts: whether samples that are mapped outside the lattice count, as black; uniGradICON has it so.
-    landmarks: pairs of points that should meet, a third objective.
+    landmarks, labels: pairs of points and of structures that should meet, further objectives.
     on_lattice: whether the model's maps are one field each on the lattice itself. The losses are then computed at fewer
     points, which is faster and gives the same but for noise (Docs/benchmarks.md).
     """
@@ -61,12 +62,14 @@ class Objective:
         folding_weight: float = 0.0,
         on_lattice: bool = False,
         landmarks: LandmarkDistance | None = None,
+        labels: LabelOverlap | None = None,
         outside_counts: bool = True,
     ):
         self.model = model
         self.on_lattice = on_lattice
-        self.landmarks = landmarks
-        self.names = ("similarity", "regularity") if landmarks is None else ("similarity", "regularity", "landmarks")
+        guides = {"landmarks": landmarks, "labels": labels}
+        self.guides = {name: guide for name, guide in guides.items() if guide is not None}
+        self.names = ("similarity", "regularity", *self.guides)
         self.sources = torch.cat([moving, fixed])
         self.targets = torch.cat([fixed, moving])
         self.lattice = tuple(fixed.shape[2:])
@@ -95,9 +98,11 @@ class Objective:
 
     def losses_of(self, fields: Sequence[Tensor], jitter: Tensor | None) -> Losses:
         """``losses`` of fields that are there already."""
-        landmarks = None if self.landmarks is None else self.landmarks(fields)
         return Losses(
-            self.similarity_of(fields), self._regularity_of(fields, jitter), self._folding_of(fields), landmarks
+            self.similarity_of(fields),
+            self._regularity_of(fields, jitter),
+            self._folding_of(fields),
+            **{name: guide(fields) for name, guide in self.guides.items()},
         )
 
     def gradients(
@@ -118,12 +123,13 @@ class Objective:
         if folding.requires_grad:
             of_folding = torch.autograd.grad(folding, ends)
             torch._foreach_add_(of_regularity, of_folding, alpha=self.folding_weight)
-        losses = Losses(similarity.detach(), regularity.detach(), folding.detach())
-        if self.landmarks is None:
-            return losses, [of_similarity, of_regularity]
-        landmarks = self.landmarks(ends)
-        of_landmarks = list(torch.autograd.grad(self.landmarks.weight * landmarks, ends))
-        return replace(losses, landmarks=landmarks.detach()), [of_similarity, of_regularity, of_landmarks]
+        gradients = [of_similarity, of_regularity]
+        guidance = {}
+        for name, guide in self.guides.items():
+            loss = guide(ends)
+            gradients.append(list(torch.autograd.grad(guide.weight * loss, ends)))
+            guidance[name] = loss.detach()
+        return Losses(similarity.detach(), regularity.detach(), folding.detach(), **guidance), gradients
 
     def similarity_of(self, fields: Sequence[Tensor]) -> Tensor:
         """The similarity loss of fields that are there already, a scalar."""

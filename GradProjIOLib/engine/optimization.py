@@ -34,9 +34,9 @@ class Step:
     similarity and regularity, ``projected`` which of them was projected ("none", "similarity", "regularity",
     "both"); vanilla steps know neither: None. ``seconds`` is the time the step took. ``stage`` says what was optimized
     ("network" or "refinement") and ``level`` on which of its lattices, coarsest first. ``remaining_seconds`` estimates
-    the time of all steps to come. Whoever runs several
-    optimizations in a row fills in these three. ``landmarks`` is their loss where landmarks guide the registration, and
-    ``conflicts`` are the pairs of objectives whose gradients conflict, such as "similarity–landmarks".
+    the time of all steps to come. Whoever runs several optimizations in a row fills in these three. ``landmarks`` and
+    ``labels`` are their losses where they guide the registration, and ``conflicts`` are the pairs of objectives whose
+    gradients conflict, such as "similarity–landmarks".
     """
 
     index: int
@@ -50,6 +50,7 @@ class Step:
     level: int = 0
     remaining_seconds: float = 0.0
     landmarks: float | None = None
+    labels: float | None = None
     conflicts: tuple[str, ...] = ()
 
 

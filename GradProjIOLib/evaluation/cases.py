@@ -12,6 +12,7 @@ import numpy as np
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics, tables
+from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.image_files import read_labels, read_volume
 from GradProjIOLib.geometry.landmarks import Landmarks, read_landmarks
 from GradProjIOLib.geometry.tables import read_table
@@ -153,16 +154,39 @@ def measure_all(
 ) -> tuple[list[tables.Row], list[dict[str, str]]]:
     """The rows of all cases that can be measured, and the failed ones; one does not stop the rest.
 
-    `on_problem` is called with a line for each that fails.
+    `on_problem` is called with a line for each that fails, and for each measured with what guided it.
     """
     rows, failed = [], []
     for case in cases:
         try:
             rows.append(measure(case, structures))
+            if note := guidance_note(case):
+                on_problem(f"{case.case}: {note}")
         except InputError as error:
             failed.append({"case": case.case, "group": case.group, "message": str(error)})
             on_problem(f"{case.case}: {error}")
     return rows, failed
+
+
+def guidance_note(case: Case) -> str | None:
+    """A sentence where a case is measured with files that guided its registration; None where it is not.
+
+    The files are compared with those in the result's report.json by their checksums.
+    """
+    report = _report(case.result)
+    guides = [str(path) for role in INPUTS if (path := getattr(case, role)) and _guided(report, role, path)]
+    if not guides:
+        return None
+    names = [one["name"] for key in ("landmarks", "labels") for one in report.get(key) or ()]
+    return (
+        f"{' and '.join(guides)} guided this registration, so what is measured with {', '.join(names)} tells how far "
+        "it followed, not how good it is."
+    )
+
+
+def _guided(report: dict[str, Any], role: str, path: Path) -> bool:
+    key = {"labels": "labels", "points": "landmarks"}.get(role.partition("_")[2])
+    return bool(key and report.get(key)) and report["inputs"].get(role, {}).get("sha256") == checksum(path)
 
 
 def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path, Path] | None:
@@ -191,7 +215,15 @@ def _read_points(
 def _moving_affine(result: Path) -> np.ndarray | None:
     """The affine of the moving image that the report of a result names, if it is still there."""
     try:
-        report = json.loads((result / "report.json").read_text(encoding="utf-8"))
-        return read_volume(report["inputs"]["moving"]["path"]).affine
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_volume(_report(result)["inputs"]["moving"]["path"]).affine
+    except (KeyError, TypeError, InputError):
         return None
+
+
+def _report(result: Path) -> dict[str, Any]:
+    """The report of a result, which lies beside a transform; empty where there is none."""
+    try:
+        folder = result if result.is_dir() else result.parent
+        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -25,6 +25,7 @@ from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.volume import Volume, straightened
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.guidance import LandmarkPairs
+from GradProjIOLib.registration.labels import LabelPairs
 from GradProjIOLib.registration.register import Run
 from GradProjIOLib.registration.result import INITIAL_TRANSFORM, OPTIMIZER_STATE, Reached, Registration
 from GradProjIOLib.settings import Settings
@@ -39,6 +40,8 @@ INPUTS = {
     "moving": "moving image",
     "fixed_mask": "fixed mask",
     "moving_mask": "moving mask",
+    "fixed_labels": "fixed labels",
+    "moving_labels": "moving labels",
 }
 """Roles of inputs in the report, in words."""
 
@@ -51,6 +54,7 @@ def prepare(
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
     landmarks: LandmarkPairs | None = None,
+    labels: LabelPairs | None = None,
     **settings: Any,
 ) -> Run:
     """What ``Registration.go_on`` runs, which says what it takes."""
@@ -60,6 +64,7 @@ def prepare(
         fixed_mask is not None
         or moving_mask is not None
         or (landmarks is not None and not landmarks.same_as(reached.landmarks))
+        or (labels is not None and not labels.same_as(reached.labels))
         or any(getattr(planned, name) != getattr(result.settings, name) for name in COUNTING_SETTINGS)
     )
     return Run(
@@ -70,6 +75,7 @@ def prepare(
         reached.fixed_mask if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
         reached.moving_mask if moving_mask is None else as_volume(moving_mask, "the moving mask"),
         reached.landmarks if landmarks is None else landmarks,
+        reached.labels if labels is None else labels,
         Earlier(result, uses_network, anew),
     )
 
@@ -190,12 +196,14 @@ def load_result(
     moving: Image | None = None,
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
+    fixed_labels: Image | None = None,
+    moving_labels: Image | None = None,
 ) -> Registration:
     """The result in a folder, as ``Registration.write`` or the command wrote it, to look at or to go on with.
 
-    The images and masks are read from where the report says that they were; those given here take their place, for
-    files that were moved. Raises InputError where the folder holds no result, a file is not there any more or has
-    changed, or an image is not on the lattice of the one that was registered.
+    The images, masks and labels are read from where the report says that they were; those given here take their
+    place, for files that were moved. Raises InputError where the folder holds no result, a file is not there any more
+    or has changed, or an image is not on the lattice of the one that was registered.
     """
     folder = Path(folder)
     try:
@@ -204,7 +212,7 @@ def load_result(
         settings = Settings.from_mapping(report["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no result of a registration that can be read; give its folder.") from error
-    given = dict(zip(INPUTS, (fixed, moving, fixed_mask, moving_mask), strict=True))
+    given = dict(zip(INPUTS, (fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels), strict=True))
     images = {role: _input(role, given[role], inputs.get(role), folder) for role in INPUTS}
     target, source = images["fixed"], images["moving"]
     assert target is not None
@@ -222,9 +230,24 @@ def load_result(
             optimizer=_read_state(folder / OPTIMIZER_STATE),
             fixed_mask=images["fixed_mask"],
             moving_mask=images["moving_mask"],
-            landmarks=LandmarkPairs.from_report(report.get("landmarks")),
+            landmarks=_landmarks(report),
+            labels=_labels(report, images),
         ),
     )
+
+
+def _landmarks(report: dict[str, Any]) -> LandmarkPairs | None:
+    first, second = (
+        report["inputs"].get(role, {}).get("name", "landmarks") for role in ("fixed_points", "moving_points")
+    )
+    return LandmarkPairs.from_report(report.get("landmarks"), (first, second))
+
+
+def _labels(report: dict[str, Any], images: dict[str, Volume | None]) -> LabelPairs | None:
+    fixed, moving = images["fixed_labels"], images["moving_labels"]
+    if fixed is None or moving is None:
+        return None
+    return LabelPairs.of(fixed, moving, {label["value"]: label["weight"] for label in report["labels"]})
 
 
 def _input(role: str, given: Image | None, described: dict[str, Any] | None, folder: Path) -> Volume | None:

@@ -21,14 +21,17 @@ from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
 Points = Landmarks | np.ndarray | Sequence[Sequence[float]] | str | os.PathLike
 
+UNNAMED = ("landmarks", "landmarks")
+
 
 @dataclass(frozen=True, eq=False)
 class LandmarkPairs:
-    """Points of the fixed image and their partners in the moving one: [n, 3] each, in RAS mm."""
+    """Points of the fixed image and their partners in the moving one, [n, 3] each in RAS mm, and their files."""
 
     names: list[str]
     fixed: np.ndarray
     moving: np.ndarray
+    sources: tuple[str, str] = UNNAMED
 
     @classmethod
     def of(cls, fixed: Points, moving: Points) -> LandmarkPairs:
@@ -38,15 +41,17 @@ class LandmarkPairs:
         """
         sides = [_as_landmarks(fixed, "fixed"), _as_landmarks(moving, "moving")]
         order = match_landmarks(sides[0].names, sides[1].names)
-        return cls(sides[0].names, sides[0].points, sides[1].points[order])
+        return cls(sides[0].names, sides[0].points, sides[1].points[order], (sides[0].source, sides[1].source))
 
     @classmethod
-    def from_report(cls, reported: list[dict[str, Any]] | None) -> LandmarkPairs | None:
+    def from_report(
+        cls, reported: list[dict[str, Any]] | None, sources: tuple[str, str] = UNNAMED
+    ) -> LandmarkPairs | None:
         """The pairs that ``report`` described; None where it says that there were none."""
         if not reported:
             return None
         fixed, moving = (np.array([pair[side] for pair in reported]) for side in ("fixed", "moving"))
-        return cls([pair["name"] for pair in reported], fixed, moving)
+        return cls([pair["name"] for pair in reported], fixed, moving, sources)
 
     def same_as(self, other: LandmarkPairs | None) -> bool:
         """Whether they are the same points."""
@@ -91,6 +96,13 @@ class LandmarkPairs:
                 self.names, self.fixed.tolist(), self.moving.tolist(), *distances, strict=True
             )
         ]
+
+
+def landmark_pairs(fixed: Points | None, moving: Points | None) -> LandmarkPairs | None:
+    """The pairs of landmarks that guide a registration. Raises InputError where those of one image are missing."""
+    if (fixed is None) != (moving is None):
+        raise InputError("Landmarks guide a registration only in pairs; give those of both images, or none.")
+    return None if fixed is None or moving is None else LandmarkPairs.of(fixed, moving)
 
 
 def _as_landmarks(points: Points, role: str) -> Landmarks:

@@ -16,6 +16,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.guidance import LandmarkPairs
+from GradProjIOLib.registration.labels import LabelPairs, PlacedLabels
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
@@ -110,6 +111,7 @@ class LatticeImages:
     moving_mask: Tensor | None
     affine: np.ndarray
     landmarks: LandmarkPairs | None
+    labels: PlacedLabels | None
 
     def to(self, device: torch.device) -> LatticeImages:
         """The same on a device."""
@@ -118,12 +120,14 @@ class LatticeImages:
 
     def objective(self, model: nn.Module, settings: Settings, **options: Any) -> Objective:
         """The losses of a deformation model for these images; options are those of ``Objective``."""
-        landmarks = None
+        lattice, device = self.fixed.shape[2:], self.fixed.device
+        guides: dict[str, Any] = {}
         if self.landmarks is not None:
-            tolerance, device = settings.landmark_tolerance, self.fixed.device
-            landmarks = self.landmarks.on_lattice(self.fixed.shape[2:], self.affine, tolerance, device)
+            guides["landmarks"] = self.landmarks.on_lattice(lattice, self.affine, settings.landmark_tolerance, device)
+        if self.labels is not None:
+            guides["labels"] = self.labels.on_lattice(lattice, self.affine, device)
         masks = self.fixed_mask, self.moving_mask
-        return Objective(model, self.fixed, self.moving, settings.similarity, *masks, landmarks=landmarks, **options)
+        return Objective(model, self.fixed, self.moving, settings.similarity, *masks, **guides, **options)
 
 
 class ImagePair:
@@ -131,7 +135,7 @@ class ImagePair:
 
     The moving image is drawn where ``initial`` (4x4 or a Deformation, fixed → moving, RAS mm) puts it. Masks are
     non-zero where an image counts; what lies outside the moving image's view does not count either, unless that view
-    ends in background. What does not count is filled in. Landmarks should meet.
+    ends in background. What does not count is filled in. Landmarks and labels should meet.
     """
 
     def __init__(
@@ -143,8 +147,10 @@ class ImagePair:
         fixed_mask: Volume | None = None,
         moving_mask: Volume | None = None,
         landmarks: LandmarkPairs | None = None,
+        labels: LabelPairs | None = None,
     ):
         self.landmarks = None if landmarks is None else landmarks.placed(initial, fixed)
+        self.labels = None if labels is None else labels.placed(initial, fixed)
         self.initial = initial
         self.drawn: dict[tuple[int, ...], LatticeImages] = {}
         self.fixed_mask, self.moving_mask = _zeros_and_ones(fixed_mask), _zeros_and_ones(moving_mask)
@@ -184,7 +190,7 @@ class ImagePair:
 
         fixed, fixed_mask = draw_image(self.fixed, still, [self.fixed_mask])
         moving, moving_mask = draw_image(self.moving, placed, [self.moving_mask, self.view])
-        return LatticeImages(fixed, moving, fixed_mask, moving_mask, affine, self.landmarks)
+        return LatticeImages(fixed, moving, fixed_mask, moving_mask, affine, self.landmarks, self.labels)
 
 
 def _zeros_and_ones(mask: Volume | None) -> Volume | None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +29,14 @@ from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
 from GradProjIOLib.geometry.files import checksum, path_text
+from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.lattice import is_rectangular
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order, straightened
 from GradProjIOLib.registration.beginning import initial_of, with_modalities, with_model
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.guidance import LandmarkPairs, Points
+from GradProjIOLib.registration.guidance import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.registration.inverse import inverse_of
+from GradProjIOLib.registration.labels import LabelPairs, label_pairs
 from GradProjIOLib.registration.network import NetworkStage, network_steps
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
@@ -77,6 +80,9 @@ def register(
     moving_mask: Image | None = None,
     fixed_points: Points | None = None,
     moving_points: Points | None = None,
+    fixed_labels: Labels | Image | None = None,
+    moving_labels: Labels | Image | None = None,
+    guiding_labels: Wanted | None = None,
     on_step: OnStep | None = None,
     on_start: OnStart | None = None,
     progress: bool = False,
@@ -89,6 +95,9 @@ def register(
     lattice, non-zero inside) say where each image counts in the similarity.
     fixed_points, moving_points: landmarks that should meet: arrays [n, 3] in RAS mm, ``Landmarks``, or files (see
     ``geometry.landmarks``; a .csv file is in RAS mm). Partners have the same names, else the same order.
+    fixed_labels, moving_labels: label maps or segmentations (any lattice) with structures that should overlap: those
+    with the same name where both have names (Slicer's .seg.nrrd), else with the same value. guiding_labels: names or
+    values of those that count, all without, or a mapping from them to weights (1 is usual).
     settings: how to register. Each field of ``Settings`` may also be given as a keyword, as in ``steps=100``; it
     overrides the one in ``settings``. The keyword ``preset`` names one of ``settings.PRESETS``, whose values override
     those in ``settings`` but not other keywords.
@@ -117,6 +126,7 @@ def register(
         None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
         None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
         landmark_pairs(fixed_points, moving_points),
+        label_pairs(fixed_labels, moving_labels, guiding_labels),
     ).result(on_step, on_start, progress)
 
 
@@ -135,6 +145,7 @@ class Run:
         fixed_mask: Volume | None,
         moving_mask: Volume | None,
         landmarks: LandmarkPairs | None,
+        labels: LabelPairs | None,
         earlier: Earlier | None = None,
     ):
         self.started = time.perf_counter()
@@ -160,8 +171,9 @@ class Run:
         if self.settings.model != "none" and (earlier is None or earlier.uses_network):
             self.network = NetworkStage(self.settings, self.ordered, self.device, self.warnings)
             self.settings = self.network.settings
-        self.landmarks = landmarks
-        self.images = ImagePair(self.ordered, moving, self.initial, settings, fixed_mask, moving_mask, landmarks)
+        self.landmarks, self.labels = landmarks, labels
+        guides = landmarks, labels
+        self.images = ImagePair(self.ordered, moving, self.initial, settings, fixed_mask, moving_mask, *guides)
         self.steps: list[Step] = []
         self.stopped = "finished"
         self.optimizer_state: dict[str, Any] | None = None
@@ -221,7 +233,7 @@ class Run:
             forward,
             inverse,
             self._report(forward, error, start, losses),
-            Reached(fields.on_cpu(), self.optimizer_state, **self.masks, landmarks=self.landmarks),
+            Reached(fields.on_cpu(), self.optimizer_state, **self.masks, landmarks=self.landmarks, labels=self.labels),
         )
 
     def _take(self, step: Step, stage: str, level: int) -> bool:
@@ -308,6 +320,12 @@ class Run:
     ) -> dict[str, Any]:
         loaded = None if self.network is None else self.network.loaded
         inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks
+        if self.labels is not None:
+            inputs |= dict(zip(("fixed_labels", "moving_labels"), self.labels.sources, strict=True))
+        points = {}
+        if self.landmarks is not None:
+            for role, source in zip(("fixed_points", "moving_points"), self.landmarks.sources, strict=True):
+                points[role] = _describe_points(source)
         report = {
             "version": __version__,
             "settings": json.loads(json.dumps(asdict(self.settings))),
@@ -326,7 +344,7 @@ class Run:
             },
             "seed": self.settings.seed,
             "memory_mode": "full" if self.network is None else self.network.mode,
-            "inputs": {role: _describe(volume) for role, volume in inputs.items() if volume is not None},
+            "inputs": {role: _describe(volume) for role, volume in inputs.items() if volume is not None} | points,
             "initial_transform": None if isinstance(self.initial, Deformation) else self.initial.tolist(),
             "overlap": self.overlap,
             "start": start,
@@ -334,6 +352,7 @@ class Run:
             "steps": [asdict(step) | {"conflicts": list(step.conflicts)} for step in self.steps],
             "continued_after": [],
             "landmarks": None if self.landmarks is None else self.landmarks.report(self.initial, forward),
+            "labels": None if self.labels is None else self.labels.report(self.initial, forward),
             "stopped": self.stopped,
             **losses,
             "jacobian": describe_jacobian(forward, self.fixed),
@@ -343,12 +362,6 @@ class Run:
             "warnings": self.warnings,
         }
         return report if self.earlier is None else self.earlier.continued(report)
-
-
-def landmark_pairs(fixed: Points | None, moving: Points | None) -> LandmarkPairs | None:
-    if (fixed is None) != (moving is None):
-        raise InputError("Landmarks guide a registration only in pairs; give those of both images, or none.")
-    return None if fixed is None or moving is None else LandmarkPairs.of(fixed, moving)
 
 
 def _describe(volume: Volume) -> dict[str, Any]:
@@ -363,4 +376,15 @@ def _describe(volume: Volume) -> dict[str, Any]:
         "shape": list(volume.shape),
         "spacing": volume.spacing.tolist(),
         "affine": volume.affine.tolist(),
+    }
+
+
+def _describe_points(source: str) -> dict[str, Any]:
+    """What identifies landmarks: their name, and the checksum of their file if they come from one."""
+    path = Path(source)
+    found = path.is_file()
+    return {
+        "path": path_text(path.resolve()) if found else None,
+        "name": source,
+        "sha256": checksum(path) if found else None,
     }

@@ -16,9 +16,11 @@ from GradProjIOLib.engine.optimization import Step
 from GradProjIOLib.geometry.conversion import Image
 from GradProjIOLib.geometry.files import json_text, staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.guidance import LandmarkPairs, Points
+from GradProjIOLib.registration.guidance import LandmarkPairs, Points, landmark_pairs
+from GradProjIOLib.registration.labels import LabelPairs, label_pairs
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -58,8 +60,8 @@ class Reached:
     """What a registration goes on from, besides what its ``Registration`` has.
 
     fields: None where they have to be made from the deformations. optimizer: the state of the ``InstanceOptimizer``
-    where the last steps were taken on a network's parameters. fixed_mask, moving_mask, landmarks: what was registered
-    with.
+    where the last steps were taken on a network's parameters. fixed_mask, moving_mask, landmarks, labels: what was
+    registered with.
     """
 
     fields: Fields | None = None
@@ -67,6 +69,7 @@ class Reached:
     fixed_mask: Volume | None = None
     moving_mask: Volume | None = None
     landmarks: LandmarkPairs | None = None
+    labels: LabelPairs | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,6 +99,9 @@ class Registration:
         moving_mask: Image | None = None,
         fixed_points: Points | None = None,
         moving_points: Points | None = None,
+        fixed_labels: Labels | Image | None = None,
+        moving_labels: Labels | Image | None = None,
+        guiding_labels: Wanted | None = None,
         on_step: OnStep | None = None,
         progress: bool = False,
         **settings: Any,
@@ -105,21 +111,23 @@ class Registration:
         steps: how many more, of the stage that it ended with, at each level that is run. Unless given, those that were
         left where it was stopped in the network's stage, else as many as the settings say. ``refine_steps`` instead, or
         besides, says how many steps of refinement follow the network's.
-        fixed_mask, moving_mask, fixed_points, moving_points: as for ``register``, in place of the earlier ones, which
-        hold where none are given. settings: those that change; the others stay.
+        fixed_mask, moving_mask, fixed_points, moving_points, fixed_labels, moving_labels, guiding_labels: as for
+        ``register``, in place of the earlier ones, which hold where none are given. settings: those that change; the
+        others stay.
 
-        Only the finest level of a refinement is run, unless landmarks, masks or settings change what counts. In the
-        report the new steps follow the earlier ones (`continued_after` says how many those were), seconds add up, and
-        what was before is still before the first step. Steps on a network's parameters are exactly those that a longer
+        Only the finest level of a refinement is run, unless landmarks, labels, masks or settings change what counts. In
+        the report the new steps follow the earlier ones (`continued_after` says how many those were), seconds add up,
+        and what was before is still before the first step. Steps on a network's parameters are exactly those that a longer
         registration would have taken, on the same processor with the same number of threads.
 
         Raises InputError as ``register`` does, and for settings that cannot change on the way.
         """
         from GradProjIOLib.registration.going_on import prepare
-        from GradProjIOLib.registration.register import landmark_pairs
 
         landmarks = landmark_pairs(fixed_points, moving_points)
-        return prepare(self, steps, fixed_mask, moving_mask, landmarks, **settings).result(on_step, None, progress)
+        labels = label_pairs(fixed_labels, moving_labels, guiding_labels)
+        run = prepare(self, steps, fixed_mask, moving_mask, landmarks, labels, **settings)
+        return run.result(on_step, None, progress)
 
     def warped(self, interpolation: str = "linear") -> Volume:
         """The moving image on the fixed image's lattice."""

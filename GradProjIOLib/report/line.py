@@ -10,11 +10,11 @@ def summary_line(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> s
     """One line about a registration, from its report (see Docs/metrics.md); what is missing there is left out.
 
     It tells the similarity loss before and after (less is better, and a result that is worse says so), the folding,
-    how much of the images overlaps, what the refinement started from, how long it took and with which model. `tr`
-    translates its sentences.
+    what guided it, how much of the images overlaps, what the refinement started from, how long it took and with which
+    model. `tr` translates its sentences.
     """
     _ = tr
-    parts = [_similarity(report, _), _folding(report.get("jacobian", {}), _)]
+    parts = [_similarity(report, _), _folding(report.get("jacobian", {}), _), guidance(report, _)]
     if report.get("overlap") is not None:
         parts.append(_("{percent:.0f} % of the images overlap").format(percent=100 * report["overlap"]))
     starts = {"zero": _("no deformation"), "translation": _("a translation"), "network": _("the network's deformation")}
@@ -26,6 +26,20 @@ def summary_line(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> s
     if name is not None:
         parts.append(_("without a network") if name == "none" else _("model {name}").format(name=name))
     return " · ".join(filter(None, parts))
+
+
+def guidance(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
+    """What guided a registration, and how far it followed; empty where nothing did."""
+    _ = tr
+    parts = []
+    for key, before, after, text in (
+        ("landmarks", "before_mm", "after_mm", _("{count} landmarks {before:.2f} → {after:.2f} mm")),
+        ("labels", "dice_before", "dice_after", _("{count} labels Dice {before:.3f} → {after:.3f}")),
+    ):
+        if found := report.get(key):
+            means = (sum(one[name] for one in found) / len(found) for name in (before, after))
+            parts.append(text.format(count=len(found), before=next(means), after=next(means)))
+    return _("guided by {guides}").format(guides=", ".join(parts)) if parts else ""
 
 
 def is_worse(report: Mapping[str, Any]) -> bool:

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +47,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.labels import Labels
 from GradProjIOLib.geometry.landmarks import Landmarks
 from GradProjIOLib.geometry.volume import Volume
 
@@ -69,6 +70,8 @@ Record = Mapping[str, Any]
 class RegisterRequest:
     """Register `moving` to `fixed`. Images, masks and labels are records of volumes.
 
+    What guides it are records of points and of named labels, each for both images or for none; `moving_labels` are only
+    warped. `guiding_labels` are names or values of the labels that guide, or {name: weight}.
     `folder` is the folder of this request's arrays, also those of the result. `settings` are names and values of
     `settings.Settings`. `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed
     to moving points in RAS mm. `allow_download` says that the user has agreed to fetch the model's weights.
@@ -82,6 +85,11 @@ class RegisterRequest:
     fixed_mask: Record | None = None
     moving_mask: Record | None = None
     moving_labels: Record | None = None
+    fixed_points: Record | None = None
+    moving_points: Record | None = None
+    fixed_guide: Record | None = None
+    moving_guide: Record | None = None
+    guiding_labels: Sequence[int | str] | Mapping[str, float] | None = None
     initial_transform: Record | None = None
     allow_download: bool = False
 
@@ -150,6 +158,11 @@ def write_volume(volume: Volume, folder: Path, name: str) -> dict[str, Any]:
     return _write(volume.array, volume.affine, folder / f"{name}.npy", volume.name)
 
 
+def write_labels(labels: Labels, folder: Path, name: str) -> dict[str, Any]:
+    """The same for labels, whose record has the `names` of their values, too."""
+    return write_volume(labels.volume, folder, name) | {"names": list(labels.names.items())}
+
+
 def write_field(
     displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray, folder: Path, name: str
 ) -> dict[str, Any]:
@@ -178,6 +191,11 @@ def _write(array: np.ndarray, affine: np.ndarray, path: Path, name: str) -> dict
 def read_volume(record: Record) -> Volume:
     """The volume of a record."""
     return Volume(np.load(record["array"], allow_pickle=False), np.array(record["affine"]), record["name"])
+
+
+def read_labels(record: Record) -> Labels:
+    """The labels of a record."""
+    return Labels(read_volume(record), dict(record["names"]))
 
 
 def read_field(record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

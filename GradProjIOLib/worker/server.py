@@ -126,6 +126,11 @@ class _Registration:
             initial_transform=read_initial(request.initial_transform),
             fixed_mask=fixed_mask,
             moving_mask=read_optional(request.moving_mask),
+            fixed_points=None if request.fixed_points is None else protocol.read_points(request.fixed_points),
+            moving_points=None if request.moving_points is None else protocol.read_points(request.moving_points),
+            fixed_labels=None if request.fixed_guide is None else protocol.read_labels(request.fixed_guide),
+            moving_labels=None if request.moving_guide is None else protocol.read_labels(request.moving_guide),
+            guiding_labels=request.guiding_labels,
             on_step=self._on_step,
         )
         if fixed_mask is not None:

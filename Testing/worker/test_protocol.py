@@ -7,7 +7,9 @@ import pytest
 from conftest import oblique_affine
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.labels import Labels
 from GradProjIOLib.geometry.landmarks import Landmarks
+from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import EvaluateRequest, RegisterRequest
 
@@ -21,6 +23,7 @@ def test_requests_arrive_as_they_were_sent(tmp_path, fixed_volume):
     record = protocol.write_volume(fixed_volume, tmp_path, "fixed")
     requests = (
         RegisterRequest("folder", record, record, {"steps": 3}, initial_transform={"matrix": [[1.0]]}),
+        RegisterRequest("folder", record, record, fixed_guide=record, moving_guide=record, guiding_labels=[1, "disc"]),
         EvaluateRequest("folder", record, record, fixed_labels=record, moving_labels=record),
     )
     for number, request in enumerate(requests):
@@ -44,6 +47,10 @@ def test_volumes_fields_and_points_arrive_as_they_were_sent(tmp_path, fixed_volu
     assert np.array_equal(matrix, turned)
     assert np.array_equal(found, displacement)
     assert np.array_equal(affine, fixed_volume.affine)
+    labels = Labels(Volume(np.eye(3, dtype=np.uint8)[None], np.eye(4), "map"), {1: "disc"})
+    back = protocol.read_labels(sent(protocol.write_labels(labels, tmp_path, "labels")))
+    assert back.names == labels.names
+    assert np.array_equal(back.volume.array, labels.volume.array)
     points = Landmarks(["one", "two"], np.array([[1.0, 2, 3], [4, 5, 6]]), "list")
     arrived = protocol.read_points(sent(protocol.write_points(points)))
     assert np.array_equal(arrived.points, points.points)

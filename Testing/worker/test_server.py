@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from scene_tools import is_alive, wait_until
 
+from GradProjIOLib.geometry.labels import Labels
+from GradProjIOLib.geometry.landmarks import Landmarks
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import weights
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
-from GradProjIOLib.worker import server
+from GradProjIOLib.synthetic.phantom import make_pair
+from GradProjIOLib.worker import protocol, server
 from GradProjIOLib.worker.client import WorkerClient
+from GradProjIOLib.worker.protocol import RegisterRequest
 
 
 class Recorder:
@@ -79,6 +83,34 @@ def test_folds_between_voxels_are_those_that_only_the_volume_shows(amplitude):
     mask[7, 7, 7] = True
     near = server.folded_between(registration, Volume(mask, np.eye(4), "folding")).array[6:9, 6:9, 6:9]
     assert not near.any()
+
+
+def test_landmarks_and_labels_of_a_request_guide(tmp_path):
+    pair = make_pair(3, (28, 32, 26), 6.0)
+    value = int(np.unique(pair.fixed_labels.array)[1])
+    folder = protocol.new_folder()
+    labels = (Labels(one, {value: "cortex"}) for one in (pair.fixed_labels, pair.moving_labels))
+    points = np.argwhere(pair.fixed_labels.array == value)[::500, ::-1] @ pair.fixed.affine[:3, :3].T
+    points += pair.fixed.affine[:3, 3]
+    fixed, moving = (protocol.write_points(Landmarks([str(n) for n in range(len(points))], side))
+                     for side in (points, pair.deformation.map_points(points)))  # fmt: skip
+    images = (protocol.write_volume(getattr(pair, name), folder, name) for name in ("fixed", "moving"))
+    settings = {"model": "none", "refine_steps": 4, "samples": 5000, "device": "cpu"}
+    request = RegisterRequest(
+        str(folder), *images, settings, fixed_points=fixed, moving_points=moving,
+        **{name: protocol.write_labels(one, folder, name)
+           for name, one in zip(("fixed_guide", "moving_guide"), labels, strict=True)},
+    )  # fmt: skip
+    connection = Recorder()
+    server.answer(protocol.to_message(request) | {"id": 1}, connection)
+    protocol.remove_folder(folder)
+    done = connection.events[-1]
+    assert done["event"] == "done", done
+    assert [one["name"] for one in done["report"]["labels"]] == ["cortex"]
+    assert len(done["report"]["landmarks"]) == len(points)
+    assert protocol.WARPED_LABELS not in done["result"]
+    steps = [event for event in connection.events if event["event"] == "step"]
+    assert all(step["labels"] > 0 and step["landmarks"] > 0 for step in steps)
 
 
 def test_a_client_that_is_forgotten_leaves_no_process():
