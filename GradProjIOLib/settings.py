@@ -20,7 +20,8 @@ MODELS = ("unigradicon", "multigradicon", "compact", "none")
 METHODS = ("projected", "vanilla", "direct")
 SIMILARITIES = ("lncc", "lncc2", "mind")
 MODALITIES = ("mri", "ct")
-ALIGNMENTS = ("none", "centers", "rigid", "affine")
+LANDMARK_ALIGNMENTS = ("landmarks_rigid", "landmarks_affine")
+ALIGNMENTS = ("none", "centers", "rigid", "affine", *LANDMARK_ALIGNMENTS)
 PROJECTION_RULES = ("random", "both", "similarity", "regularity")
 PRECISIONS = ("tf32", "exact")
 MEMORY_MODES = ("auto", "full", "lean")
@@ -96,7 +97,11 @@ class Settings:
     moving_modality: str = _setting(
         "auto", "how the moving image's intensities are scaled, likewise", choices=("auto", *MODALITIES)
     )
-    align: str = _setting("none", "linear alignment of the images before the registration", choices=ALIGNMENTS)
+    align: str = _setting(
+        "none",
+        "linear alignment before the registration: of what the images show, or of the landmarks that guide it",
+        choices=ALIGNMENTS,
+    )
     landmark_tolerance: float = _setting(
         2.0, "distance in mm within which landmarks that guide the registration hardly pull", above=0, metavar="MM"
     )

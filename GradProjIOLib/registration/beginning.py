@@ -10,8 +10,9 @@ import numpy as np
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
+from GradProjIOLib.registration.guidance import LandmarkPairs
 from GradProjIOLib.registration.preprocessing import modality_of
-from GradProjIOLib.settings import Settings
+from GradProjIOLib.settings import LANDMARK_ALIGNMENTS, Settings
 from GradProjIOLib.spatial import alignment
 from GradProjIOLib.spatial.deformation import Deformation
 
@@ -44,13 +45,24 @@ def with_modalities(settings: Settings, fixed: Volume, moving: Volume, warnings:
 
 
 def initial_of(
-    fixed: Volume, moving: Volume, settings: Settings, given: Deformation | np.ndarray | None, warnings: list[str]
+    fixed: Volume,
+    moving: Volume,
+    settings: Settings,
+    given: Deformation | np.ndarray | None,
+    landmarks: LandmarkPairs | None,
+    warnings: list[str],
 ) -> tuple[Deformation | np.ndarray, float]:
     """The initial transform, and which part of the fixed image's view it puts into the moving image's."""
     if isinstance(given, Deformation):
         initial: Deformation | np.ndarray = given
     elif given is not None:
         initial = np.asarray(given, dtype=np.float64)
+    elif settings.align in LANDMARK_ALIGNMENTS:
+        if landmarks is None:
+            raise InputError(
+                f"The alignment {settings.align} needs landmarks in both images; give them, or choose another one."
+            )
+        initial = alignment.align_landmarks(landmarks.fixed, landmarks.moving, settings.align)
     else:
         initial = alignment.align(fixed, moving, settings.align, settings.seed)
     shared = alignment.overlap(fixed, moving, initial)

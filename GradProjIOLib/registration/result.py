@@ -117,8 +117,8 @@ class Registration:
 
         Only the finest level of a refinement is run, unless landmarks, labels, masks or settings change what counts. In
         the report the new steps follow the earlier ones (`continued_after` says how many those were), seconds add up,
-        and what was before is still before the first step. Steps on a network's parameters are exactly those that a longer
-        registration would have taken, on the same processor with the same number of threads.
+        and what was before is still before the first step. Steps on a network's parameters are exactly those that a
+        longer registration would have taken, on the same processor with the same number of threads.
 
         Raises InputError as ``register`` does, and for settings that cannot change on the way.
         """

@@ -31,7 +31,14 @@ def labels() -> dict[str, dict[str, str]]:
     return {
         "fixed_modality": modalities,
         "moving_modality": modalities,
-        "align": {"none": _("None"), "centers": _("Centers"), "rigid": _("Rigid"), "affine": _("Affine")},
+        "align": {
+            "none": _("None"),
+            "centers": _("Centers"),
+            "rigid": _("Rigid"),
+            "affine": _("Affine"),
+            "landmarks_rigid": _("Rigid, from landmarks"),
+            "landmarks_affine": _("Affine, from landmarks"),
+        },
         "model": {
             "auto": _("automatic"),
             "unigradicon": "uniGradICON",

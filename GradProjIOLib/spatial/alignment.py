@@ -8,6 +8,7 @@ Transactions on Medical Imaging 22(1)), first over rigid, then over affine maps.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import itemgetter
@@ -19,7 +20,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_affine, lattice_points
 from GradProjIOLib.geometry.transform_files import linear_from_sitk
 from GradProjIOLib.geometry.volume import Volume, to_sitk
-from GradProjIOLib.settings import ALIGNMENTS
+from GradProjIOLib.settings import ALIGNMENTS, LANDMARK_ALIGNMENTS
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 from GradProjIOLib.spatial.sampling import sample_linear
 
@@ -34,6 +35,8 @@ SEARCH_DEGREES = (-50, -25, 0, 25, 50)
 STARTS = 4
 SAMPLES = 30_000
 LARGEST_STRETCH = 2.5
+LEAST_EXTENT = 1.0
+"""Standard deviation in mm that landmarks must have along a direction to say how it is turned or stretched."""
 
 
 def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) -> np.ndarray:
@@ -43,8 +46,9 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
     to the same place), "rigid" or "affine". The same `seed` gives the same matrix bit for bit, on any number
     of cores. Raises InputError where the images cannot be aligned.
     """
-    if kind not in ALIGNMENTS:
-        raise InputError(f"The alignment {kind!r} is not known; choose one of {', '.join(ALIGNMENTS)}.")
+    kinds = [one for one in ALIGNMENTS if one not in LANDMARK_ALIGNMENTS]
+    if kind not in kinds:
+        raise InputError(f"The alignment {kind!r} is not known; choose one of {', '.join(kinds)}.")
     if kind == "none":
         return np.eye(4)
     extent = fixed.spacing * fixed.shape[::-1]
@@ -58,15 +62,58 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
     if not reached:
         raise _failure(fixed, moving, "they do not overlap")
     _, matrix = max(reached, key=itemgetter(0))
-    for step in ALIGNMENTS[2 : ALIGNMENTS.index(kind) + 1]:
+    for step in kinds[2 : kinds.index(kind) + 1]:
         result = _optimized(*fine, matrix, step, (2, 1), seed)
         if result is None:
             raise _failure(fixed, moving, "they came apart")
         _, matrix = result
-    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    if stretch.max() > LARGEST_STRETCH or stretch.min() < 1 / LARGEST_STRETCH:
+    if _stretches(matrix):
         raise _failure(fixed, moving, "one would be stretched beyond recognition")
     return matrix
+
+
+def align_landmarks(fixed: np.ndarray, moving: np.ndarray, kind: str) -> np.ndarray:
+    """The linear map (4x4) that takes points ``fixed`` [n, 3] nearest to their partners ``moving`` [n, 3], in RAS mm.
+
+    It minimizes the sum of squared distances. kind: "landmarks_rigid" (Kabsch, Acta Crystallographica A32, 1976) or
+    "landmarks_affine". Raises InputError where there are too few pairs, or they do not determine the map.
+    """
+    from scipy.spatial.transform import Rotation
+
+    rigid = kind == "landmarks_rigid"
+    name, fewest, flat = ("rigid", 3, "on one line") if rigid else ("affine", 4, "in one plane")
+    if len(fixed) < fewest:
+        raise InputError(
+            f"An alignment that is {name} needs at least {fewest} pairs of landmarks, and there are {len(fixed)}; "
+            "place more, or choose another alignment."
+        )
+    centers = fixed.mean(axis=0), moving.mean(axis=0)
+    around = fixed - centers[0], moving - centers[1]
+    extents = [np.linalg.svd(points, compute_uv=False)[fewest - 2] / math.sqrt(len(points)) for points in around]
+    if min(extents) < LEAST_EXTENT:
+        which = "fixed" if extents[0] < LEAST_EXTENT else "moving"
+        raise InputError(
+            f"The {which} landmarks lie {flat}, so they do not determine an alignment that is {name}; place more of "
+            "them elsewhere, or choose another alignment."
+        )
+    if rigid:
+        linear = Rotation.align_vectors(around[1], around[0])[0].as_matrix()
+    else:
+        linear = np.linalg.lstsq(around[0], around[1], rcond=None)[0].T
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = linear, centers[1] - linear @ centers[0]
+    if _stretches(matrix) or np.linalg.det(linear) < 0:
+        raise InputError(
+            "The landmarks would stretch or mirror the moving image beyond recognition; check that partners have the "
+            "same names or the same order."
+        )
+    return matrix
+
+
+def _stretches(matrix: np.ndarray) -> bool:
+    """Whether a map stretches something more than images of a patient differ."""
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(stretch.max() > LARGEST_STRETCH or stretch.min() < 1 / LARGEST_STRETCH)
 
 
 def overlap(fixed: Volume, moving: Volume, transform: Deformation | np.ndarray) -> float:

@@ -123,6 +123,19 @@ def test_an_initial_deformation_places_the_moving_landmarks():
     assert isinstance(pair.deformation, Deformation)
 
 
+def test_landmarks_can_align_the_images_first(region):
+    shift = np.array([200.0, -150, 90])
+    apart = Volume(region.moving.array, region.moving.affine + np.pad(shift[:, None], ((0, 1), (3, 0))), "apart")
+    points = {"fixed_points": region.landmarks, "moving_points": region.landmarks + shift}
+    quick = {"model": "none", "refine_steps": 1, "samples": 10_000, "device": "cpu"}
+    for align in ("landmarks_rigid", "landmarks_affine"):
+        result = register(region.fixed, apart, align=align, **points, **quick)
+        np.testing.assert_allclose(np.array(result.report["initial_transform"])[:3, 3], shift, atol=1e-6)
+        assert all(pair["before_mm"] < 1e-6 for pair in result.report["landmarks"])
+        with pytest.raises(InputError, match=f"{align} needs landmarks"):
+            register(region.fixed, apart, align=align, **quick)
+
+
 def test_landmarks_that_make_no_sense_are_refused(region):
     inside = region.landmarks
     for fixed, moving, words in (

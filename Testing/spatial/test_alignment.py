@@ -10,9 +10,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.transform_files import linear_from_sitk
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial import alignment
-from GradProjIOLib.spatial.alignment import align, mutual_information, overlap
+from GradProjIOLib.spatial.alignment import align, align_landmarks, mutual_information, overlap
 from GradProjIOLib.spatial.deformation import Deformation
 
 FIXED_AFFINE = oblique_affine((4.0, 3.5, 5.0), (6, -9, 12), (-60, -80, 10))
@@ -170,3 +171,55 @@ def test_the_real_pair_is_aligned(shared_data):
 def _eighth(volume: Volume) -> np.ndarray:
     """The affine of 8 samples per axis from the first voxel to beyond the last, where linear maps are exact."""
     return volume.affine @ np.diag([*(np.array(volume.shape[::-1]) / 7), 1.0])
+
+
+def by_simpleitk(fixed, moving, transform):
+    """The map (RAS mm) that SimpleITK finds for pairs of points."""
+    lps = [((points * [-1, -1, 1]).ravel().tolist()) for points in (fixed, moving)]
+    return linear_from_sitk(sitk.LandmarkBasedTransformInitializer(transform, *lps))
+
+
+class TestLandmarks:
+    """Pairs in an oblique, anisotropic image far from the origin, and where a scanner saw them after a map."""
+
+    def pairs(self, fixed, count=7, noise=1.0, scales=(1.2, 0.9, 1.05)):
+        rng = np.random.default_rng(0)
+        index = rng.uniform(0.2, 0.8, (count, 3)) * np.array(fixed.shape[::-1])
+        points = index @ fixed.affine[:3, :3].T + fixed.affine[:3, 3] + 300
+        matrix = turned([30, -20, 70], (40, -10, 25), middle(fixed) + 300, scales)
+        return points, points @ matrix[:3, :3].T + matrix[:3, 3] + rng.normal(0, noise, (count, 3)), matrix
+
+    def test_the_true_map_is_found(self, fixed):
+        for kind, scales in (("landmarks_rigid", (1, 1, 1)), ("landmarks_affine", (1.2, 0.9, 1.05))):
+            points, partners, matrix = self.pairs(fixed, 4, 0.0, scales)
+            np.testing.assert_allclose(align_landmarks(points, partners, kind), matrix, atol=1e-8)
+
+    def test_it_is_the_one_that_simpleitk_finds(self, fixed):
+        points, partners, _ = self.pairs(fixed)
+        for kind, transform in (
+            ("landmarks_rigid", sitk.VersorRigid3DTransform()),
+            ("landmarks_affine", sitk.AffineTransform(3)),
+        ):
+            found = align_landmarks(points, partners, kind)
+            expected = by_simpleitk(points, partners, transform)
+            np.testing.assert_allclose(
+                points @ found[:3, :3].T + found[:3, 3], points @ expected[:3, :3].T + expected[:3, 3], atol=1e-3
+            )
+
+    def test_three_pairs_are_enough_to_turn(self, fixed):
+        points, partners, matrix = self.pairs(fixed, 3, 0.0, (1, 1, 1))
+        np.testing.assert_allclose(align_landmarks(points, partners, "landmarks_rigid"), matrix, atol=1e-8)
+
+    def test_too_few_or_flat_ones_are_refused(self, fixed):
+        points, partners, _ = self.pairs(fixed, 8)
+        line, plane = points * [1, 0, 0], points * [1, 1, 0]
+        for first, second, kind, words in (
+            (points[:2], partners[:2], "landmarks_rigid", "at least 3 pairs of landmarks, and there are 2"),
+            (points[:3], partners[:3], "landmarks_affine", "at least 4 pairs"),
+            (line, partners, "landmarks_rigid", "fixed landmarks lie on one line"),
+            (points, plane, "landmarks_affine", "moving landmarks lie in one plane"),
+            (points, -points, "landmarks_affine", "stretch or mirror"),
+            (points, 5 * points, "landmarks_affine", "stretch or mirror"),
+        ):
+            with pytest.raises(InputError, match=words):
+                align_landmarks(first, second, kind)
