@@ -85,13 +85,20 @@ class ScriptedWorker:
         count = 1 if stopped == "by request" else self.total
         figures = {"folded_voxels": self.folded, "folded_percent": self.folded / 61.2, "ndv_percent": 0.0}
         figures |= {"folded_regions": int(self.folded > 0), "min": -0.5 if self.folded else 0.8, "max": 1.2}
+        images = {role: protocol.read_volume(self._request[role]) for role in ("fixed", "moving")}
+        earlier = (self._request.get("earlier") or {"report": {"steps": []}})["report"]["steps"]
         return {
             "settings": {},
+            "inputs": {
+                role: {"shape": list(volume.shape), "affine": volume.affine.tolist()} for role, volume in images.items()
+            },
+            "initial_transform": np.eye(4).tolist(),
+            "continued_after": [len(earlier)] if self._request.get("earlier") else [],
             "model": {"name": "compact"},
             "stopped": stopped,
             "similarity_before": 0.9,
             "similarity": 0.5,
-            "steps": [{}] * count,
+            "steps": [*earlier, *[{}] * count],
             "warnings": [],
             "jacobian": figures,
         }

@@ -58,6 +58,15 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         nodes = self.session.run(inputs, settings, wanted, allowDownload, meanwhile=slicer.app.processEvents)
         return {panel_choices.parameter_name(role): node for role, node in nodes.items()}
 
+    def goOn(self, result, steps=20):
+        """Take so many more steps from a result, known by one of its nodes; return its nodes, which are filled anew.
+
+        Its settings, images, masks and landmarks stay. Returns when it is done; the application goes on meanwhile.
+        Raises RuntimeError with a sentence that says what to change.
+        """
+        nodes = self.session.run_on(result, steps, meanwhile=slicer.app.processEvents)
+        return {panel_choices.parameter_name(role): node for role, node in nodes.items()}
+
     def registerMany(self, pairs, fixed=None, folder=None, allowDownload=False, **settings):
         """Register many pairs one after the other; return the batch, whose `results` has one entry for each.
 

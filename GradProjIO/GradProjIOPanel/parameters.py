@@ -43,6 +43,7 @@ class GradProjIOParameterNode:
     projection: oneOf("projection") = Settings.projection
     seed: Annotated[int, WithinRange(0, 999999)] = Settings.seed
     device: str = Settings.device
+    moreSteps: Annotated[int, WithinRange(1, 300)] = 20
     overwrite: bool = False
     makeTransform: bool = True
     makeInverse: bool = True

@@ -60,6 +60,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._timer.timeout.connect(self.onTimer)
         ui = self.ui
         ui.registerButton.clicked.connect(self.onRegister)
+        ui.goOnButton.clicked.connect(self.onGoOn)
         ui.plotButton.clicked.connect(self.onPlot)
         ui.keepButton.clicked.connect(self.onKeep)
         ui.discardButton.clicked.connect(self.onDiscard)
@@ -163,9 +164,10 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for button in (ui.keepButton, ui.discardButton):
             button.setVisible(session.state is State.OFFERED)
         ui.plotButton.setEnabled(session.active or bool(session.steps))
+        self._updateGoOn(parameters)
         if parameters:
             self.choices.update(session.devices, session.models)
-            self.results.follow(parameters.result or self._withoutMap(), parameters.foldingSegmentation)
+            self.results.follow(self._chosenResult(parameters), parameters.foldingSegmentation)
             self._updateEvaluation(parameters)
 
     def _forgetOldMessage(self, parameters):
@@ -175,6 +177,21 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.session.forget_message()
         if self._said[0] != self.session.message:
             self._said = (self.session.message, chosen)
+
+    def _updateGoOn(self, parameters):
+        """What more steps begin with is the result that is shown."""
+        waits = self.session.active or self.session.state is State.OFFERED
+        problem = panel_choices.go_on_problem(self._chosenResult(parameters)) if parameters and not waits else ""
+        enabled = bool(parameters) and not waits and not problem
+        for widget in (self.ui.goOnButton, self.ui.moreStepsSpinBox):
+            widget.setEnabled(enabled)
+        self.ui.goOnButton.setToolTip(
+            problem or _("Take more steps from the result chosen under Compare, with its own settings.")
+        )
+
+    def _chosenResult(self, parameters):
+        """A node of the result that is shown."""
+        return parameters.result or self._withoutMap()
 
     def _withoutMap(self):
         """A node of the last result, where it has no Jacobian map."""
@@ -220,6 +237,13 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.update()
         elif self._agreeToPackages():
             self._start()
+
+    def onGoOn(self, *_args):
+        if self._agreeToPackages():
+            chosen = self._parameterNode
+            self.session.try_go_on(self._chosenResult(chosen), chosen.moreSteps)
+            self._timer.start()
+            self.update()
 
     def _start(self):
         chosen = self._parameterNode

@@ -12,6 +12,7 @@ import slicer
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.evaluation import EvaluationInputs
+from GradProjIOLib.scene.going_on import ResultToGoOn
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs
 from GradProjIOLib.settings import PRESET_SETTINGS, Settings, preset_of
@@ -173,6 +174,15 @@ def problem(parameters: Any) -> str:
         if node in taken:
             return f"{node.GetName()} is chosen twice; choose Create new for the output, or another node."
         taken.append(node)
+    return ""
+
+
+def go_on_problem(result: slicer.vtkMRMLNode | None) -> str:
+    """Why a registration cannot go on with a result, in one sentence; empty where it can."""
+    try:
+        ResultToGoOn(result).check()
+    except InputError as error:
+        return str(error)
     return ""
 
 

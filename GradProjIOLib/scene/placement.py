@@ -45,7 +45,7 @@ def place(
     """Put the `outputs` of a result, as read_result gives it, into the scene; return its nodes by role.
 
     Nodes can have been removed while the worker computed: an output is then made anew, an input not linked to. Each
-    node keeps the settings and the report, and links to the others, to the images and to the `chart` of the run.
+    node keeps the settings and the report, and links to the others, to the inputs and to the `chart` of the run.
     Where something fails, the scene is as it was before, and the exception goes on.
     """
     chosen = [node for node in outputs.values() if node is not None and node.GetScene() is scene]
@@ -155,7 +155,8 @@ def _show_like(moving: slicer.vtkMRMLScalarVolumeNode, warped: slicer.vtkMRMLSca
 
 
 def _link(placed: Mapping[str, slicer.vtkMRMLNode], inputs: Inputs, report: Mapping[str, Any]) -> None:
-    linked = {**placed, FIXED: inputs.fixed, MOVING: inputs.moving}
+    # With the inputs' own names, so that the result can go on with them.
+    linked = {**placed, **{role: node for role, node in vars(inputs).items() if node is not None}}
     for role, node in placed.items():
         nodes.remember(node, settings=report["settings"], report=report)
         node.SetAttribute(nodes.ATTRIBUTE_PREFIX + "role", role)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import slicer
 
 from GradProjIOLib.errors import InputError, suggestion
 from GradProjIOLib.report.line import duration, is_worse, summary_line
+from GradProjIOLib.scene.going_on import ResultToGoOn
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
 from GradProjIOLib.scene.placement import place, read_result
 from GradProjIOLib.scene.plots import LossPlot
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
+from GradProjIOLib.worker.protocol import RegisterRequest
 
 POLL_SECONDS = 0.02
 
@@ -59,7 +62,8 @@ class SceneRegistration:
 
     After each change `message` says in one sentence what happened (empty while all is well), and `tone` how to show it.
     Where the weights of the model have to be downloaded first, `question` asks for it. `steps` are those done so far,
-    of `total`; `levels` says how many of these the refinement takes at each level. `devices` and `models` are what the
+    of `total`; `levels` says how many of these the refinement takes at each level, `before` how many the network took
+    in a registration that goes on. `devices` and `models` are what the
     worker has found on this computer. `results` holds the nodes of the last finished run by their role.
     """
 
@@ -68,7 +72,7 @@ class SceneRegistration:
         self.client = client or WorkerClient()
         self.state = State.IDLE
         self.message, self.tone = "", Tone.PLAIN
-        self.total = 0
+        self.total = self.before = 0
         self.levels: list[int] = []
         self.steps: list[dict[str, Any]] = []
         self.question = ""
@@ -114,24 +118,46 @@ class SceneRegistration:
         for name in outputs or ():
             if name not in ALL_NEW:
                 raise InputError(f"The output {name!r} is not known; {suggestion(name, tuple(ALL_NEW))}")
+        request = partial(inputs.request, settings=settings, allow_download=allow_download)
+        self._submit(inputs, ALL_NEW if outputs is None else outputs, request)
+
+    def go_on(self, result: slicer.vtkMRMLNode | None, steps: int) -> None:
+        """Take so many more steps from a result, known by one of its nodes, which are filled anew at the end.
+
+        Returns as soon as it is handed to the worker. Raises InputError.
+        """
+        self.check_idle()
+        earlier = ResultToGoOn(result)
+        earlier.check()
+        self._submit(earlier.inputs, earlier.outputs, partial(earlier.request, steps=steps))
+
+    def _submit(self, inputs: Inputs, outputs: Outputs, prepare: Callable[[Path], RegisterRequest]) -> None:
+        """Hand to the worker what `prepare` makes in a folder."""
         self.discard()
         self.question, self.results = "", {}
         folder = protocol.new_folder()
         try:
-            request = inputs.request(folder, settings, allow_download)
+            request = prepare(folder)
             number = self.client.submit(protocol.to_message(request))
         except BaseException:
             protocol.remove_folder(folder)
             raise
-        self._plot, self._run = None, _Run(number, folder, inputs, ALL_NEW if outputs is None else outputs)
+        self._plot, self._run = None, _Run(number, folder, inputs, outputs)
         self._title = f"{inputs.moving.GetName()} to {inputs.fixed.GetName()}"
-        self.total, self.levels, self.steps = 0, [], []
+        self.total, self.before, self.levels, self.steps = 0, 0, [], []
         self._become(State.STARTING)
 
     def try_start(self, *arguments: Any, **keywords: Any) -> None:
         """`start`, with `message` instead of an InputError."""
+        self._try(self.start, *arguments, **keywords)
+
+    def try_go_on(self, result: slicer.vtkMRMLNode | None, steps: int) -> None:
+        """`go_on`, with `message` instead of an InputError."""
+        self._try(self.go_on, result, steps)
+
+    def _try(self, begin: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
         try:
-            self.start(*arguments, **keywords)
+            begin(*arguments, **keywords)
         except InputError as error:
             self.fail(str(error))
 
@@ -150,8 +176,19 @@ class SceneRegistration:
 
     def run(self, *arguments: Any, meanwhile: Callable[[], object] = lambda: None) -> dict[str, slicer.vtkMRMLNode]:
         """`start` and `wait`; return the nodes of the result. Raises RuntimeError where there is none."""
+        return self._whole(self.start, *arguments, meanwhile=meanwhile)
+
+    def run_on(
+        self, result: slicer.vtkMRMLNode | None, steps: int, meanwhile: Callable[[], object] = lambda: None
+    ) -> dict[str, slicer.vtkMRMLNode]:
+        """`go_on` and `wait`; as `run`."""
+        return self._whole(self.go_on, result, steps, meanwhile=meanwhile)
+
+    def _whole(
+        self, begin: Callable[..., None], *arguments: Any, meanwhile: Callable[[], object]
+    ) -> dict[str, slicer.vtkMRMLNode]:
         try:
-            self.start(*arguments)
+            begin(*arguments)
         except InputError as error:
             raise RuntimeError(str(error)) from error
         self.wait(meanwhile)
@@ -229,7 +266,7 @@ class SceneRegistration:
         step = self.steps[-1]
         number, level = step["index"] + 1, step["level"]
         if step["stage"] == "network":
-            steps = self.total - sum(self.levels)
+            steps = self.before + self.total - sum(self.levels)
             return _("Network, step {number} of {steps}").format(number=number, steps=steps)
         return _("Refinement, level {level} of {levels}, step {number} of {steps}").format(
             level=level + 1, levels=len(self.levels), number=number, steps=self.levels[level]
@@ -263,7 +300,7 @@ class SceneRegistration:
             if self.chart is not None and self._plot.table.GetScene() is self.scene:
                 self._plot.add([event])
         elif kind == protocol.STARTED and self.state is State.STARTING:
-            self.total, self.levels = event["total"], event["levels"]
+            self.total, self.levels, self.before = event["total"], event["levels"], event.get("before", 0)
             if self._plot is not None:
                 self._plot.total = self.total
             self._become(State.RUNNING)
@@ -320,7 +357,8 @@ class SceneRegistration:
             line = _("Done: {summary}.").format(summary=line)
         else:
             sentence = _("Stopped after {done} of {total} steps: {summary}.")
-            line = sentence.format(done=len(report["steps"]), total=self.total, summary=line)
+            done = len(report["steps"]) - (report.get("continued_after") or [0])[-1]
+            line = sentence.format(done=done, total=self.total, summary=line)
         doubtful = report["jacobian"]["folded_voxels"] > 0 or is_worse(report) or bool(report["warnings"])
         # The warnings say also where the refinement began without the network's deformation.
         self._end_run(" ".join([line, *report["warnings"]]), Tone.WARNING if doubtful else Tone.PLAIN)

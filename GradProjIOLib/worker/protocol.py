@@ -19,7 +19,7 @@ An event is `{"event": kind, …}`. All but the first two have an `id`. One of t
 |-------------|-----------------------------------------------------|--------------------------------------------------|
 | `ready`     | `pid`                                               | the process runs                                 |
 | `devices`   | `devices` and `models`, see the server's functions | what can compute, and with what                 |
-| `started`   | `total` steps; `levels`: how many each level of the refinement takes | the work on the request begins |
+| `started`   | `total`, `levels` and `before`: numbers of steps    | the work on the request begins                   |
 | `download`  | `received` and `total` bytes; `total` may be null   | the model's weights are being fetched            |
 | `step`      | the fields of `Step`                                | one optimization step is done                    |
 | `done`      | `report`, `result`                                  | the registration is finished                     |
@@ -28,6 +28,9 @@ An event is `{"event": kind, …}`. All but the first two have an `id`. One of t
 | `downloaded` | none                                               | the weights are there                            |
 | `failed`    | `message`; `kind`: "input", "weights" or "internal" | no result; "weights" asks to allow the download  |
 | `died`      | `message`; `code`, the exit status                  | the process ended; the client itself says so     |
+
+`total` are the steps to come, `levels` those of each level of the refinement, and `before` those that the network has
+taken already in a registration that goes on.
 
 Image data do not pass through the pipes. They lie as uncompressed .npy files in a folder that belongs to one request,
 and a record (a JSON object) says where each file is and where its image lies in space: `array` (path), `affine` (4x4,
@@ -75,6 +78,10 @@ class RegisterRequest:
     `folder` is the folder of this request's arrays, also those of the result. `settings` are names and values of
     `settings.Settings`. `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed
     to moving points in RAS mm. `allow_download` says that the user has agreed to fetch the model's weights.
+
+    `earlier` is a result to go on with: its `report`, its `transform` and `inverse` as records of displacement fields,
+    and how many more `steps` are taken. `settings` are then those that change, and there is no `initial_transform`
+    where the report has its matrix.
     """
 
     kind: ClassVar[str] = "register"
@@ -92,6 +99,7 @@ class RegisterRequest:
     guiding_labels: Sequence[int | str] | Mapping[str, float] | None = None
     initial_transform: Record | None = None
     allow_download: bool = False
+    earlier: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

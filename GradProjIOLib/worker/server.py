@@ -39,7 +39,8 @@ class Connection:
     """Reads the application's requests in a thread of its own, and sends it events.
 
     `canceled` has the numbers of the requests that the application has canceled. `folder` is that of the request under
-    way, which is removed when the application ends.
+    way, which is removed when the application ends. `kept` is the latest result, as far as going on with it exactly
+    needs more than the application has.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class Connection:
         self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self.canceled: set[int] = set()
         self.folder: str | None = None
+        self.kept: Any = None
         threading.Thread(target=self._read_requests, daemon=True).start()
 
     def next_request(self, seconds: float) -> dict[str, Any] | None:
@@ -106,38 +108,48 @@ class _Registration:
 
     def __init__(self, request: RegisterRequest, number: int, connection: Connection) -> None:
         self.request, self.number, self.connection = request, number, connection
-        self.settings = Settings.from_mapping(request.settings)
 
     def run(self) -> None:
-        from GradProjIOLib.registration.refinement import count_steps, plan_levels
-        from GradProjIOLib.registration.register import register
+        from GradProjIOLib.worker.earlier import Kept
 
         request = self.request
-        fixed = protocol.read_volume(request.fixed)
-        levels = [level.steps for level in plan_levels(fixed, self.settings)]
-        self._send(protocol.STARTED, total=count_steps(fixed, self.settings), levels=levels)
-        if not self._fetch_weights():
+        fixed, moving = protocol.read_volume(request.fixed), protocol.read_volume(request.moving)
+        initial = read_initial(request.initial_transform)
+        masks = {"fixed_mask": read_optional(request.fixed_mask), "moving_mask": read_optional(request.moving_mask)}
+        begin = self._register if request.earlier is None else self._go_on
+        registration = begin(fixed, moving, initial, masks, read_guides(request))
+        if registration is None:
             return
-        fixed_mask = read_optional(request.fixed_mask)
-        registration = register(
-            fixed,
-            protocol.read_volume(request.moving),
-            self.settings,
-            initial_transform=read_initial(request.initial_transform),
-            fixed_mask=fixed_mask,
-            moving_mask=read_optional(request.moving_mask),
-            fixed_points=None if request.fixed_points is None else protocol.read_points(request.fixed_points),
-            moving_points=None if request.moving_points is None else protocol.read_points(request.moving_points),
-            fixed_labels=None if request.fixed_guide is None else protocol.read_labels(request.fixed_guide),
-            moving_labels=None if request.moving_guide is None else protocol.read_labels(request.moving_guide),
-            guiding_labels=request.guiding_labels,
-            on_step=self._on_step,
-        )
-        if fixed_mask is not None:
-            registration.report["jacobian_in_mask"] = figures_in_mask(registration, fixed_mask)
+        if masks["fixed_mask"] is not None:
+            registration.report["jacobian_in_mask"] = figures_in_mask(registration, masks["fixed_mask"])
+        self.connection.kept = Kept.of(registration)
         result = write_arrays(registration, read_optional(request.moving_labels), Path(request.folder))
         event = protocol.DONE if self._wanted() else protocol.CANCELED
         self._send(event, report=registration.report, result=result)
+
+    def _register(
+        self, fixed: Volume, moving: Volume, initial: Any, masks: dict[str, Any], guides: dict[str, Any]
+    ) -> Any:
+        """The registration; None where the model's weights are missing, of which the application has been told."""
+        from GradProjIOLib.registration.refinement import count_steps, plan_levels
+        from GradProjIOLib.registration.register import register
+
+        self.connection.kept = None
+        settings = Settings.from_mapping(self.request.settings)
+        levels = [level.steps for level in plan_levels(fixed, settings)]
+        self._send(protocol.STARTED, total=count_steps(fixed, settings), levels=levels, before=0)
+        if not self._fetch_weights(settings):
+            return None
+        return register(fixed, moving, settings, initial_transform=initial, on_step=self._on_step, **masks, **guides)
+
+    def _go_on(self, fixed: Volume, moving: Volume, initial: Any, masks: dict[str, Any], guides: dict[str, Any]) -> Any:
+        """The registration that goes on with the request's earlier result."""
+        from GradProjIOLib.worker.earlier import run_that_goes_on
+
+        run = run_that_goes_on(self.request, self.connection.kept, fixed, moving, initial, masks, guides)
+        before = run.earlier.network_steps if run.network is not None else 0
+        self._send(protocol.STARTED, total=run.total, levels=run.steps_of_levels, before=before)
+        return run.result(self._on_step, None, progress=False)
 
     def _send(self, event: str, **content: Any) -> None:
         self.connection.send(event, id=self.number, **content)
@@ -149,12 +161,11 @@ class _Registration:
         self._send(protocol.STEP, **asdict(step))
         return self._wanted()
 
-    def _fetch_weights(self) -> bool:
+    def _fetch_weights(self, settings: Settings) -> bool:
         """Download the model's weights where they are missing and the user has agreed; whether they are there now."""
         from GradProjIOLib.models import weights
         from GradProjIOLib.models.registry import MODELS
 
-        settings = self.settings
         url = None if settings.model in ("auto", "none") or settings.weights else MODELS[settings.model].url
         if url is None or weights.cached_path(settings.model, url).exists():
             return True
@@ -211,6 +222,18 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
         pair(request.fixed_labels, request.moving_labels, protocol.read_volume),
         pair(request.fixed_points, request.moving_points, protocol.read_points),
     )
+
+
+def read_guides(request: RegisterRequest) -> dict[str, Any]:
+    """What guides the registration of a request, as `register` takes it."""
+    readers = {
+        "fixed_points": (request.fixed_points, protocol.read_points),
+        "moving_points": (request.moving_points, protocol.read_points),
+        "fixed_labels": (request.fixed_guide, protocol.read_labels),
+        "moving_labels": (request.moving_guide, protocol.read_labels),
+    }
+    guides: dict[str, Any] = {name: record and read(record) for name, (record, read) in readers.items()}
+    return guides | {"guiding_labels": request.guiding_labels}
 
 
 def read_optional(source: Record | None) -> Volume | None:

@@ -71,6 +71,49 @@ def test_the_result_is_shown_when_it_is_done(scripted, application):
     assert checked(scripted) == []
 
 
+def test_go_on_takes_more_steps_from_the_result_that_is_shown(scripted):
+    ui, client = scripted.ui, scripted.session.client
+    assert not ui.goOnButton.isEnabled()
+    assert "register first" in ui.goOnButton.toolTip
+    result = register_scripted(scripted)
+    assert ui.goOnButton.isEnabled()
+    count = slicer.mrmlScene.GetNumberOfNodes()
+    ui.moreStepsSpinBox.setValue(7)
+    client.folded = 4
+    ui.goOnButton.click()
+    assert client.requests[-1]["earlier"]["steps"] == 7
+    assert not ui.goOnButton.isEnabled()
+    assert ui.registerButton.property("text") == "Cancel"
+    finish(scripted)
+    assert scripted._parameterNode.result is result
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+    assert "folding: 4 voxels" in ui.statusLabel.property("text")
+    assert len(scripted.results.folding.folds) == 1
+    assert foreground() == "Registered moving to fixed"
+
+
+def test_go_on_waits_for_the_answer_about_a_canceled_result(scripted):
+    register_scripted(scripted)
+    scripted.ui.goOnButton.click()
+    scripted.onTimer()
+    scripted.ui.registerButton.click()
+    finish(scripted)
+    assert scripted.session.state is State.OFFERED
+    assert not scripted.ui.goOnButton.isEnabled()
+    scripted.ui.keepButton.click()
+    assert scripted.ui.goOnButton.isEnabled()
+
+
+def test_go_on_says_why_it_cannot(scripted):
+    register_scripted(scripted)
+    scripted._parameterNode.movingVolume.SetOrigin(9, 0, 0)
+    scripted.ui.goOnButton.click()
+    assert "moving has been moved since the registration" in scripted.ui.statusLabel.property("text")
+    slicer.mrmlScene.RemoveNode(scripted._parameterNode.movingVolume)
+    assert not scripted.ui.goOnButton.isEnabled()
+    assert "moving image of this result is not in the scene" in scripted.ui.goOnButton.toolTip
+
+
 def test_from_two_volumes_to_the_worst_fold_in_two_clicks(scripted):
     scripted.session.client.folded = 4
     scripted.ui.registerButton.click()

@@ -87,6 +87,10 @@ class PanelMachine(RuleBasedStateMachine):
     def keep_or_discard(self, keep):
         (self.ui.keepButton if keep else self.ui.discardButton).click()
 
+    @rule()
+    def go_on(self):
+        self.ui.goOnButton.click()
+
     @rule(number=numbers)
     def choose_result(self, number):
         maps = [*self.of_role("jacobian"), None]

@@ -24,6 +24,7 @@ def test_requests_arrive_as_they_were_sent(tmp_path, fixed_volume):
     requests = (
         RegisterRequest("folder", record, record, {"steps": 3}, initial_transform={"matrix": [[1.0]]}),
         RegisterRequest("folder", record, record, fixed_guide=record, moving_guide=record, guiding_labels=[1, "disc"]),
+        RegisterRequest("folder", record, record, earlier={"steps": 3, "report": {"steps": []}, "transform": record}),
         EvaluateRequest("folder", record, record, fixed_labels=record, moving_labels=record),
     )
     for number, request in enumerate(requests):

@@ -1,7 +1,9 @@
 """What the worker process does for a request, without a process."""
 
 import gc
+import json
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ class Recorder:
     """Stands for the connection to the application: keeps the events."""
 
     def __init__(self):
-        self.events, self.canceled, self.folder = [], set(), None
+        self.events, self.canceled, self.folder, self.kept = [], set(), None, None
 
     def send(self, event, **content):
         self.events.append({"event": event, **content})
@@ -85,7 +87,8 @@ def test_folds_between_voxels_are_those_that_only_the_volume_shows(amplitude):
     assert not near.any()
 
 
-def test_landmarks_and_labels_of_a_request_guide(tmp_path):
+def guided():
+    """A request with landmarks and labels, and the event that ends it; its folder is still there."""
     pair = make_pair(3, (28, 32, 26), 6.0)
     value = int(np.unique(pair.fixed_labels.array)[1])
     folder = protocol.new_folder()
@@ -103,14 +106,44 @@ def test_landmarks_and_labels_of_a_request_guide(tmp_path):
     )  # fmt: skip
     connection = Recorder()
     server.answer(protocol.to_message(request) | {"id": 1}, connection)
-    protocol.remove_folder(folder)
-    done = connection.events[-1]
-    assert done["event"] == "done", done
+    assert connection.events[-1]["event"] == "done", connection.events[-1]
+    return request, connection.events
+
+
+def test_landmarks_and_labels_of_a_request_guide():
+    request, events = guided()
+    protocol.remove_folder(request.folder)
+    done = events[-1]
     assert [one["name"] for one in done["report"]["labels"]] == ["cortex"]
-    assert len(done["report"]["landmarks"]) == len(points)
+    assert len(done["report"]["landmarks"]) == len(request.fixed_points["names"])
     assert protocol.WARPED_LABELS not in done["result"]
-    steps = [event for event in connection.events if event["event"] == "step"]
+    steps = [event for event in events if event["event"] == "step"]
     assert all(step["labels"] > 0 and step["landmarks"] > 0 for step in steps)
+
+
+def test_a_guided_result_goes_on_with_the_same_guides_or_with_others():
+    request, events = guided()
+    done = events[-1]
+    records = {role: done["result"][role] for role in (protocol.TRANSFORM, protocol.INVERSE)}
+    earlier = {"steps": 2, "report": json.loads(json.dumps(done["report"])), **records}
+    fewer = {
+        side: {name: value[:2] if name != "source" else value for name, value in record.items()}
+        for side, record in (("fixed_points", request.fixed_points), ("moving_points", request.moving_points))
+    }
+    levels = len(done["report"]["levels"])
+    for points, expected in (
+        ({"fixed_points": None, "moving_points": None}, [0] * (levels - 1) + [2]),
+        (fewer, [2] * levels),
+    ):
+        connection = Recorder()
+        again = replace(request, settings={}, earlier=earlier, **points)
+        server.answer(protocol.to_message(again) | {"id": 2}, connection)
+        started, *_, ended = connection.events
+        assert ended["event"] == "done", ended
+        assert (started["total"], started["levels"]) == (sum(expected), expected)
+        assert [one["name"] for one in ended["report"]["labels"]] == ["cortex"]
+        assert len(ended["report"]["landmarks"]) == (2 if points is fewer else len(request.fixed_points["names"]))
+    protocol.remove_folder(request.folder)
 
 
 def test_a_client_that_is_forgotten_leaves_no_process():

@@ -1,0 +1,85 @@
+"""The worker's part in going on with a result that the application sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from GradProjIOLib.geometry.files import json_text
+from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.going_on import prepare
+from GradProjIOLib.registration.guidance import LandmarkPairs, landmark_pairs
+from GradProjIOLib.registration.labels import label_pairs
+from GradProjIOLib.registration.register import Run
+from GradProjIOLib.registration.result import Reached, Registration
+from GradProjIOLib.settings import Settings
+from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.worker import protocol
+from GradProjIOLib.worker.protocol import RegisterRequest
+
+FORGOTTEN = (
+    "The state of the network's optimizer is kept only until the next registration or until the process ends, so the "
+    "registration went on by refinement."
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The state of a network's optimizer, which is too large to be sent, and the result to which it belongs."""
+
+    report: str
+    optimizer: dict[str, Any]
+
+    @classmethod
+    def of(cls, result: Registration) -> Kept | None:
+        """What is kept of a result; None where its last steps were not a network's."""
+        state = result.reached.optimizer
+        return None if state is None else cls(_text(result.report), state)
+
+
+def run_that_goes_on(
+    request: RegisterRequest,
+    kept: Kept | None,
+    fixed: Volume,
+    moving: Volume,
+    initial: Any,
+    masks: Mapping[str, Any],
+    guides: Mapping[str, Any],
+) -> Run:
+    """The run for a request with an `earlier` result; of the same images, initial transform and masks.
+
+    initial: None where it is the matrix in the report. guides: the landmarks and labels of the request. The landmarks
+    of the report hold where there are none; labels are taken for those of the report where it has some. Where the
+    network's optimizer is not kept any more, it is a refinement, and its warnings say so. Raises InputError.
+    """
+    earlier = request.earlier
+    assert earlier is not None
+    report, steps, changes = dict(earlier["report"]), earlier["steps"], dict(request.settings)
+    optimizer = kept.optimizer if kept is not None and kept.report == _text(report) else None
+    forward, inverse = (Deformation(*protocol.read_field(earlier[role])) for role in ("transform", "inverse"))
+    landmarks = landmark_pairs(guides["fixed_points"], guides["moving_points"])
+    labels = label_pairs(guides["fixed_labels"], guides["moving_labels"], guides["guiding_labels"])
+    settings = Settings.from_mapping(report["settings"])
+    reached = Reached(
+        optimizer=optimizer,
+        **masks,
+        landmarks=LandmarkPairs.from_report(report.get("landmarks")),
+        labels=labels if report.get("labels") else None,
+    )
+    if initial is None:
+        initial = np.array(report["initial_transform"])
+    result = Registration(settings, fixed, moving, initial, forward, inverse, report, reached)
+    forgotten = optimizer is None and [step["stage"] for step in report["steps"][-1:]] == ["network"]
+    if not forgotten:
+        return prepare(result, steps, landmarks=landmarks, labels=labels, **changes)
+    run = prepare(result, landmarks=landmarks, labels=labels, refine_steps=steps, **changes)
+    run.warnings.append(FORGOTTEN)
+    return run
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    """A report as the application gets it and gives it back."""
+    return json_text(report, sort_keys=True)
