@@ -48,7 +48,7 @@ from GradProjIOLib.registration.refinement import (
     lattice_for,
     plan_levels,
 )
-from GradProjIOLib.registration.result import OnStep, Reached, Registration, describe_jacobian
+from GradProjIOLib.registration.result import OnStep, Reached, Registration
 from GradProjIOLib.settings import Settings, preset_values
 from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
@@ -225,16 +225,14 @@ class Run:
         if forward.has_matrix:
             forward = forward.fading()
         inverse, error = inverse_of(forward, self.fixed, self.moving)
-        return Registration(
-            self.settings,
-            self.fixed,
-            self.moving,
-            self.initial,
-            forward,
-            inverse,
-            self._report(forward, error, start, losses),
-            Reached(fields.on_cpu(), self.optimizer_state, **self.masks, landmarks=self.landmarks, labels=self.labels),
+        reached = Reached(
+            fields.on_cpu(), self.optimizer_state, **self.masks, landmarks=self.landmarks, labels=self.labels
         )
+        found = Registration(
+            self.settings, self.fixed, self.moving, self.initial, forward, inverse, report={}, reached=reached
+        )
+        found.report.update(self._report(found, error, start, losses))
+        return found
 
     def _take(self, step: Step, stage: str, level: int) -> bool:
         """Note a step; whether to go on."""
@@ -316,8 +314,9 @@ class Run:
         return forward.then_linear(self.initial)
 
     def _report(
-        self, forward: Deformation, inverse_error: dict[str, float | None], start: str, losses: dict[str, float]
+        self, found: Registration, inverse_error: dict[str, float | None], start: str, losses: dict[str, float]
     ) -> dict[str, Any]:
+        forward = found.forward
         loaded = None if self.network is None else self.network.loaded
         inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks
         if self.labels is not None:
@@ -355,7 +354,7 @@ class Run:
             "labels": None if self.labels is None else self.labels.report(self.initial, forward),
             "stopped": self.stopped,
             **losses,
-            "jacobian": describe_jacobian(forward, self.fixed),
+            "jacobian": found.describe_jacobian(),
             "inverse_error_mm": inverse_error,
             "seconds": time.perf_counter() - self.started,
             "peak_memory_bytes": peak_memory(self.device),

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from GradProjIOLib.registration.labels import LabelPairs, label_pairs
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
+from GradProjIOLib.spatial.jacobian import Folding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,12 +137,20 @@ class Registration:
 
     def determinant(self) -> Volume:
         """The Jacobian determinant of the whole map at the fixed image's voxels."""
-        return Volume(jacobian.determinant_map(self.forward, self.fixed.shape, self.fixed.affine), self.fixed.affine)
+        return Volume(self._maps[0].copy(), self.fixed.affine)
 
     def folding_mask(self) -> Volume:
         """1 where the deformation folds, 0 elsewhere, at the fixed image's voxels (uint8)."""
-        mask = jacobian.folding(self.forward, self.fixed.shape, self.fixed.affine).mask
-        return Volume(mask.astype(np.uint8), self.fixed.affine)
+        return Volume(self._maps[1].mask.astype(np.uint8), self.fixed.affine)
+
+    def describe_jacobian(self) -> dict[str, float]:
+        """Figures of both at the fixed image's voxels; see ``describe_jacobian`` below."""
+        return _figures(self.forward, *self._maps)
+
+    @cached_property
+    def _maps(self) -> tuple[np.ndarray, Folding, np.ndarray | None]:
+        """The Jacobian determinant and the folding, which take seconds; and where they are defined."""
+        return _jacobian_maps(self.forward, self.fixed, None)
 
     def moved_before(self) -> Volume:
         """The moving image on the fixed image's lattice as the initial transform alone places it."""
@@ -230,13 +240,29 @@ def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | 
     deformation is undefined nothing is measured; `undefined_voxels` says at how many voxels. Raises InputError where
     none is left.
     """
-    from scipy import ndimage
+    looked_at = None if region is None else int(region.sum())
+    return _figures(forward, *_jacobian_maps(forward, fixed, region), looked_at)
 
+
+def _jacobian_maps(
+    forward: Deformation, fixed: Volume, region: np.ndarray | None
+) -> tuple[np.ndarray, Folding, np.ndarray | None]:
+    """The determinant, the folding, and the region without what is undefined; None where that is everywhere."""
     sampled = forward.sample(fixed.shape, fixed.affine)
     where = jacobian.defined_region(sampled, region)
     determinant = jacobian.determinant_map(sampled, fixed.shape, fixed.affine)
-    folding = jacobian.folding(sampled, fixed.shape, fixed.affine, region)
-    looked_at = np.prod(fixed.shape) if region is None else region.sum()
+    return determinant, jacobian.folding(sampled, fixed.shape, fixed.affine, region), where
+
+
+def _figures(
+    forward: Deformation,
+    determinant: np.ndarray,
+    folding: Folding,
+    where: np.ndarray | None,
+    looked_at: int | None = None,
+) -> dict[str, float]:
+    from scipy import ndimage
+
     linear = jacobian.linear_determinant(forward)
     without = jacobian.summary(determinant / linear, where)
     return (
@@ -248,7 +274,7 @@ def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | 
             "folded_percent": folding.folded_percent,
             "folded_regions": int(ndimage.label(folding.mask, structure=np.ones((3, 3, 3)))[1]),
             "ndv_percent": folding.ndv_percent,
-            "undefined_voxels": int(looked_at) - folding.voxels,
+            "undefined_voxels": (determinant.size if looked_at is None else looked_at) - folding.voxels,
         }
     )
 
