@@ -200,7 +200,8 @@ def _lattice_around(
     some = apply_matrix(mask.affine, voxels[:: max(1, len(voxels) // MOST_POINTS)])
     index = apply_matrix(np.linalg.inv(image.affine), transform.source_points(some))
     margin = (REACH + np.linalg.norm(mask.spacing)) / image.spacing
-    first, last = index.min(axis=0) - margin, index.max(axis=0) + margin
+    # From a whole number on, so that labels on the image's own lattice stay as they are.
+    first, last = np.floor(index.min(axis=0) - margin), index.max(axis=0) + margin
     extent = (last - first) * image.spacing
     spacing = max(float(mask.spacing.min()), (extent.prod() / MOST_SAMPLES) ** (1 / 3))
     i, j, k = (np.ceil(extent / spacing) + 1).astype(int).tolist()

@@ -204,10 +204,12 @@ def test_a_structure_of_one_voxel_on_a_coarse_lattice_is_seen(uniform):
     array = np.zeros(SHAPE, np.uint8)
     array[15, 17, 14] = 1
     tiny = Volume(array, AFFINE, "tiny")
-    turned = np.eye(4)
-    turned[:3, 3] = 1.4, 1.4, 1.4
-    found = loss(LabelPairs.of(tiny, tiny), uniform[0], torch.zeros(2, 3, 8, 8, 8), (8, 8, 8), turned)
-    assert 0 < found < 2
+    found = []
+    for mm in (0, 1.4, 8):
+        shifted = np.eye(4)
+        shifted[:3, 3] = mm
+        found.append(loss(LabelPairs.of(tiny, tiny), uniform[0], torch.zeros(2, 3, 8, 8, 8), (8, 8, 8), shifted).item())
+    assert found[0] < 1e-4 < found[1] < found[2]
 
 
 def test_the_command_is_guided_and_evaluate_says_so(tmp_path, capsys):
