@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +51,7 @@ def initial_of(
     settings: Settings,
     given: Deformation | np.ndarray | None,
     landmarks: LandmarkPairs | None,
+    masks: Mapping[str, Volume | None],
     warnings: list[str],
 ) -> tuple[Deformation | np.ndarray, float]:
     """The initial transform, and which part of the fixed image's view it puts into the moving image's."""
@@ -64,7 +66,7 @@ def initial_of(
             )
         initial = alignment.align_landmarks(landmarks.fixed, landmarks.moving, settings.align)
     else:
-        initial = alignment.align(fixed, moving, settings.align, settings.seed)
+        initial = alignment.align(fixed, moving, settings.align, settings.seed, **masks)
     shared = alignment.overlap(fixed, moving, initial)
     if shared < LEAST_OVERLAP:
         raise InputError(

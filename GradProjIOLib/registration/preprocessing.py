@@ -181,6 +181,8 @@ class ImagePair:
             image, known = draw(volume, deformation, "linear"), None
             for mask in filter(None, masks):
                 drawn = draw(mask, deformation, "nearest")
+                if mask is not self.view:
+                    drawn = _inner(drawn)
                 known = drawn if known is None else known * drawn
                 if not known.any():
                     raise InputError(f"{mask.name} is empty where the images overlap; choose a mask with voxels there.")
@@ -191,6 +193,18 @@ class ImagePair:
         fixed, fixed_mask = draw_image(self.fixed, still, [self.fixed_mask])
         moving, moving_mask = draw_image(self.moving, placed, [self.moving_mask, self.view])
         return LatticeImages(fixed, moving, fixed_mask, moving_mask, affine, self.landmarks, self.labels)
+
+
+def _inner(mask: Tensor) -> Tensor:
+    """A mask [1, 1, K, J, I] without the samples beside its outside, which show a bit of what lies there.
+
+    Where nothing would be left, it is the mask itself.
+    """
+    inner = mask.clone()
+    for axis, size in enumerate(mask.shape[2:], start=2):
+        inner.narrow(axis, 0, size - 1).mul_(mask.narrow(axis, 1, size - 1))
+        inner.narrow(axis, 1, size - 1).mul_(mask.narrow(axis, 0, size - 1))
+    return inner if inner.any() else mask
 
 
 def _zeros_and_ones(mask: Volume | None) -> Volume | None:

@@ -157,7 +157,9 @@ class Run:
         self.masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
         self.warnings = image_warnings(fixed, moving)
         settings = with_modalities(settings, fixed, moving, self.warnings)
-        self.initial, self.overlap = initial_of(fixed, moving, settings, initial_transform, landmarks, self.warnings)
+        self.initial, self.overlap = initial_of(
+            fixed, moving, settings, initial_transform, landmarks, self.masks, self.warnings
+        )
         self.device = find_device(settings.device)
         self.settings = with_model(settings, self.warnings)
         # What is found must not depend on the order in which the voxels are stored.

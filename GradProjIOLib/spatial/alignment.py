@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,20 @@ LEAST_EXTENT = 1.0
 """Standard deviation in mm that landmarks must have along a direction to say how it is turned or stretched."""
 
 
-def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) -> np.ndarray:
+def align(
+    fixed: Volume,
+    moving: Volume,
+    kind: str = "affine",
+    seed: int = 0,
+    fixed_mask: Volume | None = None,
+    moving_mask: Volume | None = None,
+) -> np.ndarray:
     """The linear map (4x4, RAS mm) from points of `fixed` to points of `moving`.
 
     `kind` is "none" (the identity), "centers" (only a shift, which brings what is visible in the two images
-    to the same place), "rigid" or "affine". The same `seed` gives the same matrix bit for bit, on any number
-    of cores. Raises InputError where the images cannot be aligned.
+    to the same place), "rigid" or "affine". Masks (any lattice, non-zero inside) say where the images count; the
+    coarse search looks at the whole images, as a small part fits in many places. The same `seed` gives the same matrix
+    bit for bit, on any number of cores. Raises InputError where the images cannot be aligned.
     """
     kinds = [one for one in ALIGNMENTS if one not in LANDMARK_ALIGNMENTS]
     if kind not in kinds:
@@ -63,7 +72,7 @@ def align(fixed: Volume, moving: Volume, kind: str = "affine", seed: int = 0) ->
         raise _failure(fixed, moving, "they do not overlap")
     _, matrix = max(reached, key=itemgetter(0))
     for step in kinds[2 : kinds.index(kind) + 1]:
-        result = _optimized(*fine, matrix, step, (2, 1), seed)
+        result = _optimized(*fine, matrix, step, (2, 1), seed, fixed_mask, moving_mask)
         if result is None:
             raise _failure(fixed, moving, "they came apart")
         _, matrix = result
@@ -201,7 +210,14 @@ def _fit(fixed: Volume, moving: Volume, points: np.ndarray, matrix: np.ndarray) 
 
 
 def _optimized(
-    fixed: Volume, moving: Volume, start: np.ndarray, kind: str, shrink: tuple[int, ...], seed: int
+    fixed: Volume,
+    moving: Volume,
+    start: np.ndarray,
+    kind: str,
+    shrink: tuple[int, ...],
+    seed: int,
+    fixed_mask: Volume | None = None,
+    moving_mask: Volume | None = None,
 ) -> tuple[float, np.ndarray] | None:
     """The mutual information and the rigid or affine map that the optimizer reaches from `start`, coarse to
     fine by the factors `shrink`; None where the images have too little in common on the way."""
@@ -225,12 +241,22 @@ def _optimized(
     )
     registration.SetOptimizerScalesFromPhysicalShift()
     registration.SetInitialTransform(_to_transform(start, _center(fixed), kind), inPlace=False)
+    if fixed_mask is not None:
+        registration.SetMetricFixedMask(_zeros_and_ones(fixed_mask))
+    if moving_mask is not None:
+        registration.SetMetricMovingMask(_zeros_and_ones(moving_mask))
     try:
         with _one_thread():
             found = registration.Execute(to_sitk(fixed), to_sitk(moving))
     except RuntimeError:
         return None
     return -registration.GetMetricValue(), linear_from_sitk(found)
+
+
+def _zeros_and_ones(mask: Volume) -> SimpleITK.Image:
+    if not mask.array.any():
+        raise InputError(f"{mask.name} is empty; choose a mask with voxels in it.")
+    return to_sitk(replace(mask, array=(mask.array != 0).astype(np.uint8)))
 
 
 @contextmanager

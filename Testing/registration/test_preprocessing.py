@@ -60,6 +60,27 @@ class TestIntensities:
         rest[bright] = False
         assert np.abs(found - clean).ravel()[rest].max() < 0.05
 
+    def test_metal_hardly_changes_the_deformation(self):
+        """Electrodes in the moving image, 1.6 % of its voxels; with the 99th percentile the error is 7 mm."""
+        pair = make_pair(3, (48, 56, 48), 4.0, mean_displacement=2.8, noise=2)
+        tissue = np.median(pair.moving.array[pair.moving.array > 20])
+        array = pair.moving.array.copy()
+        rng = np.random.default_rng(1)
+        for center in rng.permutation(np.argwhere(array > 20)):
+            where = [slice(max(n - 1, 0), n + 1) for n in center]
+            axis = rng.integers(3)
+            where[axis] = slice(max(center[axis] - 8, 0), center[axis] + 8)
+            array[tuple(where)] = 10 * tissue
+            if np.mean(array == 10 * tissue) > 0.016:
+                break
+        head = pair.fixed.array > 20
+        clean, metal = (
+            register(pair.fixed, moving, **QUICK) for moving in (pair.moving, replace(pair.moving, array=array))
+        )
+        errors = [error(result, pair.deformation.map_points)[head].mean() for result in (clean, metal)]
+        assert errors[1] < errors[0] + 0.6, errors
+        assert metal.report["jacobian"]["folded_voxels"] == 0
+
     def test_what_a_mask_hides_does_not_set_the_range(self, phantom):
         array = phantom.fixed.array.copy()
         hidden = np.zeros(array.shape, bool)
@@ -180,11 +201,11 @@ class TestLesion:
     def clean(cls, pair, inside):
         return cls.errors(pair, inside, pair.moving)
 
-    @pytest.mark.parametrize(("masked", "most"), [(("moving",), 1.0), (("fixed",), 1.6), (("fixed", "moving"), 1.0)])
-    def test_the_cavity_counts_nowhere(self, pair, inside, clean, masked, most):
+    @pytest.mark.parametrize("masked", [("moving",), ("fixed",), ("fixed", "moving")])
+    def test_the_cavity_counts_nowhere(self, pair, inside, clean, masked):
         """Without a mask the error in the cavity is 11 mm, without a cavity 0.5 mm."""
         noise = np.random.default_rng(0).normal(12, 4, pair.moving.shape)
         lesion = replace(pair.moving, array=np.where(inside[1], noise, pair.moving.array).astype(np.float32))
         in_cavity, elsewhere = self.errors(pair, inside, lesion, masked)
-        assert in_cavity < most
+        assert in_cavity < 1
         assert elsewhere < clean[1] + 0.05

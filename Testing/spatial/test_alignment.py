@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -10,6 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.transform_files import linear_from_sitk
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial import alignment
@@ -75,6 +78,28 @@ def test_an_affine_map_is_recovered(fixed):
     true = turned((12, -10, 15), (20, -15, 10), middle(fixed), (1.12, 0.9, 1.05))
     found = align(fixed, moved(fixed, true), "affine")
     assert largest_error(fixed, found, true) < 2.5
+
+
+@pytest.mark.parametrize("role", ["fixed", "moving"])
+def test_what_a_mask_hides_does_not_pull(fixed, role):
+    """The lower half of the head has moved against the rest in one of the images, as a neck can."""
+    true = turned((10, -8, 12), (9, -12, 7), middle(fixed))
+    pair = {"fixed": fixed, "moving": moved(fixed, true)}
+    array = pair[role].array.copy()
+    hidden = len(array) // 2
+    array[:hidden] = np.roll(array[:hidden], 4, axis=2)
+    pair[role] = replace(pair[role], array=array)
+    mask = np.ones((20, 3, 3), np.uint8)
+    mask[:10] = 0
+    masks = {f"{role}_mask": Volume(mask, lattice_affine(pair[role].affine, array.shape, mask.shape), "mask")}
+    errors = [largest_error(fixed, align(**pair, kind="rigid", **given), true) for given in ({}, masks)]
+    assert errors[1] < 3 < 15 < errors[0], errors
+
+
+def test_an_empty_mask_is_refused(fixed):
+    empty = Volume(np.zeros(fixed.shape, np.uint8), fixed.affine, "mask.nii")
+    with pytest.raises(InputError, match=r"mask\.nii is empty"):
+        align(fixed, fixed, "rigid", moving_mask=empty)
 
 
 def test_another_contrast_is_aligned(fixed):
