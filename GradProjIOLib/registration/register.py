@@ -11,9 +11,11 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -329,6 +331,8 @@ class Run:
                 points[role] = _describe_points(source)
         report = {
             "version": __version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": [path_text(word) for word in sys.argv],
             "settings": json.loads(json.dumps(asdict(self.settings))),
             "model": {
                 "name": self.settings.model,

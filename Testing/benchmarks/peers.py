@@ -1,10 +1,10 @@
 """Presets and peers on real pairs: overlap, landmarks, folding, time and memory, as a Markdown table.
 
-    python Testing/benchmarks/peers.py ../shared/data [--pairs brain,spine] [--methods quick,standard] \\
-        [--ants ENVIRONMENT/bin/python] [--json FILE]
+    python Testing/benchmarks/peers.py ../shared/data [--pairs brain,spine] [--methods quick,standard,SyNOnly] \\
+        [--peer ants=ENVIRONMENT/bin/python --peer elastix=…] [--json FILE]
 
-A method is the name of a preset, with settings after it where they differ ("standard:method=vanilla"), or one of ANTs'
-transforms, "SyNOnly" and "SyN", for which --ants names an interpreter with antspyx. Each registration runs in a process
+A method is the name of a preset, with settings after it where they differ ("standard:method=vanilla"), or a key of
+PEERS, for which --peer names an interpreter that has the package. Each registration runs in a process
 of its own, one after the other, with two threads, and its time includes reading the images. Its memory is the peak of
 that process.
 """
@@ -47,7 +47,14 @@ PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "prostate 1": ("prostate_1_us", "prostate_1_mr", OTHER),
     "spine": ("spine_t2", "spine_t1", OTHER),
 }
-TRANSFORMS = ("SyNOnly", "SyN")
+PEERS = {
+    "SyNOnly": "ants",
+    "SyN": "ants",
+    "B-spline": "elastix",
+    "ConvexAdam": "convexadam",
+    "FireANTs": "fireants",
+}
+"""Methods of others and who runs them: peer_….py, each with an interpreter of its own."""
 THREADS = 2
 
 
@@ -76,25 +83,27 @@ def measure_ours(folder: Path, name: str, method: str) -> dict[str, Any]:
     }
 
 
-def measure_ants(folder: Path, name: str, kind: str, python: str) -> dict[str, Any]:
-    """One of ANTs' registrations of one pair and its figures."""
+def measure_peer(folder: Path, name: str, method: str, python: str) -> dict[str, Any]:
+    """One of the peers' registrations of one pair and its figures."""
     fixed_name, moving_name, _ = PAIRS[name]
     files = [
         str(folder / file) for file in (f"{fixed_name}.nii.gz", f"{moving_name}.nii.gz", f"{moving_name}_labels.nii.gz")
     ]
     with tempfile.TemporaryDirectory() as written:
-        command = [python, str(Path(__file__).with_name("peer_ants.py")), *files, kind, written]
-        environment = os.environ | {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(THREADS)}
-        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        script = Path(__file__).with_name(f"peer_{PEERS[method]}.py")
+        threads = {name: str(THREADS) for name in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS")}
+        command = [python, str(script), *files, method, written]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | threads).stdout
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         fixed_labels, moving_labels = _labels(folder, name)
-        warped = read_labels(Path(written) / "labels.nii.gz")
         deformation = Deformation.read(Path(written) / "warp.nii.gz")
-    # Landmarks are left out: ANTs' stages are separate transforms, of which only the labels saw all.
-    return _figures(name, fixed_labels, moving_labels, warped, deformation) | {
-        "landmarks_mm": float("nan"),
-        "seconds": float(printed.split()[-1]),
-        "memory_gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
-    }
+        labels = Path(written) / "labels.nii.gz"
+        warped = read_labels(labels) if labels.exists() else deformation.warp(moving_labels, fixed_labels, "nearest")
+    figures = _figures(name, fixed_labels, moving_labels, warped, deformation)
+    if PEERS[method] == "ants":
+        # ANTs' stages are separate transforms, of which only the labels saw all.
+        figures["landmarks_mm"] = float("nan")
+    return figures | {"seconds": float(printed.split()[-1]), "memory_gb": memory / 2**20}
 
 
 def _labels(folder: Path, name: str) -> list[Volume]:
@@ -160,29 +169,27 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", default=",".join(PAIRS))
     parser.add_argument("--methods", default="quick,standard,thorough")
-    parser.add_argument("--ants", metavar="PYTHON")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("PAIR", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    pythons = dict(one.split("=", 1) for one in options.peer)
     if options.one:
         name, method = options.one
-        ants = method in TRANSFORMS
-        found = (
-            measure_ants(options.folder, name, method, options.ants)
-            if ants
-            else measure_ours(options.folder, name, method)
-        )
+        if method in PEERS:
+            found = measure_peer(options.folder, name, method, pythons[PEERS[method]])
+        else:
+            found = measure_ours(options.folder, name, method)
         print(json.dumps(found))
         return
     rows = []
     print("| pair | method |", *(f" {title} |" for title in COLUMNS), "\n|---|---|", "---|" * len(COLUMNS), sep="")
     for name in options.pairs.split(","):
         for method in options.methods.split(","):
-            if method in TRANSFORMS and not options.ants:
-                parser.error(f"{method} needs --ants")
-            row = {"pair": name, "method": method} | _in_process(
-                [str(options.folder), "--one", name, method, *(("--ants", options.ants) if options.ants else ())]
-            )
+            if method in PEERS and PEERS[method] not in pythons:
+                parser.error(f"{method} needs --peer {PEERS[method]}=PYTHON")
+            peers = [f"--peer={one}" for one in options.peer]
+            row = {"pair": name, "method": method} | _in_process([str(options.folder), "--one", name, method, *peers])
             rows.append(row)
             cells = [_cell(row.get(key), form) for key, form in COLUMNS.values()]
             print(f"| {name} | {method} |", *(f" {cell} |" for cell in cells), sep="", flush=True)
