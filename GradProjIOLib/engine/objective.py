@@ -19,9 +19,6 @@ from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeI
 from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
 
-WINDOW_STRIDE = 4
-"""How many samples LNCC's windows lie apart where the fields are the parameters."""
-
 
 @dataclass(frozen=True)
 class Losses:
@@ -40,13 +37,14 @@ class Objective:
     A deformation model is a module that gives, for source and target images, the chain of displacement fields
     [2, 3, …] of both directions, fixed → moving first (see ``maps.displace``).
 
-    similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. Masks [1, 1, D, H, W]
+    similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. window_stride: how many
+    samples the similarity's windows lie apart. Masks [1, 1, D, H, W]
     say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
     mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
     outside_counts: whether samples that are mapped outside the lattice count, as black; uniGradICON has it so.
     landmarks, labels: pairs of points and of structures that should meet, further objectives.
-    on_lattice: whether the model's maps are one field each on the lattice itself. The losses are then computed at fewer
-    points, which is faster and gives the same but for noise (Docs/benchmarks.md).
+    on_lattice: whether the model's maps are one field each on the lattice itself. The regularity is then computed at
+    fewer points, which is faster and gives the same but for noise (Docs/benchmarks.md).
     """
 
     def __init__(
@@ -58,6 +56,7 @@ class Objective:
         fixed_mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
         sigma: float = SIGMA,
+        window_stride: int = 1,
         regularity_weight: float = 1.5,
         folding_weight: float = 0.0,
         on_lattice: bool = False,
@@ -77,8 +76,8 @@ class Objective:
         self.masks: Tensor | None = _stack_masks(self.targets, fixed_mask, moving_mask, similarity)
         if outside_counts and _hides_nothing(self.masks):
             self.masks = None
-        window = {} if similarity == "mind" else {"sigma": sigma, "stride": WINDOW_STRIDE if on_lattice else 1}
-        self.similarity = SIMILARITIES[similarity](self.targets, **window)
+        window = {} if similarity == "mind" else {"sigma": sigma}
+        self.similarity = SIMILARITIES[similarity](self.targets, stride=window_stride, **window)
         consistency = LatticeInverseConsistency if on_lattice else GradientInverseConsistency
         self.regularity = consistency(self.lattice, fixed.device)
         self.counting = self.unseen = None

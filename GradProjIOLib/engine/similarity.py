@@ -92,16 +92,19 @@ class SquaredLNCC(LNCC):
 
 
 class MINDSSC:
-    """Mean squared difference of the self-similarity descriptors, for images of different modalities."""
+    """Mean squared difference of the self-similarity descriptors, for images of different modalities.
 
-    def __init__(self, targets: Tensor):
-        self.targets = targets
-        self.descriptors = mind_ssc(targets)
+    stride: how many samples the descriptors lie apart.
+    """
+
+    def __init__(self, targets: Tensor, stride: int = 1):
+        self.targets, self.stride = targets, stride
+        self.descriptors = mind_ssc(targets, stride=stride)
 
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
-        descriptors = self.descriptors if weights is None else mind_ssc(self.targets, weights)
-        difference = (mind_ssc(warped, weights) - descriptors).square().mean(dim=1, keepdim=True)
-        return weighted_mean(difference, weights)
+        descriptors = self.descriptors if weights is None else mind_ssc(self.targets, weights, self.stride)
+        difference = (mind_ssc(warped, weights, self.stride) - descriptors).square().mean(dim=1, keepdim=True)
+        return weighted_mean(difference, _centers(weights, self.stride))
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -145,22 +148,28 @@ def _first(size: int, stride: int) -> int:
 
 
 def mind_ssc(
-    images: Tensor, weights: Tensor | None = None, radius: int = MIND_RADIUS, dilation: int = MIND_DILATION
+    images: Tensor,
+    weights: Tensor | None = None,
+    stride: int = 1,
+    radius: int = MIND_RADIUS,
+    dilation: int = MIND_DILATION,
 ) -> Tensor:
-    """Descriptors [N, 12, D, H, W] of images [N, 1, D, H, W].
+    """Descriptors [N, 12, D, H, W] of images [N, 1, D, H, W], at every ``stride``-th sample.
 
     Each of the twelve channels compares the patches around two neighbors of a sample that lie √2 neighbor distances
     apart. In a patch only samples count that have a weight.
     """
     differences = _patch_differences(images, dilation).square_()
     if weights is None:
-        distances = _box_mean(differences, radius)
+        distances = _box_mean(differences, radius, stride)
     else:
         seen = _patch_differences(weights, dilation, torch.mul)
-        distances = _box_mean(differences * seen, radius) / _box_mean(seen, radius).clamp(min=LEAST_TOTAL)
+        distances = _box_mean(differences * seen, radius, stride) / _box_mean(seen, radius, stride).clamp(
+            min=LEAST_TOTAL
+        )
     distances = distances - distances.amin(dim=1, keepdim=True)
     noise = distances.mean(dim=1, keepdim=True)
-    level = weighted_mean(noise.detach(), weights).view(-1, 1, 1, 1, 1)
+    level = weighted_mean(noise.detach(), _centers(weights, stride)).view(-1, 1, 1, 1, 1)
     return torch.exp(-distances / torch.clamp(noise, level * 1e-3, level * 1e3))
 
 
@@ -179,8 +188,8 @@ def _patch_differences(images: Tensor, dilation: int, combine: Callable[..., Ten
     return torch.cat([combine(neighbors[a], neighbors[b]) for a, b in _NEIGHBOR_PAIRS], dim=1)
 
 
-def _box_mean(values: Tensor, radius: int) -> Tensor:
-    return _filter(values, lambda size: _box_matrix(size, radius, values.dtype, values.device))
+def _box_mean(values: Tensor, radius: int, stride: int) -> Tensor:
+    return _filter(values, lambda size: _box_matrix(size, radius, stride, values.dtype, values.device))
 
 
 _NEIGHBORS = [(0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0)]
@@ -213,10 +222,11 @@ def _gaussian_matrix(size: int, sigma: float, stride: int, dtype: torch.dtype, d
 
 
 @lru_cache(maxsize=32)
-def _box_matrix(size: int, radius: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Mean of 2·radius + 1 samples where those outside repeat the outermost one."""
-    kernel = torch.zeros(size, size, dtype=torch.float64)
+def _box_matrix(size: int, radius: int, stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Means of 2·radius + 1 samples, around every ``stride``-th, where those outside repeat the outermost one."""
+    centers = torch.arange(_first(size, stride), size, stride)
+    kernel = torch.zeros(len(centers), size, dtype=torch.float64)
     for shift in range(-radius, radius + 1):
-        index = (torch.arange(size) + shift).clamp(0, size - 1)
-        kernel[torch.arange(size), index] += 1 / (2 * radius + 1)
+        index = (centers + shift).clamp(0, size - 1)
+        kernel[torch.arange(len(centers)), index] += 1 / (2 * radius + 1)
     return kernel.to(device, dtype)

@@ -12,7 +12,7 @@ from scipy import ndimage
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer
 from GradProjIOLib.engine.regularity import STRIDE, GradientInverseConsistency, LatticeInverseConsistency
-from GradProjIOLib.engine.similarity import LNCC, MINDSSC, SquaredLNCC, gaussian_blur, has_structure
+from GradProjIOLib.engine.similarity import LNCC, MINDSSC, SquaredLNCC, gaussian_blur, has_structure, mind_ssc
 from GradProjIOLib.models import registry
 from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.spatial import maps
@@ -108,6 +108,16 @@ class TestSimilarity:
         for kind in (LNCC, SquaredLNCC):
             of_all, of_some = (kind(targets, stride=stride)(warped, weights).item() for stride in (1, 4))
             assert of_some == pytest.approx(of_all, rel=0.05)
+
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_descriptors_that_lie_apart_are_some_of_those_of_every_sample(self, weighted):
+        targets, warped = smooth_image(0), smooth_image(1)
+        weights = (smooth_image(2) > 0.5).float() if weighted else None
+        first = [(size - 1) % 2 // 2 for size in LATTICE]
+        some = (..., slice(first[0], None, 2), slice(first[1], None, 2), slice(first[2], None, 2))
+        torch.testing.assert_close(mind_ssc(targets, weights, stride=2), mind_ssc(targets, weights)[some])
+        of_all, of_some = (MINDSSC(targets, stride=stride)(warped, weights).item() for stride in (1, 2))
+        assert of_some == pytest.approx(of_all, rel=0.05)
 
     @pytest.mark.parametrize("kind", [LNCC, SquaredLNCC, MINDSSC])
     def test_samples_without_weight_count_nowhere(self, kind):
