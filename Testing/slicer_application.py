@@ -74,6 +74,7 @@ WIDGETS = (
     "QToolButton",
     "QRadioButton",
     "QTableWidget",
+    "QListWidget",
 )
 
 

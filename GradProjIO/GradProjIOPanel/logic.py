@@ -7,6 +7,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 from GradProjIOLib.scene import panel_choices
 from GradProjIOLib.scene.download import ModelDownload
 from GradProjIOLib.scene.evaluation import SceneEvaluation
+from GradProjIOLib.scene.guidance import Guides
 from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.session import SceneRegistration
 from GradProjIOPanel.parameters import GradProjIOParameterNode
@@ -40,11 +41,18 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         fixedMask=None,
         movingMask=None,
         movingSegmentation=None,
+        fixedPoints=None,
+        movingPoints=None,
+        fixedGuide=None,
+        movingGuide=None,
         outputs=None,
         allowDownload=False,
         **settings,
     ):
         """Register `movingVolume` to `fixedVolume` and return the result's nodes by name.
+
+        fixedPoints and movingPoints are landmarks that guide it, fixedGuide and movingGuide two segmentations, whose
+        segments of equal name do, or two label maps, whose equal values do.
 
         The names are transform, inverse, warped, warpedLabels, jacobian, folding, table. `outputs` maps
         those of the first five that are wanted to the node to fill, or to None for a new one. `settings` are
@@ -52,19 +60,22 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         Returns when the registration is done; the application goes on meanwhile. Raises RuntimeError with a
         sentence that says what to change.
         """
-        inputs = Inputs(fixedVolume, movingVolume, initialTransform, fixedMask, movingMask, movingSegmentation)
+        guides = Guides(fixedPoints, movingPoints, fixedGuide, movingGuide)
+        inputs = Inputs(fixedVolume, movingVolume, initialTransform, fixedMask, movingMask, movingSegmentation, guides)
         wanted = None if outputs is None else panel_choices.python_names(outputs)
         settings = panel_choices.python_names(settings)
         nodes = self.session.run(inputs, settings, wanted, allowDownload, meanwhile=slicer.app.processEvents)
         return {panel_choices.parameter_name(role): node for role, node in nodes.items()}
 
-    def goOn(self, result, steps=20):
+    def goOn(self, result, steps=20, fixedPoints=None, movingPoints=None, fixedGuide=None, movingGuide=None):
         """Take so many more steps from a result, known by one of its nodes; return its nodes, which are filled anew.
 
-        Its settings, images, masks and landmarks stay. Returns when it is done; the application goes on meanwhile.
-        Raises RuntimeError with a sentence that says what to change.
+        Its settings, images and masks stay, and what guided it unless something else is given, as for `register`.
+        Returns when it is done; the application goes on meanwhile. Raises RuntimeError with a sentence that says what
+        to change.
         """
-        nodes = self.session.run_on(result, steps, meanwhile=slicer.app.processEvents)
+        guides = Guides(fixedPoints, movingPoints, fixedGuide, movingGuide)
+        nodes = self.session.run_on(result, steps, guides, meanwhile=slicer.app.processEvents)
         return {panel_choices.parameter_name(role): node for role, node in nodes.items()}
 
     def registerMany(self, pairs, fixed=None, folder=None, allowDownload=False, **settings):

@@ -43,6 +43,12 @@ class GradProjIOParameterNode:
     projection: oneOf("projection") = Settings.projection
     seed: Annotated[int, WithinRange(0, 999999)] = Settings.seed
     device: str = Settings.device
+    fixedPoints: slicer.vtkMRMLMarkupsFiducialNode
+    movingPoints: slicer.vtkMRMLMarkupsFiducialNode
+    fixedGuide: Labels
+    movingGuide: Labels
+    # Names or values of segments, a list in JSON.
+    segmentsLeftOut: str = "[]"
     moreSteps: Annotated[int, WithinRange(1, 300)] = 20
     overwrite: bool = False
     makeTransform: bool = True

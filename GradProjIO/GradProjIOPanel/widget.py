@@ -11,6 +11,7 @@ from GradProjIOLib.scene import packages, panel_choices
 from GradProjIOLib.scene.session import State
 from GradProjIOLib.worker.protocol import JACOBIAN
 from GradProjIOPanel.choices import ChoicesSection
+from GradProjIOPanel.guidance import GuidanceSection
 from GradProjIOPanel.logic import GradProjIOLogic
 from GradProjIOPanel.notes import showNote
 from GradProjIOPanel.results import ResultsSection
@@ -42,6 +43,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.session, self.evaluation = self.logic.session, self.logic.evaluation
         self.download = self.logic.download
         self.choices = ChoicesSection(self.ui, self.download)
+        self.guidance = GuidanceSection(self.ui, slicer.mrmlScene)
         self.results = ResultsSection(self.ui, slicer.mrmlScene)
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MILLISECONDS)
@@ -71,6 +73,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._timer.stop()
         self.setParameterNode(None)
         self.removeObservers()
+        self.guidance.placing.stop()
         self.results.close()
         self.evaluation.abandon()
         self.download.close()
@@ -86,6 +89,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def exit(self):
         """Another module is opened. A run goes on, a flicker does not."""
         self.ui.flickerButton.checked = False
+        self.guidance.placing.stop()
 
     def onSceneStartClose(self, caller, event):
         """End a run, whose nodes are about to be removed."""
@@ -130,7 +134,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if self._parameterNode:
                 self._parameterNode.disconnectGui(self._guiTag)
                 self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
-            self._parameterNode = self.choices.parameters = parameterNode
+            self._parameterNode = self.choices.parameters = self.guidance.parameters = parameterNode
             if parameterNode:
                 widgets = {widget.property("SlicerParameterName"): widget for widget in vars(self.ui).values()}
                 # Not connectGui, which returns no tag to disconnect with in Slicer 5.10 and 5.12.
@@ -167,6 +171,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._updateGoOn(parameters)
         if parameters:
             self.choices.update(session.devices, session.models)
+            self.guidance.update(self._chosenResult(parameters))
             self.results.follow(self._chosenResult(parameters), parameters.foldingSegmentation)
             self._updateEvaluation(parameters)
 
@@ -181,7 +186,9 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _updateGoOn(self, parameters):
         """What more steps begin with is the result that is shown."""
         waits = self.session.active or self.session.state is State.OFFERED
-        problem = panel_choices.go_on_problem(self._chosenResult(parameters)) if parameters and not waits else ""
+        problem = ""
+        if parameters and not waits:
+            problem = panel_choices.go_on_problem(parameters, self._chosenResult(parameters))
         enabled = bool(parameters) and not waits and not problem
         for widget in (self.ui.goOnButton, self.ui.moreStepsSpinBox):
             widget.setEnabled(enabled)
@@ -214,6 +221,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.evaluation.poll() | self.session.poll() | self.download.poll():
             self._showNew()
             self.update()
+        elif self._parameterNode and self.guidance.changed(self._chosenResult(self._parameterNode)):
+            self.update()
         elif self.parent.isEntered:
             self.results.update()
         question = self.session.take_question()
@@ -241,7 +250,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onGoOn(self, *_args):
         if self._agreeToPackages():
             chosen = self._parameterNode
-            self.session.try_go_on(self._chosenResult(chosen), chosen.moreSteps)
+            result = self._chosenResult(chosen)
+            self.session.try_go_on(result, chosen.moreSteps, panel_choices.guides_to_go_on(chosen, result))
             self._timer.start()
             self.update()
 

@@ -11,11 +11,11 @@ import numpy as np
 import slicer
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.landmarks import Landmarks
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import folding, nodes, transforms
+from GradProjIOLib.scene.guidance import landmarks_from_node
 from GradProjIOLib.scene.i18n import tr as _
-from GradProjIOLib.scene.labels import labels_from_node
+from GradProjIOLib.scene.labels import labels_from_node, segment_names
 from GradProjIOLib.scene.nodes import linked
 from GradProjIOLib.scene.placement import FIXED, MOVING
 from GradProjIOLib.worker import protocol
@@ -168,8 +168,8 @@ class SceneEvaluation:
             for role, volume in zip(("fixed_labels", "moving_labels"), volumes, strict=True):
                 records[role] = protocol.write_volume(volume, folder, role)
         if inputs.fixed_points is not None:
-            records["fixed_points"] = protocol.write_points(_points(inputs.fixed_points))
-            records["moving_points"] = protocol.write_points(_points(inputs.moving_points))
+            records["fixed_points"] = protocol.write_points(landmarks_from_node(inputs.fixed_points))
+            records["moving_points"] = protocol.write_points(landmarks_from_node(inputs.moving_points))
         field = transforms.deformation_from_result(linked(jacobian, TRANSFORM))
         return EvaluateRequest(
             folder=str(folder),
@@ -204,7 +204,7 @@ def _labels(
     volumes = [labels_from_node(*given) for given in zip(label_nodes, images, roles, strict=True)]
     if not label_nodes[0].IsA("vtkMRMLSegmentationNode"):
         return volumes, {}
-    names = [_segment_names(node) for node in label_nodes]
+    names = [segment_names(node) for node in label_nodes]
     common = [name for name in names[0] if name in names[1]]
     if not common:
         raise InputError(
@@ -218,18 +218,3 @@ def _labels(
             values[segments.index(name) + 1] = value
         matched.append(Volume(values[volume.array.astype(np.int64)], volume.affine, volume.name))
     return matched, dict(enumerate(common, start=1))
-
-
-def _segment_names(node: slicer.vtkMRMLSegmentationNode) -> list[str]:
-    segmentation = node.GetSegmentation()
-    return [segmentation.GetSegment(identifier).GetName() for identifier in segmentation.GetSegmentIDs()]
-
-
-def _points(node: slicer.vtkMRMLMarkupsFiducialNode) -> Landmarks:
-    """The points that were placed, in the world. Raises InputError for none."""
-    numbers = range(node.GetNumberOfControlPoints())
-    placed = [number for number in numbers if node.GetNthControlPointPositionStatus(number) == node.PositionDefined]
-    if not placed:
-        raise InputError(f"{node.GetName()} has no point; place some, or choose another list.")
-    names = [node.GetNthControlPointLabel(number) for number in placed]
-    return Landmarks(names, slicer.util.arrayFromMarkupsControlPoints(node, world=True)[placed], node.GetName())

@@ -13,16 +13,30 @@ import slicer
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene import nodes, transforms
 from GradProjIOLib.scene.evaluation import MOVED_MM
+from GradProjIOLib.scene.guidance import NO_GUIDES, Guides
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import INVERSE, TRANSFORM, WARPED_LABELS, RegisterRequest
 
+GUIDES = {"fixed_labels": "fixed_guide", "moving_labels": "moving_guide"}
+"""Roles of guiding labels in a report, with those of their nodes."""
+WORDS = {
+    "fixed": "fixed image",
+    "moving": "moving image",
+    "fixed_guide": "fixed guiding segmentation",
+    "moving_guide": "moving guiding segmentation",
+}
+
 
 @dataclass(frozen=True)
 class ResultToGoOn:
-    """A result, known by one of its nodes. Its settings are those with which it was made."""
+    """A result, known by one of its nodes. Its settings are those with which it was made.
+
+    `guides` take the place of what guided it; of a kind that they do not have, the earlier ones still hold.
+    """
 
     node: slicer.vtkMRMLNode | None
+    guides: Guides = NO_GUIDES
 
     @property
     def report(self) -> Mapping[str, Any]:
@@ -32,11 +46,23 @@ class ResultToGoOn:
     @property
     def inputs(self) -> Inputs:
         """The nodes with which it was made."""
-        linked = {role.name: nodes.linked(self.node, role.name) for role in fields(Inputs)}
+        linked = {role.name: nodes.linked(self.node, role.name) for role in fields(Inputs) if role.name != "guides"}
         if self.report.get("initial_transform") is not None:
             # The report has its matrix, and the node may have changed since.
             linked["initial_transform"] = None
-        return Inputs(**linked)
+        return Inputs(**linked, guides=self._guides())
+
+    def _guides(self) -> Guides:
+        """The new ones, and the earlier segments where there are no new ones; the report has the earlier landmarks."""
+        earlier = self.report.get("labels")
+        if self.guides.fixed_guide is not None or self.guides.moving_guide is not None or not earlier:
+            return self.guides
+        return replace(
+            self.guides,
+            fixed_guide=nodes.linked(self.node, "fixed_guide"),
+            moving_guide=nodes.linked(self.node, "moving_guide"),
+            weights={label["name"]: label["weight"] for label in earlier},
+        )
 
     @property
     def outputs(self) -> Outputs:
@@ -52,14 +78,16 @@ class ResultToGoOn:
         if "inputs" not in report or "initial_transform" not in report:
             raise InputError("The result does not say what it was made from; register again.")
         # The report has the landmarks themselves.
-        needed = {role for role in report["inputs"] if not role.endswith("_points")}
+        needed = {GUIDES.get(role, role) for role in report["inputs"] if not role.endswith("_points")}
+        if self.guides.fixed_guide is not None:
+            needed -= set(GUIDES.values())
         if report["initial_transform"] is None:
             needed.add("initial_transform")
         if WARPED_LABELS in outputs:
             needed.add("moving_labels")
         for role in sorted(needed):
             if nodes.linked(self.node, role) is None:
-                what = {"fixed": "fixed image", "moving": "moving image"}.get(role, role.replace("_", " "))
+                what = WORDS.get(role, role.replace("_", " "))
                 raise InputError(f"The {what} of this result is not in the scene any more; register again.")
         self.inputs.check()
 

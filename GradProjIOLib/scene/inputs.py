@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import apply_matrix, coarse_lattice
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import labels, nodes, transforms
+from GradProjIOLib.scene.guidance import NO_GUIDES, Guides
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, RegisterRequest
 
@@ -28,7 +29,7 @@ ALL_NEW: Outputs = dict.fromkeys((TRANSFORM, INVERSE, WARPED, JACOBIAN, WARPED_L
 
 @dataclass(frozen=True)
 class Inputs:
-    """The nodes to register. Masks and labels are label maps or segmentations."""
+    """The nodes to register, and those that guide it. Masks and labels are label maps or segmentations."""
 
     fixed: slicer.vtkMRMLScalarVolumeNode
     moving: slicer.vtkMRMLScalarVolumeNode
@@ -36,6 +37,13 @@ class Inputs:
     fixed_mask: slicer.vtkMRMLNode | None = None
     moving_mask: slicer.vtkMRMLNode | None = None
     moving_labels: slicer.vtkMRMLNode | None = None
+    guides: Guides = NO_GUIDES
+
+    @property
+    def nodes(self) -> dict[str, slicer.vtkMRMLNode | None]:
+        """All nodes by role."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "guides"}
+        return own | self.guides.nodes
 
     def check(self) -> None:
         """Raise InputError, naming the node, where the choice cannot work. Looks at no voxels."""
@@ -49,6 +57,7 @@ class Inputs:
                 f"{self.moving.GetName()} already lies under {initial.GetName()}, which would count twice; "
                 "choose no initial transform."
             )
+        self.guides.check(initial)
 
     def request(self, folder: Path, settings: Mapping[str, Any], allow_download: bool) -> RegisterRequest:
         """Write the images to `folder`; return the request for the worker. Raises InputError."""
@@ -60,9 +69,12 @@ class Inputs:
             node = getattr(self, name)
             if node is not None:
                 volumes[name] = labels.labels_from_node(node, image, name.replace("_", " "))
-        records = {name: protocol.write_volume(volume, folder, name) for name, volume in volumes.items()}
+        records: dict[str, Any] = {
+            name: protocol.write_volume(volume, folder, name) for name, volume in volumes.items()
+        }
         if self.initial_transform is not None:
             records["initial_transform"] = _initial(self.initial_transform, volumes["fixed"], folder)
+        records |= self.guides.records(self.fixed, self.moving, folder)
         return RegisterRequest(folder=str(folder), settings=settings, allow_download=allow_download, **records)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 import slicer
@@ -18,16 +19,20 @@ GOLDEN_RATIO = 0.618034
 
 
 def labels_from_node(
-    node: slicer.vtkMRMLNode | None, reference: slicer.vtkMRMLScalarVolumeNode, role: str = "labels"
+    node: slicer.vtkMRMLNode | None,
+    reference: slicer.vtkMRMLScalarVolumeNode,
+    role: str = "labels",
+    only: Sequence[str] | None = None,
 ) -> Volume:
     """A label map, or a segmentation sampled on the lattice of `reference`, as a Volume of whole numbers in the world.
 
-    Segments become 1, 2, … in their order, the later over the earlier. Raises InputError where nothing is drawn.
+    Segments become 1, 2, … in their order, the later over the earlier; with `only` those of these names. Raises
+    InputError where nothing is drawn.
     """
     if node is None:
         raise InputError(f"No {role} are chosen; choose a label map or a segmentation.")
     if node.IsA("vtkMRMLSegmentationNode"):
-        labels = _labels_of_segmentation(node, reference)
+        labels = _labels_of_segmentation(node, reference, only)
     else:
         labels = nodes.volume_from_node(node, role)
         if labels.array.dtype.kind == "f":
@@ -39,9 +44,18 @@ def labels_from_node(
     return labels
 
 
-def _labels_of_segmentation(node: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode) -> Volume:
+def segment_names(node: slicer.vtkMRMLSegmentationNode) -> list[str]:
+    """The names of the segments, in their order."""
+    segmentation = node.GetSegmentation()
+    return [segmentation.GetSegment(identifier).GetName() for identifier in segmentation.GetSegmentIDs()]
+
+
+def _labels_of_segmentation(
+    node: slicer.vtkMRMLSegmentationNode, reference: slicer.vtkMRMLScalarVolumeNode, only: Sequence[str] | None
+) -> Volume:
     """`node` on the lattice of `reference`, both in the world."""
-    segments = node.GetSegmentation().GetSegmentIDs()
+    names = zip(node.GetSegmentation().GetSegmentIDs(), segment_names(node), strict=True)
+    segments = [identifier for identifier, name in names if only is None or name in only]
     if not segments:
         raise InputError(f"{node.GetName()} has no segments; draw one or choose another node.")
     if not node.CreateBinaryLabelmapRepresentation():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,9 +14,10 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.evaluation import EvaluationInputs
 from GradProjIOLib.scene.going_on import ResultToGoOn
+from GradProjIOLib.scene.guidance import NO_GUIDES, Guides, structures
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs
-from GradProjIOLib.settings import PRESET_SETTINGS, Settings, preset_of
+from GradProjIOLib.settings import LANDMARK_ALIGNMENTS, PRESET_SETTINGS, Settings, preset_of
 from GradProjIOLib.worker.protocol import WARPED_LABELS
 
 NOT_ON_THE_PANEL = ("weights", "lattice", "precision", "memory", "landmark_tolerance")
@@ -106,7 +108,33 @@ def inputs(parameters: Any) -> Inputs:
         parameters.fixedMask,
         parameters.movingMask,
         parameters.movingSegmentation,
+        guides(parameters),
     )
+
+
+def guides(parameters: Any) -> Guides:
+    """The chosen landmarks and segments."""
+    left_out = left_out_segments(parameters)
+    chosen = structures(parameters.fixedGuide, parameters.movingGuide) if left_out else {}
+    return Guides(
+        parameters.fixedPoints,
+        parameters.movingPoints,
+        parameters.fixedGuide,
+        parameters.movingGuide,
+        {name: 1.0 for name in chosen if name not in left_out} if left_out else None,
+    )
+
+
+def left_out_segments(parameters: Any) -> set[str]:
+    """The names or values of segments that do not guide, although both images have them."""
+    return set(json.loads(parameters.segmentsLeftOut or "[]"))
+
+
+def guides_to_go_on(parameters: Any, result: slicer.vtkMRMLNode | None) -> Guides:
+    """The chosen guides, where the result is one of the chosen images; else none, so that its own hold."""
+    images = parameters.fixedVolume, parameters.movingVolume
+    own = nodes.linked(result, "fixed"), nodes.linked(result, "moving")
+    return guides(parameters) if all(one is other for one, other in zip(images, own, strict=True)) else NO_GUIDES
 
 
 def settings(parameters: Any) -> dict[str, Any]:
@@ -162,14 +190,17 @@ def evaluation_inputs(parameters: Any) -> EvaluationInputs:
 
 def problem(parameters: Any) -> str:
     """Why these choices cannot be registered, in one sentence; empty where they can."""
+    chosen = inputs(parameters)
     try:
-        inputs(parameters).check()
+        chosen.check()
     except InputError as error:
         return str(error)
+    if settings(parameters)["align"] in LANDMARK_ALIGNMENTS and not chosen.guides.has_landmarks:
+        return "The alignment from landmarks needs some of both images; place pairs under Guidance."
     wanted = outputs(parameters)
     if not wanted:
         return "No output is chosen; choose at least one under Outputs."
-    taken = list(vars(inputs(parameters)).values())
+    taken = list(chosen.nodes.values())
     for node in filter(None, wanted.values()):
         if node in taken:
             return f"{node.GetName()} is chosen twice; choose Create new for the output, or another node."
@@ -177,10 +208,10 @@ def problem(parameters: Any) -> str:
     return ""
 
 
-def go_on_problem(result: slicer.vtkMRMLNode | None) -> str:
+def go_on_problem(parameters: Any, result: slicer.vtkMRMLNode | None) -> str:
     """Why a registration cannot go on with a result, in one sentence; empty where it can."""
     try:
-        ResultToGoOn(result).check()
+        ResultToGoOn(result, guides_to_go_on(parameters, result)).check()
     except InputError as error:
         return str(error)
     return ""

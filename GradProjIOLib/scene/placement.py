@@ -156,7 +156,7 @@ def _show_like(moving: slicer.vtkMRMLScalarVolumeNode, warped: slicer.vtkMRMLSca
 
 def _link(placed: Mapping[str, slicer.vtkMRMLNode], inputs: Inputs, report: Mapping[str, Any]) -> None:
     # With the inputs' own names, so that the result can go on with them.
-    linked = {**placed, **{role: node for role, node in vars(inputs).items() if node is not None}}
+    linked = {**placed, **{role: node for role, node in inputs.nodes.items() if node is not None}}
     for role, node in placed.items():
         nodes.remember(node, settings=report["settings"], report=report)
         node.SetAttribute(nodes.ATTRIBUTE_PREFIX + "role", role)

@@ -17,6 +17,7 @@ import slicer
 from GradProjIOLib.errors import InputError, suggestion
 from GradProjIOLib.report.line import duration, is_worse, summary_line
 from GradProjIOLib.scene.going_on import ResultToGoOn
+from GradProjIOLib.scene.guidance import NO_GUIDES, Guides
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
 from GradProjIOLib.scene.placement import place, read_result
@@ -121,13 +122,13 @@ class SceneRegistration:
         request = partial(inputs.request, settings=settings, allow_download=allow_download)
         self._submit(inputs, ALL_NEW if outputs is None else outputs, request)
 
-    def go_on(self, result: slicer.vtkMRMLNode | None, steps: int) -> None:
+    def go_on(self, result: slicer.vtkMRMLNode | None, steps: int, guides: Guides = NO_GUIDES) -> None:
         """Take so many more steps from a result, known by one of its nodes, which are filled anew at the end.
 
-        Returns as soon as it is handed to the worker. Raises InputError.
+        `guides` take the place of what guided it. Returns as soon as it is handed to the worker. Raises InputError.
         """
         self.check_idle()
-        earlier = ResultToGoOn(result)
+        earlier = ResultToGoOn(result, guides)
         earlier.check()
         self._submit(earlier.inputs, earlier.outputs, partial(earlier.request, steps=steps))
 
@@ -151,9 +152,9 @@ class SceneRegistration:
         """`start`, with `message` instead of an InputError."""
         self._try(self.start, *arguments, **keywords)
 
-    def try_go_on(self, result: slicer.vtkMRMLNode | None, steps: int) -> None:
+    def try_go_on(self, *arguments: Any, **keywords: Any) -> None:
         """`go_on`, with `message` instead of an InputError."""
-        self._try(self.go_on, result, steps)
+        self._try(self.go_on, *arguments, **keywords)
 
     def _try(self, begin: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
         try:
@@ -178,11 +179,9 @@ class SceneRegistration:
         """`start` and `wait`; return the nodes of the result. Raises RuntimeError where there is none."""
         return self._whole(self.start, *arguments, meanwhile=meanwhile)
 
-    def run_on(
-        self, result: slicer.vtkMRMLNode | None, steps: int, meanwhile: Callable[[], object] = lambda: None
-    ) -> dict[str, slicer.vtkMRMLNode]:
+    def run_on(self, *arguments: Any, meanwhile: Callable[[], object] = lambda: None) -> dict[str, slicer.vtkMRMLNode]:
         """`go_on` and `wait`; as `run`."""
-        return self._whole(self.go_on, result, steps, meanwhile=meanwhile)
+        return self._whole(self.go_on, *arguments, meanwhile=meanwhile)
 
     def _whole(
         self, begin: Callable[..., None], *arguments: Any, meanwhile: Callable[[], object]

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 slicer_application = pytest.importorskip("slicer_application")
 
 import slicer
+import vtk
 from panel_tools import open_panel
 from scene_tools import ScriptedWorker, add, add_pair, exchange_folders, image
 
@@ -91,6 +92,26 @@ class PanelMachine(RuleBasedStateMachine):
     def go_on(self):
         self.ui.goOnButton.click()
 
+    @rule(clicks=st.booleans(), offset=st.floats(-5, 5))
+    def place_a_pair(self, clicks, offset):
+        self.ui.placePairButton.click()
+        placed = self.panel._parameterNode.fixedPoints
+        if clicks and placed is not None and self.panel.guidance.placing.active:
+            placed.AddControlPointWorld(vtk.vtkVector3d(20 + offset, 25, 25))
+
+    @rule()
+    def remove_a_pair(self):
+        self.ui.removePairButton.click()
+
+    @rule(number=numbers)
+    def move_or_remove_a_point(self, number):
+        found = one_of(mrml.nodes_of_class(slicer.mrmlScene, "vtkMRMLMarkupsFiducialNode"), number)
+        if found is not None and found.GetNumberOfControlPoints():
+            if number % 3:
+                found.SetNthControlPointPositionWorld(0, number, 2, 3)
+            else:
+                found.RemoveNthControlPoint(0)
+
     @rule(number=numbers)
     def choose_result(self, number):
         maps = [*self.of_role("jacobian"), None]
@@ -127,6 +148,7 @@ class PanelMachine(RuleBasedStateMachine):
     @rule(number=numbers)
     def delete_a_node(self, number):
         kinds = ("vtkMRMLVolumeNode", "vtkMRMLTransformNode", "vtkMRMLSegmentationNode", "vtkMRMLTableNode")
+        kinds += ("vtkMRMLMarkupsFiducialNode",)
         found = [node for kind in kinds for node in mrml.nodes_of_class(slicer.mrmlScene, kind)]
         if found:
             slicer.mrmlScene.RemoveNode(one_of(found, number))
@@ -199,6 +221,19 @@ class PanelMachine(RuleBasedStateMachine):
         assert ui.worstButton.isEnabled() == bool(folds)
         marked = slicer.mrmlScene.GetFirstNodeByName("GradProjIO fold") is not None
         assert marked == bool(ui.foldLabel.property("text"))
+
+    @invariant()
+    def pairs_are_listed_or_a_sentence_says_why_not(self):
+        self.panel.onTimer()
+        ui, parameters = self.ui, self.panel._parameterNode
+        lists = parameters.fixedPoints, parameters.movingPoints
+        counts = {node.GetNumberOfDefinedControlPoints() for node in lists if node is not None}
+        rows = ui.pairTable.property("rowCount")
+        if None not in lists and len(counts) == 1 and not ui.guidanceNoteLabel.property("text").startswith("The fixed"):
+            assert {rows} == counts
+        else:
+            assert rows == 0
+        assert ui.placePairButton.property("checked") == self.panel.guidance.placing.active
 
     @invariant()
     def the_button_says_what_it_does(self):

@@ -96,8 +96,8 @@ def test_the_ui_names_only_parameters_there_are_and_all_that_need_a_widget(appli
     }
     parameters = set(application.module.GradProjIOParameterNode.__annotations__)
     assert named <= parameters
-    # The devices differ from computer to computer, so the panel fills that list itself.
-    assert parameters - named == {"device"}
+    # The devices differ from computer to computer and the segments with the images, so the panel fills these lists.
+    assert parameters - named == {"device", "segmentsLeftOut"}
 
 
 def test_every_choice_of_the_panel_is_allowed_and_shown_in_a_box(panel):
