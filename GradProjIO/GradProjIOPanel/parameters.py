@@ -50,6 +50,7 @@ class GradProjIOParameterNode:
     # Names or values of segments, a list in JSON.
     segmentsLeftOut: str = "[]"
     moreSteps: Annotated[int, WithinRange(1, 300)] = 20
+    showSoFar: bool = True
     overwrite: bool = False
     makeTransform: bool = True
     makeInverse: bool = True

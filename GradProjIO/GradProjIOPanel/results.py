@@ -108,6 +108,15 @@ class ResultsSection:
             self.ui.foldingCollapsibleButton.collapsed = False
         self.update()
 
+    def showSoFar(self, node):
+        """Show what a run has reached on its way in place of the registered image; None: not any more."""
+        if node is None:
+            self.compare.choose(self.folding.result)
+        else:
+            self.compare.choose(node)
+            self.compare.show(AFTER)
+        self.update()
+
     def goTo(self, number):
         """Center the views on a fold of the table."""
         if 0 <= number < len(self.folding.folds):

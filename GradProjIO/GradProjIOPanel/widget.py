@@ -31,6 +31,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._said = ("", None)
         # The results of the session that were shown, and whether there may be new volumes.
         self._shown, self._arrived = {}, False
+        # What a run has reached on its way, while the views show it.
+        self._soFar = None
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
@@ -74,6 +76,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         self.removeObservers()
         self.guidance.placing.stop()
+        self._forgetSoFar()
         self.results.close()
         self.evaluation.abandon()
         self.download.close()
@@ -231,13 +234,29 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._start()
 
     def _showNew(self):
-        """Show the nodes of a registration that has ended, now or when the panel is opened again."""
+        """Show what a run reaches, and its nodes when it has ended, now or when the panel is opened again."""
+        self._showSoFar()
         results = self.session.results
         if results is not self._shown and self._parameterNode and self.parent.isEntered:
             self._shown = results
             if results:
                 self.results.showNew(results)
                 self._parameterNode.result = results.get(JACOBIAN)
+        if not self.session.active:
+            self._forgetSoFar()
+
+    def _showSoFar(self):
+        """Show what has been reached when it comes; what the user then shows instead stays."""
+        node = self.session.so_far and self.session.so_far.node
+        if self.session.active and node is not None and node is not self._soFar and self.parent.isEntered:
+            self._soFar = node
+            self.results.showSoFar(node)
+
+    def _forgetSoFar(self):
+        if self._soFar is not None and self.results.compare.result is self._soFar:
+            self.results.showSoFar(None)
+        self._soFar = None
+        self.session.forget_so_far()
 
     def onRegister(self, *_args):
         """Register; while a registration runs, cancel it."""
@@ -251,7 +270,8 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._agreeToPackages():
             chosen = self._parameterNode
             result = self._chosenResult(chosen)
-            self.session.try_go_on(result, chosen.moreSteps, panel_choices.guides_to_go_on(chosen, result))
+            guides = panel_choices.guides_to_go_on(chosen, result)
+            self.session.try_go_on(result, chosen.moreSteps, guides, so_far=chosen.showSoFar)
             self._timer.start()
             self.update()
 
@@ -259,7 +279,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         chosen = self._parameterNode
         arguments = panel_choices.inputs(chosen), panel_choices.settings(chosen), panel_choices.outputs(chosen)
         agreed = slicer.util.settingsValue(AGREED_KEY, False, converter=slicer.util.toBool)
-        self.session.try_start(*arguments, allow_download=agreed)
+        self.session.try_start(*arguments, allow_download=agreed, so_far=chosen.showSoFar)
         self._timer.start()
         self.update()
 

@@ -43,6 +43,8 @@ SEARCH_PENALTY = 0.02
 COARSER_LEVELS = 2
 """How many levels, each with twice the spacing of the next, come before the finest."""
 
+OnStarted = Callable[[InstanceOptimizer, Callable[[], Fields]], None]
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -212,9 +214,21 @@ class Refinement:
         both = torch.tensor(np.stack([best, -best]), dtype=torch.float32)
         return Fields(both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice), affine)
 
-    def run(self, level: Level, start: Fields | None, on_step: Callable[[Step], bool]) -> Fields:
-        """Optimize on one level. on_step: returns whether to go on."""
+    def run(self, level: Level, start: Fields | None, on_started: OnStarted, on_step: Callable[[Step], bool]) -> Fields:
+        """Optimize on one level.
+
+        on_started: is called before the first step with the optimizer, and a function that gives the fields reached
+        so far. on_step: returns whether to go on.
+        """
         objective, affine = self.objective(level.lattice, start)
+
+        def reached() -> Fields:
+            found = Fields.of(objective, affine)
+            if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(level.lattice):
+                return found
+            begun = start.on_lattice(level.lattice).to(found.samples.device)
+            return start.plus(Fields(found.samples - begun, affine))
+
         knots = next(objective.model.parameters())[0, 0].numel()
         size = BYTES_PER_SAMPLE * math.prod(level.lattice)
         with (
@@ -230,11 +244,8 @@ class Refinement:
                 seed=self.settings.seed,
             ) as optimizer,
         ):
+            on_started(optimizer, reached)
             for step in optimizer:
                 if not on_step(step):
                     break
-            found = Fields.of(objective, affine)
-        if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(level.lattice):
-            return found
-        begun = start.on_lattice(level.lattice).to(found.samples.device)
-        return start.plus(Fields(found.samples - begun, affine))
+            return reached()

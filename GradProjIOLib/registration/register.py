@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +29,12 @@ from GradProjIOLib.engine.optimization import InstanceOptimizer, Step, copied
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
-from GradProjIOLib.geometry.files import checksum, path_text
+from GradProjIOLib.geometry.files import path_text
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.lattice import is_rectangular
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order, straightened
 from GradProjIOLib.registration.beginning import initial_of, with_modalities, with_model
+from GradProjIOLib.registration.described import describe_image, describe_points
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.guidance import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.registration.inverse import inverse_of
@@ -107,8 +107,9 @@ def register(
     transform file. It takes the place of ``settings.align``.
     on_step: is called after each step; returning False ends the optimization there, and the result is what was
     reached.
-    on_start: is called before the first step, with what a reader of the steps needs to look at the deformation on the
-    way, or to go on from a stored state; steps taken before that state are not in the report.
+    on_start: is called before the first step on the network's parameters and on each level of the refinement, with what
+    a reader of the steps needs to look at the deformation on the way, or to go on from a stored state of the network's
+    steps; those taken before that state are not in the report.
     progress: whether to show a progress bar.
 
     Raises InputError for input that cannot be registered: see ``volume.check_image``; images that do not overlap;
@@ -222,7 +223,7 @@ class Run:
         self.remaining = RemainingTime(parts)
         with Progress(self.total, progress) as bar, convolutions(self.settings.precision):
             self.bar, self.on_step = bar, on_step
-            fields, start, losses = self._refined(self._begin(on_start))
+            fields, start, losses = self._refined(self._begin(on_start), on_start)
         if self.settings.lattice is not None:
             self.settings = replace(self.settings, lattice=self._as_stored(self.settings.lattice))
         forward = self._whole(fields.forward)
@@ -271,7 +272,7 @@ class Run:
 
         return self.network.run(self.images, started, partial(self._take, stage="network", level=0), ended)
 
-    def _refined(self, fields: Fields | None) -> tuple[Fields, str, dict[str, float]]:
+    def _refined(self, fields: Fields | None, on_start: OnStart | None) -> tuple[Fields, str, dict[str, float]]:
         """The refined fields, what the refinement began with, and the similarity losses before and after."""
         refined = self.earlier is not None and self.earlier.start is not None
         refinement = Refinement(self.images, self.settings, self.device, keeps_detail=refined)
@@ -288,10 +289,15 @@ class Run:
         if self.levels and fields is None:
             fields = refinement.translation()
             start = "zero" if fields is None else "translation"
+
+        def started(optimizer: InstanceOptimizer, reached: Callable[[], Fields]) -> None:
+            if on_start is not None:
+                on_start(Running(optimizer, lambda: self._whole(reached().forward)))
+
         for level in self.levels:
             if self.stopped == "finished":
                 number = self.lattices.index(level.lattice)
-                fields = refinement.run(level, fields, partial(self._take, stage="refinement", level=number))
+                fields = refinement.run(level, fields, started, partial(self._take, stage="refinement", level=number))
         if fields is None:
             fields = Fields.zero(self.ordered)
         objective, _ = refinement.objective(lattice, fields)
@@ -328,7 +334,7 @@ class Run:
         points = {}
         if self.landmarks is not None:
             for role, source in zip(("fixed_points", "moving_points"), self.landmarks.sources, strict=True):
-                points[role] = _describe_points(source)
+                points[role] = describe_points(source)
         report = {
             "version": __version__,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -349,7 +355,7 @@ class Run:
             },
             "seed": self.settings.seed,
             "memory_mode": "full" if self.network is None else self.network.mode,
-            "inputs": {role: _describe(volume) for role, volume in inputs.items() if volume is not None} | points,
+            "inputs": {role: describe_image(volume) for role, volume in inputs.items() if volume is not None} | points,
             "initial_transform": None if isinstance(self.initial, Deformation) else self.initial.tolist(),
             "overlap": self.overlap,
             "start": start,
@@ -367,29 +373,3 @@ class Run:
             "warnings": self.warnings,
         }
         return report if self.earlier is None else self.earlier.continued(report)
-
-
-def _describe(volume: Volume) -> dict[str, Any]:
-    """What identifies an input: its name, the checksum of its file (or voxels) and its lattice."""
-    import hashlib
-
-    path = volume.path
-    return {
-        "path": path_text(path.resolve()) if path else None,
-        "name": volume.name,
-        "sha256": checksum(path) if path else hashlib.sha256(np.ascontiguousarray(volume.array)).hexdigest(),
-        "shape": list(volume.shape),
-        "spacing": volume.spacing.tolist(),
-        "affine": volume.affine.tolist(),
-    }
-
-
-def _describe_points(source: str) -> dict[str, Any]:
-    """What identifies landmarks: their name, and the checksum of their file if they come from one."""
-    path = Path(source)
-    found = path.is_file()
-    return {
-        "path": path_text(path.resolve()) if found else None,
-        "name": source,
-        "sha256": checksum(path) if found else None,
-    }

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 SIMILARITY_COLOR = (0.12, 0.47, 0.71)
 REGULARITY_COLOR = (0.89, 0.45, 0.13)
+LANDMARKS_COLOR = (0.17, 0.55, 0.25)
+LABELS_COLOR = (0.55, 0.36, 0.72)
 
 
 def draw_steps(figure: Figure, footer: float, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Draw both losses over the `steps` into the lowest `footer` inches of `figure`, and the gradients' cosine.
+    """Draw the losses over the `steps` into the lowest `footer` inches of `figure`, and the gradients' cosine.
 
     Steps in which a gradient was projected are marked. `steps` are those of report.json, numbered from 1 over all
     stages. A line begins each stage and each level of the refinement: their losses are those of different lattices.
@@ -33,16 +35,21 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Mapping[str, Any]]
     projected = np.array([step["projected"] or "none" for step in steps])
     cosines = [step["cosine"] for step in steps]
     known = all(cosine is not None for cosine in cosines)
-    columns = 3 if known else 2
+    losses = [("similarity", SIMILARITY_COLOR, "o"), ("regularity", REGULARITY_COLOR, "s")]
+    for key, color, marker in (("landmarks", LANDMARKS_COLOR, "^"), ("labels", LABELS_COLOR, "D")):
+        if any(step.get(key) is not None for step in steps):
+            losses.append((key, color, marker))
+    columns = len(losses) + known
     left, right, gap, bottom, top = 0.85, 0.25, 0.75, 0.55, footer - 1.2
     plot_width = (width - left - right - (columns - 1) * gap) / columns
     grid = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": top / height,
             "wspace": gap / plot_width}  # fmt: skip
     plots = figure.subplots(1, columns, gridspec_kw=grid)
-    losses = (("similarity", SIMILARITY_COLOR, "o"), ("regularity", REGULARITY_COLOR, "s"))
+    # Many plots are narrow, and their titles take two lines.
+    between = " " if columns <= 3 else "\n"
     for axes, (key, color, marker) in zip(plots, losses, strict=False):
-        values = np.array([step[key] for step in steps], dtype=float)
-        hit = np.isin(projected, (key, "both"))
+        values = np.array([step.get(key) for step in steps], dtype=float)
+        hit = np.array([word == "both" or key in word.split(", ") for word in projected]) & np.isfinite(values)
         for _, first, end in parts:
             axes.plot(number[first:end], values[first:end], ".-", color=color, linewidth=1.6, markersize=3)
         axes.plot(
@@ -50,13 +57,15 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Mapping[str, Any]]
             markeredgewidth=0.5, linestyle="none", label=f"this gradient was projected ({hit.sum()})",
         )  # fmt: skip
         name, first, _ = parts[-1]
+        # A guide may have come when the registration went on.
+        shown = values[first:][np.isfinite(values[first:])]
         where = f" in {name}" if len(parts) > 1 else ""
-        axes.set_title(f"{key.capitalize()} loss{where}: {values[first]:.4g} → {values[-1]:.4g}", fontsize=11)
+        axes.set_title(f"{key.capitalize()} loss{where}:{between}{shown[0]:.4g} → {shown[-1]:.4g}", fontsize=11)
         if hit.any():
             # The names of the parts are at the top.
             axes.legend(fontsize=9, loc="lower right" if len(parts) > 1 else "best", framealpha=0.8)
     if known:
-        _draw_conflicts(plots[2], number, np.array(cosines, dtype=float))
+        _draw_conflicts(plots[-1], number, np.array(cosines, dtype=float), between)
     for axes in plots:
         if len(parts) > 1:
             _mark_parts(axes, parts)
@@ -87,7 +96,7 @@ def _mark_parts(axes: Axes, parts: Sequence[tuple[str, int, int]]) -> None:
         )  # fmt: skip
 
 
-def _draw_conflicts(axes: Axes, number: np.ndarray, cosines: np.ndarray) -> None:
+def _draw_conflicts(axes: Axes, number: np.ndarray, cosines: np.ndarray, between: str) -> None:
     conflict = cosines < 0
     axes.axhspan(-1, 0, color="tab:red", alpha=0.08)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -95,5 +104,5 @@ def _draw_conflicts(axes: Axes, number: np.ndarray, cosines: np.ndarray) -> None
     axes.plot(number[conflict], cosines[conflict], "v", color="tab:red", markersize=4.5, linestyle="none")
     largest = max(0.05, 1.15 * float(np.nanmax(np.abs(cosines))))
     axes.set_ylim(-min(largest, 1.05), min(largest, 1.05))
-    title = f"Cosine between the gradients: conflict in {conflict.sum()} of {len(number)} steps"
+    title = f"Cosine between the gradients:{between}conflict in {conflict.sum()} of {len(number)} steps"
     axes.set_title(title, fontsize=11)

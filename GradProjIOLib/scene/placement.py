@@ -130,7 +130,7 @@ def _place(
         else:
             nodes.volume_to_node(result[role], node, fixed)
     if WARPED in placed:
-        _show_like(inputs.moving, placed[WARPED])
+        show_like(inputs.moving, placed[WARPED])
     if JACOBIAN in placed:
         # The folded voxels and the table belong to the map; those of an old map are filled again.
         jacobian = placed[JACOBIAN]
@@ -146,7 +146,8 @@ def _place(
     return placed
 
 
-def _show_like(moving: slicer.vtkMRMLScalarVolumeNode, warped: slicer.vtkMRMLScalarVolumeNode) -> None:
+def show_like(moving: slicer.vtkMRMLScalarVolumeNode, warped: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Give `warped` the window and the colors of the moving image."""
     like, display = moving.GetDisplayNode(), warped.GetDisplayNode()
     if like is not None:
         display.AutoWindowLevelOff()

@@ -1,4 +1,4 @@
-"""The two losses of a registration, step by step, and how often each determinant occurs, as Slicer plots. No Qt."""
+"""The losses of a registration, step by step, and how often each determinant occurs, as Slicer plots. No Qt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,23 @@ STEP = "Step"
 # How far the value axis reaches beyond the losses, as a factor.
 MARGIN = 1.3
 HISTOGRAM_BINS = 120
-COLORS = {"Similarity loss": (0.12, 0.47, 0.71), "Regularity loss": (0.89, 0.45, 0.13)}
+COLORS = {
+    "Similarity loss": (0.12, 0.47, 0.71),
+    "Regularity loss": (0.89, 0.45, 0.13),
+    "Landmark loss": (0.17, 0.55, 0.25),
+    "Segment loss": (0.55, 0.36, 0.72),
+}
+LOSSES = {
+    "similarity": "Similarity loss",
+    "regularity": "Regularity loss",
+    "landmarks": "Landmark loss",
+    "labels": "Segment loss",
+}
+ALWAYS = ("similarity", "regularity")
 
 
 class LossPlot:
-    """A table of the losses and a chart with both, in the scene.
+    """A table of the losses and a chart of them, in the scene; those of landmarks and segments where they guide.
 
     The losses differ by orders of magnitude and Slicer's charts have one value axis, so it is logarithmic.
     A loss that is exactly 0 (the identity is perfectly regular) has no place on it and is left out there. A plot view
@@ -27,9 +39,9 @@ class LossPlot:
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, name: str, total: int = 0) -> None:
-        self.total = total
+        self.scene, self.total = scene, total
         self._range = (math.inf, 0.0)
-        self._series = []
+        self._series: list[slicer.vtkMRMLPlotSeriesNode] = []
         self.table = add_node(scene, "vtkMRMLTableNode", f"{name} loss table")
         self.table.SetUseColumnTitleAsColumnHeader(True)
         self.chart = add_node(scene, "vtkMRMLPlotChartNode", f"{name} losses")
@@ -37,22 +49,33 @@ class LossPlot:
         self.chart.SetXAxisTitle(STEP)
         self.chart.SetYAxisTitle("Loss")
         self.chart.SetYAxisLogScale(True)
-        for title in (STEP, *COLORS):
-            column = vtk.vtkDoubleArray()
-            column.SetName(title)
-            self.table.AddColumn(column)
-        for title, color in COLORS.items():
-            series = add_node(scene, "vtkMRMLPlotSeriesNode", title)
-            series.SetAndObserveTableNodeID(self.table.GetID())
-            series.SetXColumnName(STEP)
-            series.SetYColumnName(title)
-            series.SetPlotType(series.PlotTypeScatter)
-            # A line through a single point would run along the axis for ever.
-            series.SetLineStyle(series.LineStyleNone)
-            series.SetMarkerStyle(series.MarkerStyleCircle)
-            series.SetColor(*color)
-            self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
-            self._series.append(series)
+        self._add_column(STEP)
+        self._shown: list[str] = []
+        for key in ALWAYS:
+            self._add_loss(key)
+
+    def _add_column(self, title: str) -> None:
+        column = vtk.vtkDoubleArray()
+        column.SetName(title)
+        for _row in range(self.table.GetNumberOfRows() if self.table.GetNumberOfColumns() else 0):
+            column.InsertNextValue(math.nan)
+        self.table.AddColumn(column)
+
+    def _add_loss(self, key: str) -> None:
+        title = LOSSES[key]
+        self._add_column(title)
+        self._shown.append(key)
+        series = add_node(self.scene, "vtkMRMLPlotSeriesNode", title)
+        series.SetAndObserveTableNodeID(self.table.GetID())
+        series.SetXColumnName(STEP)
+        series.SetYColumnName(title)
+        series.SetPlotType(series.PlotTypeScatter)
+        # A line through a single point would run along the axis for ever.
+        series.SetLineStyle(series.LineStyleNone)
+        series.SetMarkerStyle(series.MarkerStyleCircle)
+        series.SetColor(*COLORS[title])
+        self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
+        self._series.append(series)
 
     def add(self, steps: Iterable[Mapping[str, float]]) -> None:
         """Append `steps`, mappings with similarity and regularity as in report.json.
@@ -61,8 +84,12 @@ class LossPlot:
         """
         table = self.table.GetTable()
         for step in steps:
+            for key in LOSSES:
+                if key not in self._shown and step.get(key) is not None:
+                    self._add_loss(key)
             row = table.InsertNextBlankRow()
-            losses = [step[key] if step[key] > 0 else math.nan for key in ("similarity", "regularity")]
+            found = [step.get(key) for key in self._shown]
+            losses = [loss if loss is not None and loss > 0 else math.nan for loss in found]
             for column, value in enumerate((row, *losses)):
                 table.SetValue(row, column, vtk.vtkVariant(float(value)))
             shown = [loss for loss in losses if loss > 0]

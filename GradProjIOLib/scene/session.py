@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,13 @@ from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
 from GradProjIOLib.scene.placement import place, read_result
 from GradProjIOLib.scene.plots import LossPlot
+from GradProjIOLib.scene.so_far import SECONDS, ShownSoFar
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
 from GradProjIOLib.worker.protocol import RegisterRequest
 
 POLL_SECONDS = 0.02
+GUIDE_LOSSES = {"landmarks": _("landmarks' loss {landmarks:.3g}"), "labels": _("segments' loss {labels:.3g}")}
 
 
 class Tone(Enum):
@@ -64,7 +66,8 @@ class SceneRegistration:
     After each change `message` says in one sentence what happened (empty while all is well), and `tone` how to show it.
     Where the weights of the model have to be downloaded first, `question` asks for it. `steps` are those done so far,
     of `total`; `levels` says how many of these the refinement takes at each level, `before` how many the network took
-    in a registration that goes on. `devices` and `models` are what the
+    in a registration that goes on. `so_far` is what the scene shows of a run on its way, where that was asked for; who
+    has shown it removes it after the run. `devices` and `models` are what the
     worker has found on this computer. `results` holds the nodes of the last finished run by their role.
     """
 
@@ -80,6 +83,7 @@ class SceneRegistration:
         self.devices: list[dict[str, Any]] = []
         self.models: dict[str, dict[str, Any]] = {}
         self.results: dict[str, slicer.vtkMRMLNode] = {}
+        self.so_far: ShownSoFar | None = None
         self._title = ""
         self._plot: LossPlot | None = None
         self._run: _Run | None = None
@@ -107,12 +111,18 @@ class SceneRegistration:
         return chart if chart is not None and chart.GetScene() is self.scene else None
 
     def start(
-        self, inputs: Inputs, settings: Mapping[str, Any], outputs: Outputs | None = None, allow_download: bool = False
+        self,
+        inputs: Inputs,
+        settings: Mapping[str, Any],
+        outputs: Outputs | None = None,
+        allow_download: bool = False,
+        so_far: bool = False,
     ) -> None:
         """Copy the inputs and hand them to the worker; returns as soon as they are copied.
 
         `settings` are names and values of `settings.Settings`. Without `outputs` everything is made, new.
-        `allow_download` says that the user has agreed to download the model's weights. Raises InputError.
+        `allow_download` says that the user has agreed to download the model's weights, `so_far` that the scene shows
+        what is reached while it runs. Raises InputError.
         """
         self.check_idle()
         inputs.check()
@@ -120,30 +130,37 @@ class SceneRegistration:
             if name not in ALL_NEW:
                 raise InputError(f"The output {name!r} is not known; {suggestion(name, tuple(ALL_NEW))}")
         request = partial(inputs.request, settings=settings, allow_download=allow_download)
-        self._submit(inputs, ALL_NEW if outputs is None else outputs, request)
+        self._submit(inputs, ALL_NEW if outputs is None else outputs, request, so_far)
 
-    def go_on(self, result: slicer.vtkMRMLNode | None, steps: int, guides: Guides = NO_GUIDES) -> None:
+    def go_on(
+        self, result: slicer.vtkMRMLNode | None, steps: int, guides: Guides = NO_GUIDES, so_far: bool = False
+    ) -> None:
         """Take so many more steps from a result, known by one of its nodes, which are filled anew at the end.
 
-        `guides` take the place of what guided it. Returns as soon as it is handed to the worker. Raises InputError.
+        `guides` take the place of what guided it; `so_far` as for `start`. Returns as soon as it is handed to the
+        worker. Raises InputError.
         """
         self.check_idle()
         earlier = ResultToGoOn(result, guides)
         earlier.check()
-        self._submit(earlier.inputs, earlier.outputs, partial(earlier.request, steps=steps))
+        self._submit(earlier.inputs, earlier.outputs, partial(earlier.request, steps=steps), so_far)
 
-    def _submit(self, inputs: Inputs, outputs: Outputs, prepare: Callable[[Path], RegisterRequest]) -> None:
+    def _submit(
+        self, inputs: Inputs, outputs: Outputs, prepare: Callable[[Path], RegisterRequest], so_far: bool
+    ) -> None:
         """Hand to the worker what `prepare` makes in a folder."""
         self.discard()
         self.question, self.results = "", {}
         folder = protocol.new_folder()
         try:
-            request = prepare(folder)
+            request = replace(prepare(folder), so_far_seconds=SECONDS if so_far else None)
             number = self.client.submit(protocol.to_message(request))
         except BaseException:
             protocol.remove_folder(folder)
             raise
         self._plot, self._run = None, _Run(number, folder, inputs, outputs)
+        self.forget_so_far()
+        self.so_far = ShownSoFar(self.scene, inputs) if so_far else None
         self._title = f"{inputs.moving.GetName()} to {inputs.fixed.GetName()}"
         self.total, self.before, self.levels, self.steps = 0, 0, [], []
         self._become(State.STARTING)
@@ -165,6 +182,12 @@ class SceneRegistration:
     def forget_message(self) -> None:
         """Say nothing more about what happened."""
         self.message, self.tone = "", Tone.PLAIN
+
+    def forget_so_far(self) -> None:
+        """Remove from the scene what a run had reached on its way."""
+        if self.so_far is not None:
+            self.so_far.remove()
+        self.so_far = None
 
     def fail(self, message: str) -> None:
         """Say why there is no run."""
@@ -251,10 +274,12 @@ class SceneRegistration:
         if not steps:
             return _("Computing the first step …")
         conflicts = sum(bool(step["conflicts"]) for step in steps)
-        losses = _(
-            "Similarity loss {similarity:.4f}, regularity loss {regularity:.3g}; "
-            "the gradients conflicted in {conflicts} of {done} steps."
-        ).format(**steps[-1] | {"conflicts": conflicts}, done=len(steps))
+        shown = [
+            _("Similarity loss {similarity:.4f}, regularity loss {regularity:.3g}"),
+            *(text for guide, text in GUIDE_LOSSES.items() if steps[-1].get(guide) is not None),
+        ]
+        sentence = ", ".join(shown) + _("; the gradients conflicted in {conflicts} of {done} steps.")
+        losses = sentence.format(**steps[-1] | {"conflicts": conflicts}, done=len(steps))
         remaining = _("About {time} left.").format(time=duration(steps[-1]["remaining_seconds"]))
         return f"{self.progress()}. {losses} {remaining}"
 
@@ -307,6 +332,8 @@ class SceneRegistration:
             received, total = event["received"] / 1e6, (event["total"] or 0) / 1e6
             sentence = _("Downloading the model: {received:.0f} of {total:.0f} MB.")
             self.message = sentence.format(received=received, total=total)
+        elif kind == protocol.SO_FAR and self.so_far is not None:
+            self.so_far.show(event["transform"])
         elif kind == protocol.DONE:
             self._place(event)
         elif kind == protocol.CANCELED and event.get("result"):

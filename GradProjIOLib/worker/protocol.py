@@ -22,12 +22,16 @@ An event is `{"event": kind, …}`. All but the first two have an `id`. One of t
 | `started`   | `total`, `levels` and `before`: numbers of steps    | the work on the request begins                   |
 | `download`  | `received` and `total` bytes; `total` may be null   | the model's weights are being fetched            |
 | `step`      | the fields of `Step`                                | one optimization step is done                    |
+| `so far`    | `transform`, the record of a displacement field     | what is reached on the way, coarsely             |
 | `done`      | `report`, `result`                                  | the registration is finished                     |
 | `canceled`  | the same; nothing where there was no step yet       | the registration ended early, as requested       |
 | `evaluated` | `row`, as `evaluation.cases.measure_result` gives it | the evaluation is finished                      |
 | `downloaded` | none                                               | the weights are there                            |
 | `failed`    | `message`; `kind`: "input", "weights" or "internal" | no result; "weights" asks to allow the download  |
 | `died`      | `message`; `code`, the exit status                  | the process ended; the client itself says so     |
+
+What is reached so far is sent only where the request asks for it, and not again before the application has removed the
+file of the last time.
 
 `total` are the steps to come, `levels` those of each level of the refinement, and `before` those that the network has
 taken already in a registration that goes on.
@@ -56,6 +60,7 @@ from GradProjIOLib.geometry.volume import Volume
 
 CANCEL = "cancel"
 READY, DEVICES, STARTED, DOWNLOAD, STEP = "ready", "devices", "started", "download", "step"
+SO_FAR = "so far"
 DONE, CANCELED, EVALUATED, FAILED, DIED = "done", "canceled", "evaluated", "failed", "died"
 DOWNLOADED = "downloaded"
 LAST_EVENTS = (DONE, CANCELED, EVALUATED, DOWNLOADED, FAILED, DIED)
@@ -79,6 +84,8 @@ class RegisterRequest:
     `settings.Settings`. `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed
     to moving points in RAS mm. `allow_download` says that the user has agreed to fetch the model's weights.
 
+    `so_far_seconds` says how often what is reached so far is sent; never where it is None.
+
     `earlier` is a result to go on with: its `report`, its `transform` and `inverse` as records of displacement fields,
     and how many more `steps` are taken. `settings` are then those that change, and there is no `initial_transform`
     where the report has its matrix.
@@ -99,6 +106,7 @@ class RegisterRequest:
     guiding_labels: Sequence[int | str] | Mapping[str, float] | None = None
     initial_transform: Record | None = None
     allow_download: bool = False
+    so_far_seconds: float | None = None
     earlier: Mapping[str, Any] | None = None
 
 
@@ -194,6 +202,11 @@ def _write(array: np.ndarray, affine: np.ndarray, path: Path, name: str) -> dict
             f"{name} could not be copied to {path.parent} ({error.strerror}); free some space there."
         ) from error
     return {"array": str(path), "affine": np.asarray(affine).tolist(), "name": name}
+
+
+def remove_array(record: Record) -> None:
+    """Remove the file of a record."""
+    Path(record["array"]).unlink()
 
 
 def read_volume(record: Record) -> Volume:

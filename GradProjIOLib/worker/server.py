@@ -18,13 +18,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import DownloadRequest, EvaluateRequest, Record, RegisterRequest
+
+if TYPE_CHECKING:
+    from GradProjIOLib.worker.so_far import SoFar
 
 IDLE_SECONDS = 600.0
 # Without this, computing on all processor cores would make the application sluggish.
@@ -108,14 +111,18 @@ class _Registration:
 
     def __init__(self, request: RegisterRequest, number: int, connection: Connection) -> None:
         self.request, self.number, self.connection = request, number, connection
+        self.so_far: SoFar | None = None
 
     def run(self) -> None:
         from GradProjIOLib.worker.earlier import Kept
+        from GradProjIOLib.worker.so_far import SoFar
 
         request = self.request
         fixed, moving = protocol.read_volume(request.fixed), protocol.read_volume(request.moving)
         initial = read_initial(request.initial_transform)
         masks = {"fixed_mask": read_optional(request.fixed_mask), "moving_mask": read_optional(request.moving_mask)}
+        if request.so_far_seconds is not None:
+            self.so_far = SoFar(request.so_far_seconds, Path(request.folder), self._send_so_far)
         begin = self._register if request.earlier is None else self._go_on
         registration = begin(fixed, moving, initial, masks, read_guides(request))
         if registration is None:
@@ -140,7 +147,8 @@ class _Registration:
         self._send(protocol.STARTED, total=count_steps(fixed, settings), levels=levels, before=0)
         if not self._fetch_weights(settings):
             return None
-        return register(fixed, moving, settings, initial_transform=initial, on_step=self._on_step, **masks, **guides)
+        watched = {"on_step": self._on_step, "on_start": self._on_start()}
+        return register(fixed, moving, settings, initial_transform=initial, **watched, **masks, **guides)
 
     def _go_on(self, fixed: Volume, moving: Volume, initial: Any, masks: dict[str, Any], guides: dict[str, Any]) -> Any:
         """The registration that goes on with the request's earlier result."""
@@ -149,7 +157,7 @@ class _Registration:
         run = run_that_goes_on(self.request, self.connection.kept, fixed, moving, initial, masks, guides)
         before = run.earlier.network_steps if run.network is not None else 0
         self._send(protocol.STARTED, total=run.total, levels=run.steps_of_levels, before=before)
-        return run.result(self._on_step, None, progress=False)
+        return run.result(self._on_step, self._on_start(), progress=False)
 
     def _send(self, event: str, **content: Any) -> None:
         self.connection.send(event, id=self.number, **content)
@@ -157,9 +165,18 @@ class _Registration:
     def _wanted(self) -> bool:
         return self.number not in self.connection.canceled
 
+    def _on_start(self) -> Any:
+        return None if self.so_far is None else self.so_far.start
+
     def _on_step(self, step: Any) -> bool:
         self._send(protocol.STEP, **asdict(step))
-        return self._wanted()
+        wanted = self._wanted()
+        if self.so_far is not None:
+            self.so_far.step(last=not wanted)
+        return wanted
+
+    def _send_so_far(self, transform: Record) -> None:
+        self._send(protocol.SO_FAR, transform=transform)
 
     def _fetch_weights(self, settings: Settings) -> bool:
         """Download the model's weights where they are missing and the user has agreed; whether they are there now."""

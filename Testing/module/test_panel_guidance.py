@@ -187,6 +187,20 @@ def test_a_real_registration_goes_on_to_where_the_landmarks_are(panel):
     panel.onTimer()
     assert table(panel)[0][2] == "4.0"
     parameters.moreSteps = 4
-    press(panel.ui.goOnButton)
+    panel.ui.goOnButton.click()
+    panel.ui.plotButton.click()
+    said = set()
+    wait_until(
+        lambda: not panel.session.active,
+        lambda: (QtWidgets.QApplication.processEvents(), said.add(panel.ui.statusLabel.property("text"))),
+    )
+    panel.onTimer()
+    assert any("landmarks' loss" in text for text in said)
+    chart = panel.session.chart
+    series = [chart.GetNthPlotSeriesNode(number) for number in range(chart.GetNumberOfPlotSeriesNodes())]
+    assert [one.GetYColumnName() for one in series] == ["Similarity loss", "Regularity loss", "Landmark loss"]
+    losses = slicer.util.arrayFromTableColumn(series[-1].GetTableNode(), "Landmark loss")
+    assert len(losses) == len(panel.session.steps)
+    assert losses[-1] < losses[0]
     assert float(table(panel)[0][2]) < 2
     assert "guided by 1 landmarks" in panel.ui.statusLabel.property("text")

@@ -33,6 +33,11 @@ REFINED = STEPS + [
     for index in range(10)
 ]
 
+GUIDED = REFINED + [
+    asdict(Step(index, 0.2, 0.02, 0.0, 0.1, "similarity, labels", 0.1, "refinement", 2, 0.0, 0.9 - 0.1 * index, 0.5))
+    for index in range(5)
+]
+
 
 def scene(orientation: str = "RAS", tilt: float = 0.1) -> Volume:
     """A box of tissue with one bright blob that lies right, anterior and superior of its middle."""
@@ -242,6 +247,16 @@ def test_losses_and_conflicts_are_told() -> None:
     assert "No optimization steps" in words(Picture(scene(), steps=[]))
 
 
+def test_the_losses_of_what_guides_are_told_from_where_it_guides() -> None:
+    text = words(Picture(scene(), steps=GUIDED))
+    assert "Landmarks loss in refinement 3:\n0.9 → 0.5" in text
+    assert "Labels loss in refinement 3:\n0.5 → 0.5" in text
+    # The gradients of the images and of the labels were projected in all steps in which the labels guided.
+    assert text.count("projected (5)") == 1
+    assert text.count("projected (37)") == 1
+    assert "Landmarks" not in words(Picture(scene(), steps=REFINED))
+
+
 def test_stages_and_levels_are_marked_and_numbered_in_a_row() -> None:
     picture = Picture(scene(), steps=REFINED)
     text = words(picture)
@@ -258,7 +273,7 @@ def test_stages_and_levels_are_marked_and_numbered_in_a_row() -> None:
     assert "refinement" not in words(Picture(scene()))
 
 
-@pytest.mark.parametrize("steps", [STEPS, REFINED, []])
+@pytest.mark.parametrize("steps", [STEPS, REFINED, GUIDED, []])
 def test_texts_do_not_overlap_and_lie_within_the_picture(steps: list) -> None:
     fixed = Volume(scene().array, scene().affine, "a_very_long_$file_name$_of_a_subject_at_baseline.nii.gz")
     determinant = np.ones(fixed.shape, dtype=np.float32)
