@@ -1,6 +1,7 @@
 """Draw the pictures of the documentation: `python Testing/make_pictures.py Docs/pictures`.
 
-The images are phantoms; the registration, the panel and the slice views are the real ones.
+With `guidance` behind it, only those of that page are drawn. The images are phantoms; the registration, the panel and
+the slice views are the real ones.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from pathlib import Path
 import numpy as np
 import slicer
 import slicer_application
+import vtk
 from PIL import Image
 from PySide6 import QtGui, QtWidgets
 from scene_tools import add
 from slice_view import SliceView
 
+from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.report.canvas import new_figure
+from GradProjIOLib.scene.nodes import nodes_of_class
+from GradProjIOLib.scene.pairs import maps_of
 from GradProjIOLib.synthetic.pairs import synthetic_pair
 from GradProjIOLib.synthetic.phantom import make_pair
 
 STEPS, REFINE_STEPS, FOLDING_STEPS = 6, 10, 12
 PANEL_WIDTH, VIEW_SIZE = 430, (600, 380)
 COLORS = 192
+GUIDANCE_STEPS, LANDMARKS_APART = 2, 35.0
 
 
 def main(folder: Path) -> None:
@@ -78,6 +84,67 @@ def main(folder: Path) -> None:
     panel.ui.worstButton.click()
     window.save(folder / "window_fold.png", "folding")
     panel.cleanup()
+    draw_guidance(folder)
+
+
+def draw_guidance(folder: Path) -> None:
+    """Place pairs of landmarks on a result of few steps, and go on."""
+    scene = slicer.vtkMRMLScene()
+    application = slicer_application.start(scene)
+    window = Window(application, scene)
+    panel, parameters = window.panel, window.panel._parameterNode
+    pair = make_pair(seed=3, shape=(62, 70, 62), spacing=3.1, mean_displacement=7.0, noise=2.0)
+    for name, volume in (("MRBrain1", pair.fixed), ("MRBrain2", pair.moving)):
+        node = add(scene, volume)
+        node.SetName(name)
+        node.GetDisplayNode().SetAutoWindowLevel(True)
+    wait(application)
+    panel.onTimer()
+    parameters.model, parameters.refineSteps, parameters.moreSteps = "none", GUIDANCE_STEPS, REFINE_STEPS
+    register(panel, application)
+    # Where this map is farthest off, in the middle slice, some way apart from each other.
+    here = landmarks_far_off(pair, panel)
+    for point in here:
+        panel.ui.placePairButton.click()
+        parameters.fixedPoints.AddControlPointWorld(vtk.vtkVector3d(*point))
+        panel.guidance.placing.poll(lambda: panel.guidance._maps(parameters.result))
+        panel.guidance.placing.stop()
+    for number, point in enumerate(pair.deformation.map_points(here)):
+        parameters.movingPoints.SetNthControlPointPositionWorld(number, *point)
+    panel.ui.beforeButton.click()
+    look_at(scene, here[0])
+    window.save(folder / "guidance_placed.png", "guidance")
+    panel.ui.goOnButton.click()
+    while panel.session.active:
+        wait(application)
+    wait(application)
+    print(panel.ui.statusLabel.property("text"))
+    look_at(scene, here[0])
+    window.save(folder / "guidance_done.png", "guidance")
+    panel.cleanup()
+
+
+def look_at(scene, point) -> None:
+    """Show the slices through a point in the world."""
+    for node in nodes_of_class(scene, "vtkMRMLSliceNode"):
+        node.JumpSliceByOffsetting(*point)
+
+
+def landmarks_far_off(pair, panel) -> np.ndarray:
+    """Three points [n, 3] of labels in the middle slice where the result is farthest from the true deformation."""
+    found = maps_of(
+        panel._parameterNode.fixedVolume, panel._parameterNode.movingVolume, None, panel._parameterNode.result
+    )
+    slices = pair.fixed_labels.array[len(pair.fixed_labels.array) // 2]
+    j, i = np.nonzero(slices)
+    index = np.stack([i, j, np.full_like(i, len(pair.fixed_labels.array) // 2)], axis=1)
+    points = apply_matrix(pair.fixed.affine, index)
+    off = np.linalg.norm(found.proposing(points) - pair.deformation.map_points(points), axis=1)
+    chosen: list[int] = []
+    for number in np.argsort(-off):
+        if all(np.linalg.norm(points[number] - points[other]) > LANDMARKS_APART for other in chosen):
+            chosen.append(int(number))
+    return points[chosen[:3]]
 
 
 class Window:
@@ -137,7 +204,7 @@ def wait(application) -> None:
 
 def picture_of(panel, opened=()) -> Image.Image:
     """The panel with those of its lower sections open that are named."""
-    for name in ("folding", "evaluation"):
+    for name in ("guidance", "folding", "evaluation"):
         box = getattr(panel.ui, f"{name}CollapsibleButton")
         box.collapsed = False
         box.collapsed = name not in opened
@@ -149,7 +216,7 @@ def picture_of(panel, opened=()) -> Image.Image:
     panel.parent.adjustSize()
     panel.parent.resize(PANEL_WIDTH, panel.parent.sizeHint().height())
     QtWidgets.QApplication.processEvents()
-    for name in ("folding", "evaluation"):
+    for name in ("guidance", "folding", "evaluation"):
         # Slicer's own boxes do not show what becomes visible while they are closed.
         getattr(panel.ui, f"{name}CollapsibleButton").collapsed = name not in opened
     image = panel.parent.grab().toImage().convertToFormat(QtGui.QImage.Format_RGB888)
@@ -191,4 +258,4 @@ def _label_colors(labels: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (draw_guidance if sys.argv[2:] == ["guidance"] else main)(Path(sys.argv[1]))

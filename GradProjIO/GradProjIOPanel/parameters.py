@@ -45,6 +45,7 @@ class GradProjIOParameterNode:
     device: str = Settings.device
     fixedPoints: slicer.vtkMRMLMarkupsFiducialNode
     movingPoints: slicer.vtkMRMLMarkupsFiducialNode
+    landmarkTolerance: Annotated[float, WithinRange(0.1, 50)] = Settings.landmark_tolerance
     fixedGuide: Labels
     movingGuide: Labels
     # Names or values of segments, a list in JSON.

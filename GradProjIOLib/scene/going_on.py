@@ -105,4 +105,6 @@ class ResultToGoOn:
         for role in (TRANSFORM, INVERSE):
             field = transforms.deformation_from_result(nodes.member(self.node, role))
             earlier[role] = protocol.write_field(*field, folder, f"earlier {role}")
-        return replace(inputs.request(folder, {}, allow_download=False), earlier=earlier)
+        changed = self.guides.has_landmarks and self.guides.tolerance is not None
+        settings = {"landmark_tolerance": self.guides.tolerance} if changed else {}
+        return replace(inputs.request(folder, settings, allow_download=False), earlier=earlier)

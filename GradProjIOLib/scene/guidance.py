@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from GradProjIOLib.scene.labels import labels_from_node, name_and_color, segment
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import Record
 
+ROLES = ("fixed_points", "moving_points", "fixed_guide", "moving_guide")
+
 
 @dataclass(frozen=True)
 class Guides:
@@ -26,6 +28,7 @@ class Guides:
     Landmarks are point lists; points of equal name correspond, or of equal place in the list where all names differ.
     Guides are two segmentations, whose segments of equal name correspond, or two label maps, whose equal values do.
     `weights` says which of these guide, by name or value, and how much (1 is usual); all do where it is None.
+    `tolerance` is the setting landmark_tolerance with which a registration goes on; None where that stays.
     """
 
     fixed_points: slicer.vtkMRMLMarkupsFiducialNode | None = None
@@ -33,11 +36,12 @@ class Guides:
     fixed_guide: slicer.vtkMRMLNode | None = None
     moving_guide: slicer.vtkMRMLNode | None = None
     weights: Mapping[str, float] | None = None
+    tolerance: float | None = None
 
     @property
     def nodes(self) -> dict[str, slicer.vtkMRMLNode | None]:
         """The nodes by role."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "weights"}
+        return {role: getattr(self, role) for role in ROLES}
 
     @property
     def has_landmarks(self) -> bool:

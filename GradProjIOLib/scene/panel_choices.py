@@ -20,7 +20,7 @@ from GradProjIOLib.scene.inputs import ALL_NEW, Inputs
 from GradProjIOLib.settings import LANDMARK_ALIGNMENTS, PRESET_SETTINGS, Settings, preset_of
 from GradProjIOLib.worker.protocol import WARPED_LABELS
 
-NOT_ON_THE_PANEL = ("weights", "lattice", "precision", "memory", "landmark_tolerance")
+NOT_ON_THE_PANEL = ("weights", "lattice", "precision", "memory")
 AUTOMATIC = {"learning_rate": "networkLearningRate", "resolution": "resolution"}
 """Settings that are None by default, with their parameters, which have a 0 for it."""
 SETTINGS = [one.name for one in fields(Settings) if one.name not in (*NOT_ON_THE_PANEL, *AUTOMATIC)]
@@ -122,6 +122,7 @@ def guides(parameters: Any) -> Guides:
         parameters.fixedGuide,
         parameters.movingGuide,
         {name: 1.0 for name in chosen if name not in left_out} if left_out else None,
+        parameters.landmarkTolerance,
     )
 
 

@@ -16,7 +16,7 @@ from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.worker import protocol
 
 MOST_SAMPLES = 250_000
-"""What is shown on the way has no more samples: 3 mm for a brain."""
+"""What is shown on the way has no more samples, which lie about 4 mm apart for a brain."""
 MOST_OF_THE_TIME = 0.02
 """The part of the time that this may take."""
 

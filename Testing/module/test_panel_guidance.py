@@ -114,8 +114,10 @@ def test_register_and_go_on_send_what_guides(scripted):
     entries = [scripted.ui.segmentsList.item(row) for row in (0, 1)]
     assert [entry.text() for entry in entries] == ["body", "core"]
     entries[0].setCheckState(QtCore.Qt.Unchecked)
+    scripted.ui.toleranceSpinBox.setProperty("value", 3.5)
     scripted.ui.goOnButton.click()
     request = client.requests[-1]
+    assert request["settings"] == {"landmark_tolerance": 3.5}
     assert request["earlier"]["steps"] == 20
     assert len(request["moving_points"]["points"]) == 2
     assert request["guiding_labels"] == {"core": 1.0}
@@ -186,7 +188,7 @@ def test_a_real_registration_goes_on_to_where_the_landmarks_are(panel):
     parameters.movingPoints.SetNthControlPointPositionWorld(0, *(proposed + UP))
     panel.onTimer()
     assert table(panel)[0][2] == "4.0"
-    parameters.moreSteps = 4
+    parameters.moreSteps = 20
     panel.ui.goOnButton.click()
     panel.ui.plotButton.click()
     said = set()
