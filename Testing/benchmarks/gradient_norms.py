@@ -1,0 +1,61 @@
+"""How large the similarities' gradients are before the first step of the refinement, on real pairs.
+
+    python Testing/benchmarks/gradient_norms.py ../shared/data
+
+Root mean square, over the samples of a level, of the derivative of the loss' sum over samples with respect to a
+sample's displacement in samples. If the weight of the regularity followed from the scale of a similarity, the weights
+that were found best would go with these numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from GradProjIOLib.geometry.image_files import read_volume
+from GradProjIOLib.registration.preprocessing import ImagePair, modality_of
+from GradProjIOLib.registration.refinement import Refinement, plan_levels
+from GradProjIOLib.settings import SIMILARITIES, Settings
+from GradProjIOLib.spatial.maps import voxels_per_unit
+
+PAIRS = {
+    "brain": ("aligned_subject_b", "aligned_subject_a"),
+    "prostate 0": ("prostate_0_us", "prostate_0_mr"),
+    "prostate 1": ("prostate_1_us", "prostate_1_mr"),
+    "spine": ("spine_t2", "spine_t1"),
+    "trunk with itself": ("body_ct", "body_ct"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--samples", type=int, default=300_000)
+    options = parser.parse_args()
+    print("| pair | similarity | at each level, coarsest first |\n|---|---|---|")
+    for name, files in PAIRS.items():
+        fixed, moving = (read_volume(options.folder / f"{file}.nii.gz") for file in files)
+        for similarity in SIMILARITIES:
+            settings = Settings(
+                model="none",
+                similarity=similarity,
+                samples=options.samples,
+                fixed_modality=modality_of(fixed),
+                moving_modality=modality_of(moving),
+            )
+            refinement = Refinement(ImagePair(fixed, moving, np.eye(4), settings), settings, torch.device("cpu"))
+            norms = []
+            for level in plan_levels(fixed, settings):
+                objective, _ = refinement.objective(level.lattice, None)
+                _, gradients = objective.gradients(objective.fields(), None)
+                per_sample = gradients[0][0] / voxels_per_unit(level.lattice).view(3, 1, 1, 1)
+                norms.append((math.prod(level.lattice) * per_sample).norm(dim=1).square().mean().sqrt().item())
+            print(f"| {name} | {similarity} |", ", ".join(f"{norm:.4f}" for norm in norms), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
