@@ -16,8 +16,9 @@ BIN := .venv/bin
 demo: .venv/.demo
 	$(BIN)/gradprojio demo -o demo-output
 
+# Two processes with one thread each: most tests use no more.
 test: .venv/.test
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 lint: .venv/.test
 	$(BIN)/ruff check

@@ -51,15 +51,24 @@ class Tuning:
     """How the fields of one kind of similarity are optimized.
 
     regularity_weight: λ, before the user's factor. smoothing: see ``Displacements``. learning_rate: how far a step
-    moves a sample at most, in samples of the level.
+    moves a sample at most, in samples of the level. least_slope: a neighborhood whose loss changes by less than that
+    per sample of displacement moves by less than a step.
+
+    The optimizer divides gradients by their size. Where two images are the same, or show nothing, only noise is left,
+    and without the last bound the fields would follow it.
     """
 
     regularity_weight: float
     smoothing: float
     learning_rate: float
+    least_slope: float
 
 
-TUNINGS = {"lncc": Tuning(1.5, 1.5, 0.2), "lncc2": Tuning(1.5, 1.5, 0.2), "mind": Tuning(20.0, 7.0, 0.06)}
+TUNINGS = {
+    "lncc": Tuning(1.5, 1.5, 0.2, 0.08),
+    "lncc2": Tuning(1.5, 1.5, 0.2, 0.08),
+    "mind": Tuning(20.0, 7.0, 0.06, 0.03),
+}
 LEAST_SMOOTHING = 2.5
 FEW_SAMPLES = 64
 """On lattices with more samples along an axis, a smoothing above LEAST_SMOOTHING gets smaller in proportion.
@@ -72,12 +81,6 @@ LNCC_STRIDE = 4
 MIND_STRIDE = 2
 """The same of MIND's descriptors on lattices with more than FEW_SAMPLES; those of all take 7 GB for a brain."""
 FOLDING_WEIGHT = 100.0
-LEAST_SLOPE = 2e-2
-"""A neighborhood whose loss changes by less than that per sample of displacement moves by less than a step.
-
-The optimizer divides gradients by their size. Where two images are the same, or show nothing, what is left is rounding,
-and without this bound the fields would follow it.
-"""
 BYTES_PER_SAMPLE = 700
 """A process with 6.9 million samples was seen to take 4.0 GB, 0.5 GB of it before; the rest is a margin."""
 
@@ -237,7 +240,7 @@ class Refinement:
                 objective,
                 learning_rate=self.tuning.learning_rate,
                 weight_decay=0.0,
-                epsilon=LEAST_SLOPE / (knots * objective.seen),
+                epsilon=self.tuning.least_slope / (knots * objective.seen),
                 steps=level.steps,
                 method=self.settings.method,
                 projection=self.settings.projection,
