@@ -80,8 +80,8 @@ class Settings:
         metavar="N",
     )
     samples: int = _setting(
-        3_200_000,
-        "about how many samples the finest displacement fields have (1.3 mm for a brain), one per voxel at most",
+        2_800_000,
+        "about how many samples the finest displacement fields have (1.35 mm for a brain), one per voxel at most",
         least=1000,
         metavar="N",
     )
