@@ -65,8 +65,8 @@ class Tuning:
 
 
 TUNINGS = {
-    "lncc": Tuning(1.5, 1.5, 0.2, 0.08),
-    "lncc2": Tuning(1.5, 1.5, 0.2, 0.08),
+    "lncc": Tuning(1.5, 1.5, 0.2, 0.05),
+    "lncc2": Tuning(1.5, 1.5, 0.2, 0.05),
     "mind": Tuning(20.0, 7.0, 0.06, 0.03),
 }
 LEAST_SMOOTHING = 2.5
