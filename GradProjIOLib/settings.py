@@ -148,7 +148,7 @@ class Settings:
 SETTING_NAMES = tuple(one.name for one in fields(Settings))
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"samples": 2_500_000, "refine_steps": 30},
+    "quick": {"samples": 2_800_000, "refine_steps": 30},
     "standard": {},
     "thorough": {"samples": 7_000_000, "refine_steps": 90},
     "paper": {"steps": 50, "refine_steps": 0, "projection": "random"},
