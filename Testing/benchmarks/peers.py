@@ -87,13 +87,16 @@ def measure_peer(folder: Path, name: str, method: str, python: str) -> dict[str,
     """One of the peers' registrations of one pair and its figures."""
     fixed_name, moving_name, _ = PAIRS[name]
     files = [
-        str(folder / file) for file in (f"{fixed_name}.nii.gz", f"{moving_name}.nii.gz", f"{moving_name}_labels.nii.gz")
+        str(folder.resolve() / file)
+        for file in (f"{fixed_name}.nii.gz", f"{moving_name}.nii.gz", f"{moving_name}_labels.nii.gz")
     ]
     with tempfile.TemporaryDirectory() as written:
-        script = Path(__file__).with_name(f"peer_{PEERS[method]}.py")
+        script = Path(__file__).resolve().with_name(f"peer_{PEERS[method]}.py")
         threads = {name: str(THREADS) for name in ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS")}
-        command = [python, str(script), *files, method, written]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | threads).stdout
+        command = [os.path.abspath(python), str(script), *files, method, written]
+        printed = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=os.environ | threads, cwd=written
+        ).stdout
         memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         fixed_labels, moving_labels = _labels(folder, name)
         deformation = Deformation.read(Path(written) / "warp.nii.gz")
