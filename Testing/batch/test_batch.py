@@ -279,7 +279,7 @@ def test_a_preset_in_a_table_gives_what_neither_the_row_nor_the_common_options_s
     assert [pair.settings for pair in pairs] == [
         Settings(steps=50, refine_steps=0, projection="similarity"),
         Settings(steps=7, refine_steps=0, projection="similarity"),
-        Settings(refine_steps=PRESETS["quick"]["refine_steps"], projection="similarity"),
+        Settings(**PRESETS["quick"], projection="similarity"),
     ]
     assert ["did you mean paper?" in message for message in unusable.values()] == [True]
     with pytest.raises(InputError, match="'slow' is not known"):
