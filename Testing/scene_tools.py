@@ -12,6 +12,7 @@ import slicer
 from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes
+from GradProjIOLib.scene.session import SceneRegistration
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient
 
@@ -158,6 +159,18 @@ def add(scene, volume: Volume, kind: str = "vtkMRMLScalarVolumeNode", parent=Non
 def add_pair(scene, **keywords):
     """A fixed and a moving image node, some millimeters apart."""
     return add(scene, image("fixed", **keywords)), add(scene, image("moving", shift=2.0, **keywords))
+
+
+def sessions(client):
+    """A registration of an empty scene by a worker's client, for a fixture; it leaves nothing behind."""
+    scene = slicer.vtkMRMLScene()
+    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
+    session = SceneRegistration(scene, client)
+    yield session
+    if session.active:
+        session.stop_now()
+    session.discard()
+    scene.Clear(True)
 
 
 def wait_until(condition, poll, seconds: float = 120.0) -> None:

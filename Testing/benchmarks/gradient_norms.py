@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peers import PAIRS
 
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.registration.preprocessing import ImagePair, modality_of
@@ -22,13 +23,8 @@ from GradProjIOLib.registration.refinement import Refinement, plan_levels
 from GradProjIOLib.settings import SIMILARITIES, Settings
 from GradProjIOLib.spatial.maps import voxels_per_unit
 
-PAIRS = {
-    "brain": ("aligned_subject_b", "aligned_subject_a"),
-    "prostate 0": ("prostate_0_us", "prostate_0_mr"),
-    "prostate 1": ("prostate_1_us", "prostate_1_mr"),
-    "spine": ("spine_t2", "spine_t1"),
-    "trunk with itself": ("body_ct", "body_ct"),
-}
+NAMES = ("brain", "prostate 0", "prostate 1", "spine")
+ITSELF = {"trunk with itself": ("body_ct", "body_ct")}
 
 
 def main() -> None:
@@ -37,7 +33,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=300_000)
     options = parser.parse_args()
     print("| pair | similarity | at each level, coarsest first |\n|---|---|---|")
-    for name, files in PAIRS.items():
+    for name, files in ({one: PAIRS[one][:2] for one in NAMES} | ITSELF).items():
         fixed, moving = (read_volume(options.folder / f"{file}.nii.gz") for file in files)
         for similarity in SIMILARITIES:
             settings = Settings(

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
-import slicer
-from scene_tools import QUICK, ScriptedWorker, add, add_pair, image
+from scene_tools import QUICK, ScriptedWorker, add, add_pair, image, sessions
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
 from GradProjIOLib.scene.going_on import ResultToGoOn
 from GradProjIOLib.scene.inputs import Inputs
-from GradProjIOLib.scene.session import SceneRegistration, State
+from GradProjIOLib.scene.session import State
 from GradProjIOLib.scene.transforms import deformation_from_result
 
 REFINED = {"model": "none", "refine_steps": 4, "device": "cpu"}
@@ -24,17 +23,6 @@ def session(worker, folder):
 @pytest.fixture
 def scripted(folder):
     yield from sessions(ScriptedWorker())
-
-
-def sessions(client):
-    scene = slicer.vtkMRMLScene()
-    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
-    session = SceneRegistration(scene, client)
-    yield session
-    if session.active:
-        session.stop_now()
-    session.discard()
-    scene.Clear(True)
 
 
 def displacement(nodes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from scene_tools import OBLIQUE, ScriptedWorker, add, add_pair, image, right_angled
+from scene_tools import OBLIQUE, ScriptedWorker, add, add_pair, image, right_angled, sessions
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
@@ -13,7 +13,6 @@ from GradProjIOLib.scene.guidance import Guides, structures
 from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.labels import add_segment
 from GradProjIOLib.scene.pairs import PairPlacing, add_list, conflict_sentence, maps_of, pairs_of, remove_pair
-from GradProjIOLib.scene.session import SceneRegistration
 from GradProjIOLib.scene.transforms import deformation_from_result, deformation_to_node
 from GradProjIOLib.spatial.deformation import Deformation
 
@@ -30,17 +29,6 @@ def session(worker, folder):
 @pytest.fixture
 def scripted(folder):
     yield from sessions(ScriptedWorker())
-
-
-def sessions(client):
-    scene = slicer.vtkMRMLScene()
-    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
-    session = SceneRegistration(scene, client)
-    yield session
-    if session.active:
-        session.stop_now()
-    session.discard()
-    scene.Clear(True)
 
 
 def points(scene, positions, names=None, parent=None):

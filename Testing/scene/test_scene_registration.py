@@ -21,6 +21,7 @@ from scene_tools import (
     is_alive,
     new_worker,
     right_angled,
+    sessions,
     wait_until,
 )
 from scipy import ndimage
@@ -41,14 +42,7 @@ from GradProjIOLib.worker import protocol
 
 @pytest.fixture
 def session(worker, folder):
-    scene = slicer.vtkMRMLScene()
-    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
-    session = SceneRegistration(scene, worker)
-    yield session
-    if session.active:
-        session.stop_now()
-    session.discard()
-    scene.Clear(True)
+    yield from sessions(worker)
 
 
 def parent_node(scene):

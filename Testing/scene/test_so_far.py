@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import slicer
-from scene_tools import add_pair, image, wait_until
+from scene_tools import add_pair, image, sessions, wait_until
 from scipy.spatial.transform import Rotation
 
 from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.scene import nodes as mrml
 from GradProjIOLib.scene.inputs import Inputs
-from GradProjIOLib.scene.session import SceneRegistration
 from GradProjIOLib.scene.transforms import deformation_from_result
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.worker.so_far import MOST_SAMPLES, coarse
@@ -21,14 +20,7 @@ REFINED = {"model": "none", "refine_steps": 25, "device": "cpu"}
 @pytest.fixture
 def session(worker, folder, monkeypatch):
     monkeypatch.setattr("GradProjIOLib.scene.session.SECONDS", 0.0)
-    scene = slicer.vtkMRMLScene()
-    scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())
-    session = SceneRegistration(scene, worker)
-    yield session
-    if session.active:
-        session.stop_now()
-    session.discard()
-    scene.Clear(True)
+    yield from sessions(worker)
 
 
 def turned(scene):
