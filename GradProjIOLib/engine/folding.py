@@ -8,6 +8,8 @@ comes close to folding. Each step of an optimization looks at another of the eig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,48 +25,50 @@ def folding_penalty(displacement: Tensor, least: float = LEAST_DETERMINANT, corn
     """Mean of max(0, least − det) over all cells, summed over the batch entries: a scalar.
 
     displacement: [N, 3, D, H, W] in samples of the lattice, components along (x, y, z) = (W, H, D). An axis with one
-    sample counts as undeformed. corner: 0 for forward differences; its bits 1, 2 and 4 take backward ones along x, y
-    and z. Only the few cells that contribute are looked at for the gradient.
+    sample counts as undeformed. corner: see ``cell_determinants``. Only the few cells that contribute are looked at for
+    the gradient.
     """
-    mirrored = [axis for axis in range(3) if corner >> axis & 1]
-    if mirrored:
-        # Mirrored along an axis, a map has the same determinants, and forward differences for backward ones.
-        signs = torch.ones(3, 1, 1, 1, device=displacement.device)
-        signs[mirrored] = -1
-        displacement = displacement.flip([4 - axis for axis in mirrored]) * signs
     with torch.no_grad():
-        determinants = cell_determinants(displacement)
-        entry, z, y, x = (determinants < least).nonzero(as_tuple=True)
+        determinants = cell_determinants(displacement, corner)
+        entry, *cell = (determinants < least).nonzero(as_tuple=True)
         count = determinants[0].numel()
-        last_z, last_y, last_x = (n - 1 for n in displacement.shape[2:])
-        # One look-up for the corner of a cell and its three neighbors: each has a gradient as large as the field.
-        at_z = torch.stack([z, z, z, (z + 1).clamp(max=last_z)])
-        at_y = torch.stack([y, y, (y + 1).clamp(max=last_y), y])
-        at_x = torch.stack([x, (x + 1).clamp(max=last_x), x, x])
-    corner, *neighbors = displacement[entry, :, at_z, at_y, at_x]
-    return (least - _determinants([neighbor - corner for neighbor in neighbors])).sum() / count
+        # One look-up for both ends of the three edges: each look-up has a gradient as large as the field.
+        ends = [first for axis in range(3) for first in _ends(corner, axis, displacement.shape[2:])]
+        z, y, x = (torch.stack([place + end[axis] for end in ends]) for axis, place in enumerate(cell))
+    x0, x1, y0, y1, z0, z1 = displacement[entry, :, z, y, x]
+    return (least - _determinants([x1 - x0, y1 - y0, z1 - z0])).sum() / count
 
 
-def cell_determinants(displacement: Tensor) -> Tensor:
-    """Jacobian determinants by forward differences: [N, D − 1, H − 1, W − 1] (an axis with one sample keeps it)."""
+def cell_determinants(displacement: Tensor, corner: int = 0) -> Tensor:
+    """Jacobian determinants in all cells: [N, D − 1, H − 1, W − 1] (an axis with one sample keeps it).
+
+    Each is that of the three edges which meet in one corner of the cell. corner: 0 for the first along all axes; its
+    bits 1, 2 and 4 choose the last along x, y and z.
+    """
     depth = displacement.shape[2]
     blocks = [displacement[:, :, first : first + SLICES + 1] for first in range(0, max(depth - 1, 1), SLICES)]
-    return torch.cat([_block_determinants(block) for block in blocks], dim=1)
+    return torch.cat([_block_determinants(block, corner) for block in blocks], dim=1)
 
 
-def _block_determinants(displacement: Tensor) -> Tensor:
-    size = [max(n - 1, 1) for n in displacement.shape[2:]]
-    corner = _cells(displacement, size)
-    differences = []
-    for axis in (4, 3, 2):
-        first = min(1, displacement.shape[axis] - 1)
-        neighbor = displacement.narrow(axis, first, corner.shape[axis])
-        differences.append(_cells(neighbor, size) - corner)
-    return _determinants(differences)
+def _block_determinants(displacement: Tensor, corner: int) -> Tensor:
+    shape = displacement.shape[2:]
+    size = [max(n - 1, 1) for n in shape]
+
+    def at(end: Sequence[int]) -> Tensor:
+        z, y, x = (slice(first, first + n) for first, n in zip(end, size, strict=True))
+        return displacement[:, :, z, y, x]
+
+    edges = (_ends(corner, axis, shape) for axis in range(3))
+    return _determinants([at(last) - at(first) for first, last in edges])
 
 
-def _cells(values: Tensor, size: list[int]) -> Tensor:
-    return values[:, :, : size[0], : size[1], : size[2]]
+def _ends(corner: int, axis: int, shape: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Where a cell's edge along an axis (0 is x) begins and ends, along (z, y, x) from the cell's first sample."""
+    first = [corner >> 2 & 1, corner >> 1 & 1, corner & 1]
+    last = list(first)
+    first[2 - axis], last[2 - axis] = 0, 1
+    limits = [min(1, n - 1) for n in shape]
+    return list(map(min, first, limits)), list(map(min, last, limits))
 
 
 def _determinants(differences: list[Tensor]) -> Tensor:
