@@ -34,7 +34,7 @@ class Displacements(nn.Module):
         super().__init__()
         lattice = start.shape[2:]
         self.register_buffer("unit", (1 / maps.voxels_per_unit(lattice, start.device)).view(1, 3, 1, 1, 1))
-        self.register_buffer("start", start * self.unit)
+        self.register_buffer("start", (start * self.unit).contiguous())
         self.bases = [_gaussians(size, smoothing, start.device) for size in lattice]
         knots = [basis.shape[1] for basis in self.bases]
         self.change = nn.Parameter(torch.zeros(*start.shape[:2], *knots, device=start.device))

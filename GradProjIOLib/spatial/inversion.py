@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from GradProjIOLib.spatial.sampling import sample
+from GradProjIOLib.spatial.sampling import sample_at
 
 FIXED_POINT_STEPS = 30
 NEWTON_STEPS = 30
@@ -24,7 +24,7 @@ def solve(displacement: Tensor, targets: Tensor, linear: Tensor, tolerance: floa
     """
 
     def off(points: Tensor, aims: Tensor) -> Tensor:
-        return points + _displacement_at(displacement, points) - aims
+        return points + sample_at(displacement, points) - aims
 
     enough = (tolerance / 4) ** 2
     found, left = targets.clone(), torch.empty_like(targets)
@@ -55,18 +55,13 @@ def solve(displacement: Tensor, targets: Tensor, linear: Tensor, tolerance: floa
     return found, left
 
 
-def _displacement_at(displacement: Tensor, points: Tensor) -> Tensor:
-    extent = torch.tensor([max(size - 1, 1) for size in reversed(displacement.shape[2:])])
-    return sample(displacement, (points * (2 / extent) - 1)[None, None, None])[0, :, 0, 0].T
-
-
 def _newton_direction(displacement: Tensor, points: Tensor, residual: Tensor, distance: float = 0.02) -> Tensor:
     """The Gauss-Newton step at `points` [n, 3] from differences over `distance` voxels.
 
     It is damped a little, so that it exists where the map folds.
     """
     columns = [
-        _displacement_at(displacement, points + shift) - _displacement_at(displacement, points - shift)
+        sample_at(displacement, points + shift) - sample_at(displacement, points - shift)
         for shift in distance * torch.eye(3)
     ]
     jacobian = torch.eye(3) + torch.stack(columns, dim=-1) / (2 * distance)

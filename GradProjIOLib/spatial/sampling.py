@@ -22,15 +22,27 @@ def sample(image: Tensor, points: Tensor, padding: str = "border") -> Tensor:
     return F.grid_sample(image, points, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
+def sample_at(values: Tensor, index: Tensor) -> Tensor:
+    """Trilinear values [n, C] of [1, C, K, J, I] at an index [n, 3], given as (i, j, k) and clamped.
+
+    On a processor torch shares sampling among threads by batch entries, so each thread gets one.
+    """
+    extent = torch.tensor([max(size - 1, 1) for size in reversed(values.shape[2:])])
+    threads = torch.get_num_threads()
+    each = -(-len(index) // threads)
+    points = F.pad(index * (2 / extent) - 1, (0, 0, 0, each * threads - len(index)))
+    found = sample(values.expand(threads, -1, -1, -1, -1), points.view(threads, 1, 1, each, 3))
+    return found[:, :, 0, 0].movedim(1, 2).flatten(0, 1)[: len(index)]
+
+
 def sample_linear(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Trilinear samples of `values` [k, j, i, channels] at `index` [..., 3], given as (i, j, k) and clamped.
 
     Returns float32 [..., channels].
     """
-    extent = np.maximum(np.array(values.shape[2::-1]) - 1, 1)
-    grid = torch.from_numpy((index * (2 / extent) - 1).astype(np.float32).reshape(1, 1, 1, -1, 3))
     source = torch.from_numpy(np.asarray(values, dtype=np.float32)).permute(3, 0, 1, 2)[None]
-    return sample(source, grid)[0, :, 0, 0].T.reshape(*index.shape[:-1], values.shape[3]).numpy()
+    found = sample_at(source, torch.from_numpy(index.astype(np.float32).reshape(-1, 3)))
+    return found.reshape(*index.shape[:-1], values.shape[3]).numpy()
 
 
 def interpolator(array: np.ndarray, interpolation: str) -> Callable[[np.ndarray], np.ndarray]:
