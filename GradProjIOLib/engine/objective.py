@@ -37,10 +37,10 @@ class Objective:
     A deformation model is a module that gives, for source and target images, the chain of displacement fields
     [2, 3, …] of both directions, fixed → moving first (see ``maps.displace``).
 
-    similarity: a key of ``similarity.SIMILARITIES``. sigma: of LNCC's window, in samples. window_stride: how many
-    samples the similarity's windows lie apart. Masks [1, 1, D, H, W]
-    say where each image counts (above zero); a sample counts where its own image does and, at the point to which it is
-    mapped, the other one. The folding penalty is a part of the regularity's objective, with a weight of its own.
+    similarity: a key of ``similarity.SIMILARITIES``. sigma, shared_variance: see ``similarity.LNCC``; MIND has none.
+    window_stride: how many samples the similarity's windows lie apart. Masks [1, 1, D, H, W] say where each image
+    counts (above zero); a sample counts where its own image does and, at the point to which it is mapped, the other
+    one. The folding penalty is a part of the regularity's objective, with a weight of its own.
     outside_counts: whether samples that are mapped outside the lattice count, as black; uniGradICON has it so.
     landmarks, labels: pairs of points and of structures that should meet, further objectives.
     on_lattice: whether the model's maps are one field each on the lattice itself. The regularity is then computed at
@@ -56,6 +56,7 @@ class Objective:
         fixed_mask: Tensor | None = None,
         moving_mask: Tensor | None = None,
         sigma: float = SIGMA,
+        shared_variance: float = 0.0,
         window_stride: int = 1,
         regularity_weight: float = 1.5,
         folding_weight: float = 0.0,
@@ -76,7 +77,7 @@ class Objective:
         self.masks: Tensor | None = _stack_masks(self.targets, fixed_mask, moving_mask, similarity)
         if outside_counts and _hides_nothing(self.masks):
             self.masks = None
-        window = {} if similarity == "mind" else {"sigma": sigma}
+        window = {} if similarity == "mind" else {"sigma": sigma, "shared_variance": shared_variance}
         self.similarity = SIMILARITIES[similarity](self.targets, stride=window_stride, **window)
         consistency = LatticeInverseConsistency if on_lattice else GradientInverseConsistency
         self.regularity = consistency(self.lattice, fixed.device)

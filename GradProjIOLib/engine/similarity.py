@@ -24,6 +24,7 @@ from torch import Tensor
 SIGMA = 5
 """Standard deviation of LNCC's Gaussian window in samples; the window ends at two standard deviations."""
 VARIANCE_FLOOR = 1e-5
+"""Added to variances, as in uniGradICON."""
 MIND_RADIUS = 2
 MIND_DILATION = 2
 LEAST_STRUCTURE = 1e-4
@@ -57,14 +58,17 @@ class LNCC:
     """1 − mean local normalized cross-correlation, in [0, 2].
 
     sigma: standard deviation of the window in samples. stride: how many samples the windows lie apart; uniGradICON
-    has one around every sample.
+    has one around every sample. shared_variance: of a signal that both images are thought to have besides what they
+    show. With it windows in which neither image shows anything match, and images that are the same match best as they
+    are. Without it, as in uniGradICON, such windows match less than others, and the loss is smaller where a deformation
+    draws something in.
     """
 
-    def __init__(self, targets: Tensor, sigma: float = SIGMA, stride: int = 1):
+    def __init__(self, targets: Tensor, sigma: float = SIGMA, stride: int = 1, shared_variance: float = 0.0):
         self.targets = targets
-        self.sigma, self.stride = sigma, stride
+        self.sigma, self.stride, self.shared_variance = sigma, stride, shared_variance
         self.window = Window(sigma, stride=stride)
-        self.mean, self.variance = _moments(targets, self.window)
+        self.mean, self.variance = self._moments(targets, self.window)
 
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
         return 1 - weighted_mean(self.correlation(warped, weights), _centers(weights, self.stride))
@@ -72,8 +76,8 @@ class LNCC:
     def correlation(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
         """The correlation of the warped images with the targets in each window."""
         window, target_mean, target_variance = self._in_window(weights)
-        mean, variance = _moments(warped, window)
-        covariance = window.mean(warped * self.targets) - mean * target_mean
+        mean, variance = self._moments(warped, window)
+        covariance = window.mean(warped * self.targets) - mean * target_mean + self.shared_variance
         return covariance * torch.rsqrt(variance * target_variance)
 
     def _in_window(self, weights: Tensor | None) -> tuple[Window, Tensor, Tensor]:
@@ -81,7 +85,14 @@ class LNCC:
         if weights is None:
             return self.window, self.mean, self.variance
         window = Window(self.sigma, weights, self.stride)
-        return window, *_moments(self.targets, window)
+        return window, *self._moments(self.targets, window)
+
+    def _moments(self, images: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """Means and variances in the window around every sample."""
+        mean = window.mean(images)
+        # Rounding can make the difference negative.
+        variance = torch.relu(window.mean(images.square()) - mean.square())
+        return mean, variance + (self.shared_variance or VARIANCE_FLOOR)
 
 
 class SquaredLNCC(LNCC):
@@ -113,13 +124,6 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
         return values.mean(dim=(1, 2, 3, 4))
     total = weights.sum(dim=(1, 2, 3, 4)).clamp(min=LEAST_TOTAL)
     return (values * weights).sum(dim=(1, 2, 3, 4)) / total
-
-
-def _moments(images: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-    """Means and variances in the window around every sample."""
-    mean = window.mean(images)
-    # Rounding can make the difference negative.
-    return mean, torch.relu(window.mean(images.square()) - mean.square()) + VARIANCE_FLOOR
 
 
 SIMILARITIES: dict[str, Callable[..., Similarity]] = {"lncc": LNCC, "lncc2": SquaredLNCC, "mind": MINDSSC}

@@ -51,24 +51,27 @@ class Tuning:
     """How the fields of one kind of similarity are optimized.
 
     regularity_weight: λ, before the user's factor. smoothing: see ``Displacements``. learning_rate: how far a step
-    moves a sample at most, in samples of the level. least_slope: a neighborhood whose loss changes by less than that
-    per sample of displacement moves by less than a step.
-
-    The optimizer divides gradients by their size. Where two images are the same, or show nothing, only noise is left,
-    and without the last bound the fields would follow it.
+    moves a sample at most, in samples of the level.
     """
 
     regularity_weight: float
     smoothing: float
     learning_rate: float
-    least_slope: float
 
 
 TUNINGS = {
-    "lncc": Tuning(1.5, 1.5, 0.2, 0.05),
-    "lncc2": Tuning(1.5, 1.5, 0.2, 0.05),
-    "mind": Tuning(20.0, 7.0, 0.06, 0.03),
+    "lncc": Tuning(1.5, 1.5, 0.2),
+    "lncc2": Tuning(1.5, 1.5, 0.2),
+    "mind": Tuning(20.0, 7.0, 0.06),
 }
+LEAST_SLOPE = 0.03
+"""A neighborhood whose loss changes by less than that per sample of displacement moves by less than a step.
+
+The optimizer divides gradients by their size. Where two images are the same, or show nothing, only noise is left, and
+without this bound the fields would follow it.
+"""
+SHARED_VARIANCE = 1e-4
+"""See ``LNCC``; of intensities in [0, 1], so it is that of weak noise, or of 20 HU in CT."""
 LEAST_SMOOTHING = 2.5
 FEW_SAMPLES = 64
 """On lattices with more samples along an axis, a smoothing above LEAST_SMOOTHING gets smaller in proportion.
@@ -174,6 +177,7 @@ class Refinement:
             / Settings.regularity_weight,
             folding_weight=FOLDING_WEIGHT,
             on_lattice=True,
+            shared_variance=SHARED_VARIANCE,
             window_stride=stride,
             outside_counts=self.settings.similarity != "mind",
         )
@@ -240,7 +244,7 @@ class Refinement:
                 objective,
                 learning_rate=self.tuning.learning_rate,
                 weight_decay=0.0,
-                epsilon=self.tuning.least_slope / (knots * objective.seen),
+                epsilon=LEAST_SLOPE / (knots * objective.seen),
                 steps=level.steps,
                 method=self.settings.method,
                 projection=self.settings.projection,

@@ -85,6 +85,18 @@ class TestSimilarity:
         warped.requires_grad_()
         assert torch.autograd.gradcheck(lambda images: similarity(images, weights if weighted else None), warped)
 
+    @pytest.mark.parametrize("kind", [LNCC, SquaredLNCC])
+    def test_with_a_shared_signal_equal_images_match_best_as_they_are_also_where_they_show_nothing(self, kind):
+        targets = smooth_image(0)
+        targets[..., :12] = 0.2
+        warped = targets.clone().requires_grad_()
+        slopes = []
+        for shared in (0.0, 1e-4):
+            loss = kind(targets, shared_variance=shared)(warped)
+            slopes.append(torch.autograd.grad(loss, warped)[0].abs().max())
+        assert loss.item() == pytest.approx(0, abs=1e-6)
+        assert slopes[1] < 1e-3 * slopes[0]
+
     def test_lncc_sees_the_sign_of_the_contrast_and_its_square_does_not(self):
         targets = smooth_image(0)
         assert LNCC(targets)(-targets).item() > 1.95
