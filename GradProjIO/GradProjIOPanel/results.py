@@ -101,9 +101,8 @@ class ResultsSection:
     def showNew(self, results):
         """Show the nodes of a registration that has just ended: the registered image over the fixed one, fitted."""
         self.show(next((results[role] for role in (JACOBIAN, WARPED, TRANSFORM) if role in results), None))
-        self.compare.show(AFTER, OPACITY)
-        if slicer.app.layoutManager() is not None:
-            slicer.util.resetSliceViews()
+        hasViews = slicer.app.layoutManager() is not None
+        self.compare.show(AFTER, OPACITY, slicer.util.resetSliceViews if hasViews else None)
         if self.folding.folds:
             self.ui.foldingCollapsibleButton.collapsed = False
         self.update()

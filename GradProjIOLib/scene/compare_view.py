@@ -5,6 +5,8 @@ What is shown is read from the views, so that a panel that asks here cannot cont
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import slicer
 
 from GradProjIOLib.scene import nodes
@@ -17,6 +19,8 @@ OPACITY = 0.5
 
 # Background, foreground, opacity of the foreground, and whether the views are linked.
 Layers = tuple[str | None, str | None, float, bool]
+# Field of view and center of a slice view, and the slice's place in RAS.
+Place = tuple[tuple[float, ...], ...]
 
 
 class CompareView:
@@ -30,6 +34,8 @@ class CompareView:
         self.result: slicer.vtkMRMLNode | None = None
         # The layers that the user had, by the ID of the composite node.
         self._own: dict[str, Layers] = {}
+        # Where the user's own views were and where they were put instead, by the ID of the slice node.
+        self._fitted: dict[str, tuple[Place, Place]] = {}
 
     @property
     def mode(self) -> str:
@@ -65,10 +71,11 @@ class CompareView:
             _set_layers(node, (*pair, node.GetForegroundOpacity(), True))
         self._refresh_legends()
 
-    def show(self, mode: str, opacity: float | None = None) -> None:
+    def show(self, mode: str, opacity: float | None = None, fit: Callable[[], None] | None = None) -> None:
         """Show another image in all slice views; an empty `mode` gives the user's own layers back.
 
-        Without `opacity` it stays as it is, or is a half where the user's own layers were shown.
+        Without `opacity` it stays as it is, or is a half where the user's own layers were shown. fit: makes the views
+        show all of it. They are put back, too, unless the user has moved them since.
         """
         before = self.mode
         if not mode:
@@ -84,6 +91,10 @@ class CompareView:
         for node in self._composites(empty=True):
             _set_layers(node, (*pair, node.GetForegroundOpacity() if opacity is None else opacity, True))
         self._refresh_legends()
+        if fit is not None:
+            places = {node.GetID(): self._own_place(node) for node in self._slices()}
+            fit()
+            self._fitted = {node.GetID(): (places[node.GetID()], _place(node)) for node in self._slices()}
 
     def fade(self, opacity: float) -> None:
         """Change the opacity of what is shown."""
@@ -93,15 +104,26 @@ class CompareView:
 
     def forget(self) -> None:
         """The scene is closed or replaced: there are no own layers any more, and no result."""
-        self.result, self._own = None, {}
+        self.result, self._own, self._fitted = None, {}, {}
 
     def _give_back(self) -> None:
         for node in self._composites():
             background, foreground, opacity, linked = self._own.get(node.GetID(), (None, None, OPACITY, False))
             there = [volume if self.scene.GetNodeByID(volume or "") else None for volume in (background, foreground)]
             _set_layers(node, (there[0] or node.GetBackgroundVolumeID(), there[1], opacity, linked))
-        self._own = {}
+        for node in self._slices():
+            _set_place(node, self._own_place(node))
+        self._own, self._fitted = {}, {}
         self._refresh_legends()
+
+    def _own_place(self, node: slicer.vtkMRMLSliceNode) -> Place:
+        """Where a view was before it was fitted, or is where it was moved since."""
+        own, fitted = self._fitted.get(node.GetID(), (None, None))
+        now = _place(node)
+        return own if own is not None and now == fitted else now
+
+    def _slices(self) -> list[slicer.vtkMRMLSliceNode]:
+        return nodes.nodes_of_class(self.scene, "vtkMRMLSliceNode")
 
     def _pair(self, mode: str) -> tuple[str, str] | None:
         """The IDs of background and foreground; None where one of them is not there."""
@@ -130,4 +152,22 @@ def _set_layers(node: slicer.vtkMRMLSliceCompositeNode, layers: Layers) -> None:
     node.SetForegroundVolumeID(layers[1])
     node.SetForegroundOpacity(layers[2])
     node.SetLinkedControl(layers[3])
+    node.EndModify(was_modified)
+
+
+def _place(node: slicer.vtkMRMLSliceNode) -> Place:
+    matrix = node.GetSliceToRAS()
+    elements = tuple(matrix.GetElement(row, column) for row in range(4) for column in range(4))
+    return tuple(node.GetFieldOfView()), tuple(node.GetXYZOrigin()), elements
+
+
+def _set_place(node: slicer.vtkMRMLSliceNode, place: Place) -> None:
+    field_of_view, origin, elements = place
+    if place == _place(node):
+        return
+    was_modified = node.StartModify()
+    node.SetFieldOfView(*field_of_view)
+    node.SetXYZOrigin(*origin)
+    node.GetSliceToRAS().DeepCopy(elements)
+    node.UpdateMatrices()
     node.EndModify(was_modified)

@@ -570,6 +570,41 @@ def test_the_map_and_the_grid_reach_all_slice_views(scene):
     assert not display.GetVisibility()
 
 
+def test_the_views_are_where_they_were_when_the_result_is_left_unless_they_were_moved(scene):
+    fixed, jacobian, _ = folded_map(scene)
+    scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    link(jacobian, fixed=fixed)
+    views = [scene.AddNewNodeByClass("vtkMRMLSliceNode", name) for name in ("Red", "Green")]
+    for view in views:
+        view.SetFieldOfView(30, 20, 1)
+        view.SetXYZOrigin(3, 2, 0)
+        view.JumpSliceByCentering(1, 2, 3)
+    places = [picture_place(view) for view in views]
+
+    def fit():
+        for view in views:
+            view.SetFieldOfView(200, 150, 1)
+            view.SetXYZOrigin(0, 0, 0)
+            view.JumpSliceByCentering(10, 20, 30)
+
+    compare = CompareView(scene)
+    compare.choose(jacobian)
+    compare.show("map", 0.5, fit)
+    assert picture_place(views[0]) != places[0]
+    # Another result, fitted again, changes nothing of what the user's own view was.
+    compare.show("map", 0.5, fit)
+    views[1].JumpSliceByCentering(-5, 0, 0)
+    moved = picture_place(views[1])
+    compare.show("")
+    assert picture_place(views[0]) == places[0]
+    assert picture_place(views[1]) == moved
+
+
+def picture_place(view):
+    to_ras = [round(view.GetXYToRAS().GetElement(row, column), 9) for row in range(4) for column in range(4)]
+    return view.GetFieldOfView(), to_ras
+
+
 def loss(similarity, regularity):
     return {"index": 0, "similarity": similarity, "regularity": regularity}
 
