@@ -2,8 +2,8 @@
 
     python peer_ants.py FIXED MOVING MOVING_LABELS KIND FOLDER
 
-Writes labels.nii.gz, the moving labels on the fixed image, and warp.nii.gz, the displacements (LPS mm) of ANTs' last
-stage, and prints the seconds of the registration.
+Writes labels.nii.gz, the moving labels on the fixed image, warp.nii.gz, the displacements (LPS mm) of ANTs' last stage,
+and inverse.nii.gz, their inverse, and prints the seconds of the registration.
 """
 
 import shutil
@@ -21,4 +21,5 @@ seconds = time.perf_counter() - start
 labels = ants.apply_transforms(fixed, ants.image_read(labels_path), found["fwdtransforms"], "nearestNeighbor")
 ants.image_write(labels, f"{folder}/labels.nii.gz")
 shutil.copy(found["fwdtransforms"][0], f"{folder}/warp.nii.gz")
+shutil.copy(found["invtransforms"][-1], f"{folder}/inverse.nii.gz")
 print(seconds)

@@ -29,13 +29,14 @@ import numpy as np
 import torch
 
 from GradProjIOLib import __version__
-from GradProjIOLib.evaluation.metrics import dice_of, hd95, landmark_distances
+from GradProjIOLib.evaluation.metrics import dice_of, evaluate_folding, hd95, landmark_distances
 from GradProjIOLib.geometry.image_files import read_labels, read_volume
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.inverse import round_trip
 from GradProjIOLib.registration.register import register
+from GradProjIOLib.settings import PRESETS
 from GradProjIOLib.spatial.deformation import Deformation
-from GradProjIOLib.spatial.jacobian import folding
 
 BRAIN = {"model": "compact"}
 OTHER = {"model": "none", "similarity": "mind"}
@@ -74,6 +75,7 @@ def measure_ours(folder: Path, name: str, method: str) -> dict[str, Any]:
     warped = result.forward.warp(moving_labels, fixed, "nearest")
     report = result.report
     return _figures(name, fixed_labels, moving_labels, warped, result.forward) | {
+        "inverse_error_mm": report["inverse_error_mm"]["mean"],
         "similarity": report["similarity"],
         "regularity": report["regularity"],
         "conflicts": float(np.mean([step["projected"] not in (None, "none") for step in report["steps"]] or [0])),
@@ -102,10 +104,15 @@ def measure_peer(folder: Path, name: str, method: str, python: str) -> dict[str,
         deformation = Deformation.read(Path(written) / "warp.nii.gz")
         labels = Path(written) / "labels.nii.gz"
         warped = read_labels(labels) if labels.exists() else deformation.warp(moving_labels, fixed_labels, "nearest")
+        inverse_error = None
+        if (Path(written) / "inverse.nii.gz").exists():
+            inverse = Deformation.read(Path(written) / "inverse.nii.gz")
+            inverse_error = round_trip(deformation, inverse, fixed_labels, moving_labels)["mean"]
     figures = _figures(name, fixed_labels, moving_labels, warped, deformation)
     if PEERS[method] == "ants":
         # ANTs' stages are separate transforms, of which only the labels saw all.
         figures["landmarks_mm"] = float("nan")
+    figures["inverse_error_mm"] = inverse_error
     return figures | {"seconds": float(printed.split()[-1]), "memory_gb": memory / 2**20}
 
 
@@ -131,14 +138,15 @@ def _figures(name: str, fixed: Volume, moving: Volume, warped: Volume, deformati
         after_mm = float(np.mean(landmark_distances(deformation.map_points(targets), sources)))
         fixed, warped = (replace(one, array=(one.array > 0).astype(np.uint8)) for one in (fixed, warped))
     structures = [int(label) for label in np.unique(fixed.array) if label]
-    folds = folding(deformation, fixed.shape, fixed.affine)
+    folds, _ = evaluate_folding(deformation, fixed)
     return {
         "dice": float(np.nanmean(dice_of(fixed.array, warped.array, structures))),
         "hd95_mm": float(np.nanmean([hd95(fixed.array == s, warped.array == s, fixed.spacing) for s in structures])),
         "landmarks_before_mm": before_mm,
         "landmarks_mm": after_mm,
-        "folded_percent": folds.folded_percent,
+        "folded_percent": 100 * folds.folded_voxels / fixed.array.size,
         "ndv_percent": folds.ndv_percent,
+        "std_log_jacobian": folds.std_log_jacobian,
     }
 
 
@@ -159,6 +167,8 @@ COLUMNS = {
     "landmarks [mm]": ("landmarks_mm", ".2f"),
     "folded %": ("folded_percent", ".5f"),
     "NDV %": ("ndv_percent", ".5f"),
+    "SD log J": ("std_log_jacobian", ".3f"),
+    "inverse [mm]": ("inverse_error_mm", ".3f"),
     "similarity loss": ("similarity", ".4f"),
     "conflicts": ("conflicts", ".0%"),
     "start": ("start", ""),
@@ -177,6 +187,11 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("PAIR", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     pythons = dict(one.split("=", 1) for one in options.peer)
+    for method in options.methods.split(","):
+        if method in PEERS and PEERS[method] not in pythons:
+            parser.error(f"{method} needs --peer {PEERS[method]}=PYTHON")
+        if method not in PEERS and method.split(":")[0] not in PRESETS:
+            parser.error(f"{method} is neither a preset nor one of {', '.join(PEERS)}")
     if options.one:
         name, method = options.one
         if method in PEERS:
@@ -189,21 +204,23 @@ def main() -> None:
     print("| pair | method |", *(f" {title} |" for title in COLUMNS), "\n|---|---|", "---|" * len(COLUMNS), sep="")
     for name in options.pairs.split(","):
         for method in options.methods.split(","):
-            if method in PEERS and PEERS[method] not in pythons:
-                parser.error(f"{method} needs --peer {PEERS[method]}=PYTHON")
             peers = [f"--peer={one}" for one in options.peer]
             row = {"pair": name, "method": method} | _in_process([str(options.folder), "--one", name, method, *peers])
             rows.append(row)
             cells = [_cell(row.get(key), form) for key, form in COLUMNS.values()]
             print(f"| {name} | {method} |", *(f" {cell} |" for cell in cells), sep="", flush=True)
-    if options.json:
-        report = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "version": __version__,
-            "machine": {"system": platform.platform(), "torch": torch.__version__, "threads": THREADS},
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            if options.json:
+                # After each one, as later ones may fail.
+                options.json.write_text(json.dumps(_report(rows), indent=1) + "\n", encoding="utf-8")
+
+
+def _report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "machine": {"system": platform.platform(), "torch": torch.__version__, "threads": THREADS},
+        "rows": rows,
+    }
 
 
 def _cell(value: Any, form: str) -> str:
