@@ -25,13 +25,13 @@ class LandmarkDistance:
     """How far pairs of landmarks are apart under the maps of both directions.
 
     fixed, moving: [n, 3] in the frame of ``spatial.maps``; moving landmarks lie where the initial transform puts them.
-    mm_per_unit: [3, 3], from a difference of points in that frame to RAS mm. tolerance: mm within which a landmark
-    hardly pulls, as no click is exact. share: the part of the lattice that one landmark stands for.
+    mm_per_unit: [3, 3], from a difference of points in that frame to RAS mm. tolerances: [n], mm within which a
+    landmark hardly pulls, as no click is exact. share: the part of the lattice that one landmark stands for.
     """
 
-    def __init__(self, fixed: Tensor, moving: Tensor, mm_per_unit: Tensor, tolerance: float, share: float):
+    def __init__(self, fixed: Tensor, moving: Tensor, mm_per_unit: Tensor, tolerances: Tensor, share: float):
         self.sides = fixed, moving
-        self.mm_per_unit, self.tolerance = mm_per_unit, tolerance
+        self.mm_per_unit, self.tolerances = mm_per_unit, tolerances
         self.weight = share * len(fixed)
 
     def distances(self, fields: Sequence[Tensor]) -> Tensor:
@@ -47,7 +47,7 @@ class LandmarkDistance:
 
         It is quadratic near zero and linear far away, so that one wrong landmark does not outweigh all others.
         """
-        return ((1 + (self.distances(fields) / self.tolerance).square()).sqrt() - 1).mean(dim=1).sum()
+        return ((1 + (self.distances(fields) / self.tolerances).square()).sqrt() - 1).mean(dim=1).sum()
 
     def _distance(self, mapped: Tensor, end: Tensor) -> Tensor:
         # The small number keeps the derivative of the root finite.

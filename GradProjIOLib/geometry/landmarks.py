@@ -22,11 +22,15 @@ FIDUCIAL_DEFINED = "2"  # the position status that newer versions of Slicer appe
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Named points: `points` [n, 3] in RAS mm."""
+    """Named points: `points` [n, 3] in RAS mm.
+
+    tolerances: [n], how exact each is, in mm; NaN or None where that is not said.
+    """
 
     names: list[str]
     points: np.ndarray
     source: str = "landmarks"
+    tolerances: np.ndarray | None = None
 
 
 def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np.ndarray | None = None) -> Landmarks:
@@ -34,21 +38,22 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
 
     Slicer's files say themselves whether they are in LPS or RAS. Of a .csv file `frame` says it ("LPS", "RAS"
     in mm, or "voxels", indices (i, j, k) of the image with `affine`); its columns are x, y, z or i, j, k, and
-    optionally name or label; without a header they are the first three. Points that Slicer marks as not
-    placed are left out. Raises InputError for other files, and where the frame or the affine is missing.
+    optionally name or label, and tolerance (mm); without a header they are the first three. Points that Slicer marks as
+    not placed are left out. Raises InputError for other files, and where the frame or the affine is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path} is no landmark file; use one of {', '.join(SUFFIXES)}.")
+    tolerances = None
     try:
         if path.name.lower().endswith(".mrk.json"):
             names, positions, frame = _read_markups(path)
         elif path.name.lower().endswith(".fcsv"):
             names, positions, frame = _read_fiducials(path)
         else:
-            names, positions = _read_table(path)
+            names, positions, tolerances = _read_table(path)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, InputError):
             raise
@@ -58,7 +63,9 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
     points = np.array(positions, dtype=np.float64)
     if not np.isfinite(points).all():
         raise InputError(f"{path} has a landmark whose position is no number; correct or remove it.")
-    return Landmarks(names, to_ras(points, frame, affine, path), str(path))
+    if tolerances is not None and (tolerances <= 0).any():
+        raise InputError(f"{path} has a tolerance that is not positive; give mm, or leave the cell empty.")
+    return Landmarks(names, to_ras(points, frame, affine, path), str(path), tolerances)
 
 
 def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
@@ -175,11 +182,15 @@ def is_number(cell: str) -> bool:
     return True
 
 
-def _read_table(path: Path) -> tuple[list[str], list[list[float]]]:
+def _read_table(path: Path) -> tuple[list[str], list[list[float]], np.ndarray | None]:
     rows, columns, name_column = read_rows(path)
+    tolerances = None
     if not is_number(rows[0][columns[0]]):
-        del rows[0]
+        header = [cell.strip().lower() for cell in rows.pop(0)]
+        if "tolerance" in header:
+            cells = [row[header.index("tolerance") :][:1] for row in rows]
+            tolerances = np.array([float(cell[0]) if cell and cell[0].strip() else np.nan for cell in cells])
     names = [
         row[name_column].strip() if len(row) > name_column else str(number) for number, row in enumerate(rows, start=1)
     ]
-    return names, [[float(row[column]) for column in columns] for row in rows]
+    return names, [[float(row[column]) for column in columns] for row in rows], tolerances

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,22 +26,30 @@ UNNAMED = ("landmarks", "landmarks")
 
 @dataclass(frozen=True, eq=False)
 class LandmarkPairs:
-    """Points of the fixed image and their partners in the moving one, [n, 3] each in RAS mm, and their files."""
+    """Points of the fixed image and their partners in the moving one, [n, 3] each in RAS mm, and their files.
+
+    tolerances: [n] in mm; NaN where the setting ``landmark_tolerance`` holds, and None where it does for all.
+    """
 
     names: list[str]
     fixed: np.ndarray
     moving: np.ndarray
     sources: tuple[str, str] = UNNAMED
+    tolerances: np.ndarray | None = None
 
     @classmethod
     def of(cls, fixed: Points, moving: Points) -> LandmarkPairs:
         """From files, ``Landmarks``, or arrays [n, 3] in RAS mm; partners have the same name, else the same place.
 
-        A .csv file is in RAS mm. Raises InputError where the two do not match.
+        A .csv file is in RAS mm. Where both say how exact a landmark is, the larger tolerance holds. Raises InputError
+        where the two do not match.
         """
-        sides = [_as_landmarks(fixed, "fixed"), _as_landmarks(moving, "moving")]
-        order = match_landmarks(sides[0].names, sides[1].names)
-        return cls(sides[0].names, sides[0].points, sides[1].points[order], (sides[0].source, sides[1].source))
+        first, second = _as_landmarks(fixed, "fixed"), _as_landmarks(moving, "moving")
+        order = match_landmarks(first.names, second.names)
+        said = [first.tolerances, None if second.tolerances is None else second.tolerances[order]]
+        known = [tolerances for tolerances in said if tolerances is not None]
+        tolerances = np.fmax.reduce(known) if known else None
+        return cls(first.names, first.points, second.points[order], (first.source, second.source), tolerances)
 
     @classmethod
     def from_report(
@@ -51,13 +59,16 @@ class LandmarkPairs:
         if not reported:
             return None
         fixed, moving = (np.array([pair[side] for pair in reported]) for side in ("fixed", "moving"))
-        return cls([pair["name"] for pair in reported], fixed, moving, sources)
+        tolerances = np.array([pair.get("tolerance_mm") for pair in reported], dtype=np.float64)
+        return cls([pair["name"] for pair in reported], fixed, moving, sources, tolerances)
 
     def same_as(self, other: LandmarkPairs | None) -> bool:
-        """Whether they are the same points."""
-        return other is not None and np.array_equal(
-            np.stack([self.fixed, self.moving]), np.stack([other.fixed, other.moving])
-        )
+        """Whether they are the same points, known as exactly."""
+        return other is not None and np.array_equal(self._numbers(), other._numbers(), equal_nan=True)
+
+    def _numbers(self) -> np.ndarray:
+        tolerances = np.full(len(self.fixed), np.nan) if self.tolerances is None else self.tolerances
+        return np.column_stack([self.fixed, self.moving, tolerances])
 
     def placed(self, initial: Deformation | np.ndarray, fixed: Volume) -> LandmarkPairs:
         """The same with the moving points where the initial transform puts them, beside the fixed ones.
@@ -72,28 +83,42 @@ class LandmarkPairs:
                     f"The landmark {name} lies outside {fixed.name}, or its partner does under the initial transform; "
                     "correct it, or align the images first."
                 )
-        return LandmarkPairs(self.names, self.fixed, moving)
+        return replace(self, moving=moving)
 
     def on_lattice(
         self, lattice: tuple[int, int, int], affine: np.ndarray, tolerance: float, device: torch.device
     ) -> LandmarkDistance:
-        """The objective for ``placed`` pairs on a lattice (K, J, I) with ``affine``."""
+        """The objective for ``placed`` pairs on a lattice (K, J, I) with ``affine``.
+
+        tolerance: mm, of landmarks that do not say theirs.
+        """
+        own = self._numbers()[:, -1]
+        tolerances = np.where(np.isnan(own), tolerance, own)
         half = (np.array(lattice[::-1]) - 1) / 2
         to_index = np.linalg.inv(affine)
         fixed, moving = (apply_matrix(to_index, points) / half - 1 for points in (self.fixed, self.moving))
         tensor = partial(torch.tensor, dtype=torch.float32, device=device)
         view = abs(np.linalg.det(affine[:3, :3])) * math.prod(lattice)
         share = min(1.0, 4 / 3 * math.pi * RADIUS**3 / view)
-        return LandmarkDistance(tensor(fixed), tensor(moving), tensor(affine[:3, :3] * half), tolerance, share)
+        return LandmarkDistance(tensor(fixed), tensor(moving), tensor(affine[:3, :3] * half), tensor(tolerances), share)
 
     def report(self, before: Deformation | np.ndarray, after: Deformation) -> list[dict[str, Any]]:
-        """For each pair its name, both points, and its distance in mm under the initial transform and the result."""
+        """For each pair its name, both points, and its distance in mm under the initial transform and the result.
+
+        Its own tolerance, where it has one.
+        """
         mapped = (one.map_points(self.fixed) for one in (as_deformation(before), after))
         distances = (np.linalg.norm(points - self.moving, axis=1).tolist() for points in mapped)
         return [
             {"name": name, "fixed": fixed, "moving": moving, "before_mm": before_mm, "after_mm": after_mm}
-            for name, fixed, moving, before_mm, after_mm in zip(
-                self.names, self.fixed.tolist(), self.moving.tolist(), *distances, strict=True
+            | ({} if math.isnan(tolerance) else {"tolerance_mm": tolerance})
+            for name, fixed, moving, before_mm, after_mm, tolerance in zip(
+                self.names,
+                self.fixed.tolist(),
+                self.moving.tolist(),
+                *distances,
+                self._numbers()[:, -1].tolist(),
+                strict=True,
             )
         ]
 

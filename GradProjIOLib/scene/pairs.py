@@ -127,7 +127,9 @@ def pairs_of(
 def _conflicted(report: dict[str, Any], fixed: np.ndarray, moving: np.ndarray) -> list[bool]:
     tolerance = report.get("settings", {}).get("landmark_tolerance", Settings.landmark_tolerance)
     pulled = conflicts(report, "landmarks")
-    apart = [one for one in report.get("landmarks") or [] if pulled and one["after_mm"] > tolerance]
+    apart = [
+        one for one in report.get("landmarks") or [] if pulled and one["after_mm"] > one.get("tolerance_mm", tolerance)
+    ]
     known = np.array([[*one["fixed"], *one["moving"]] for one in apart]).reshape(-1, 6)
     return [bool(np.isclose(known, both, atol=MOVED_MM).all(axis=1).any()) for both in np.hstack([fixed, moving])]
 

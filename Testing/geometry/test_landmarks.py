@@ -72,6 +72,14 @@ def test_table_in_each_frame(tmp_path):
         np.testing.assert_allclose(found.points, POINTS, atol=1e-9)
 
 
+def test_table_with_tolerances(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("x,y,z,name,Tolerance\n1,2,3,a,0.5\n4,5,6,b,\n7,8,9,c\n")
+    found = read_landmarks(path, "RAS")
+    np.testing.assert_array_equal(found.tolerances, [0.5, np.nan, np.nan])
+    assert found.names == ["a", "b", "c"]
+
+
 def test_table_without_header(tmp_path):
     path = tmp_path / "points.csv"
     path.write_text("1.25,-2.5,30\n-40,5.5,-6.75\n\n")
@@ -88,6 +96,7 @@ def test_table_without_header(tmp_path):
         ("points.csv", "a,b,c\n1,2,3\n", "RAS", "name three of them"),
         ("points.csv", "x,y,z\n1,2\n", "RAS", "cannot be read as landmarks"),
         ("points.csv", "x,y,z\n1,2,nan\n", "RAS", "position is no number"),
+        ("points.csv", "x,y,z,tolerance\n1,2,3,0\n", "RAS", "tolerance that is not positive"),
         ("points.csv", "x,y,z\n", "RAS", "holds no landmark"),
         ("points.csv", "", "RAS", "holds no landmark"),
         ("points.mrk.json", "{}", None, "cannot be read as landmarks"),

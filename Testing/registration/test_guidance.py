@@ -9,11 +9,12 @@ import torch
 from GradProjIOLib.commands.main import main
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.landmarks import Landmarks
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_affine, lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.guidance import LandmarkPairs
 from GradProjIOLib.registration.register import register
-from GradProjIOLib.spatial.deformation import Deformation
+from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 from GradProjIOLib.synthetic.phantom import make_pair
 
 QUICK = {"model": "none", "refine_steps": 30, "device": "cpu"}
@@ -103,6 +104,24 @@ def test_distances_are_those_in_mm_whatever_the_lattice():
     field = torch.tensor(step / ((np.array(lattice[::-1]) - 1) / 2), dtype=torch.float32)
     both = torch.stack([field, -field]).view(2, 3, 1, 1, 1).expand(2, 3, *lattice)
     assert objective.distances([both])[:, 0].max() < 1e-3
+
+
+def test_a_landmark_can_have_a_tolerance_of_its_own():
+    fixed = Landmarks(
+        ["a", "b", "c"], np.array([[3.0, 4, 2], [1, 2, 3], [2, 2, 2]]), tolerances=np.array([5, np.nan, 1])
+    )
+    moving = Landmarks(
+        ["c", "b", "a"], np.array([[2.0, 2, 5], [1, 5, 3], [3, 4, 5]]), tolerances=np.array([3, np.nan, 1])
+    )
+    pairs = LandmarkPairs.of(fixed, moving)
+    loss = pairs.on_lattice((6, 7, 8), np.eye(4), 2.0, torch.device("cpu"))([torch.zeros(2, 3, 6, 7, 8)])
+    # All are 3 mm apart; the larger tolerance holds, and the setting's where none is said.
+    expected = 2 * np.mean([np.sqrt(1 + (3 / tolerance) ** 2) - 1 for tolerance in (5, 2, 3)])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    reported = pairs.report(np.eye(4), as_deformation(np.eye(4)))
+    assert [pair.get("tolerance_mm") for pair in reported] == [5, None, 3]
+    assert LandmarkPairs.from_report(reported).same_as(pairs)
+    assert not LandmarkPairs.of(fixed.points, pairs.moving).same_as(pairs)
 
 
 def test_the_gradient_is_that_of_finite_differences():
