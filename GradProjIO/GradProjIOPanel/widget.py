@@ -1,4 +1,4 @@
-"""The panel of the module."""
+"""The panel of the module: what its buttons do, and when they are enabled."""
 
 import qt
 import slicer

@@ -1,7 +1,7 @@
 """The processes of a batch on this computer: one per graphics card, or some on the processor.
 
 Each is an executor of loky with a single process, so that it is known which pair a process died of, and each process
-has its own graphics card.
+has its own graphics card. A pair whose process died is tried once more, alone.
 """
 
 from __future__ import annotations

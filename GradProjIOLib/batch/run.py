@@ -2,7 +2,8 @@
 
 `run` checks all pairs, does a job for those that are not done, and writes a summary of them all. What is done with a
 pair is a `Job`: `registration.Registration`, `trajectory.Trajectories` or `lumir_fields.LumirFields`. Where it is done
-is a function from tasks to outcomes: `here`, `processes.compute` or `cluster.compute`.
+is a function from tasks to outcomes: `here`, `processes.compute` or `cluster.compute`. The last two try a pair again
+whose process was lost; a pair that failed is tried again by the next run.
 """
 
 from __future__ import annotations

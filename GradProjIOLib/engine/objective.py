@@ -1,4 +1,4 @@
-"""The objectives of one pair on a lattice: similarity, and regularity with the penalty of folding.
+"""The objectives of one pair on a lattice: similarity where masks let it count, and regularity with folding.
 
 Both directions are one batch: entry 0 maps fixed to moving (the warped moving image lies on the fixed one), entry 1
 moving to fixed. A network is in evaluation mode, where batch normalization keeps the entries apart, so the batch

@@ -11,7 +11,7 @@ import numpy as np
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
-from GradProjIOLib.registration.guidance import LandmarkPairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.preprocessing import modality_of
 from GradProjIOLib.settings import LANDMARK_ALIGNMENTS, Settings
 from GradProjIOLib.spatial import alignment

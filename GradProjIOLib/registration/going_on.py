@@ -24,8 +24,8 @@ from GradProjIOLib.geometry.conversion import Image, as_volume
 from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.volume import Volume, straightened
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.guidance import LandmarkPairs
 from GradProjIOLib.registration.labels import LabelPairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.register import Run
 from GradProjIOLib.registration.result import INITIAL_TRANSFORM, OPTIMIZER_STATE, Reached, Registration
 from GradProjIOLib.settings import Settings

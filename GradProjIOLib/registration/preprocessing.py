@@ -1,4 +1,4 @@
-"""Both images on the lattice of an optimization, with intensities in [0, 1]."""
+"""Both images on the lattice of an optimization, with intensities in [0, 1], and their masks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.guidance import LandmarkPairs
 from GradProjIOLib.registration.labels import LabelPairs, PlacedLabels
+from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 

@@ -36,9 +36,9 @@ from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, i
 from GradProjIOLib.registration.beginning import initial_of, with_modalities, with_model
 from GradProjIOLib.registration.described import describe_image, describe_points
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.guidance import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.registration.inverse import inverse_of
 from GradProjIOLib.registration.labels import LabelPairs, label_pairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.registration.network import NetworkStage, network_steps
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.registration.progress import Part, Progress, RemainingTime

@@ -20,8 +20,8 @@ from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.guidance import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.registration.labels import LabelPairs, label_pairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation

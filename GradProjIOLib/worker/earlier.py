@@ -11,8 +11,8 @@ import numpy as np
 from GradProjIOLib.geometry.files import json_text
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.going_on import prepare
-from GradProjIOLib.registration.guidance import LandmarkPairs, landmark_pairs
 from GradProjIOLib.registration.labels import label_pairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs, landmark_pairs
 from GradProjIOLib.registration.register import Run
 from GradProjIOLib.registration.result import Reached, Registration
 from GradProjIOLib.settings import Settings

@@ -18,7 +18,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.lattice import apply_matrix, corner_affine
 from GradProjIOLib.registration.going_on import Earlier, prepare
-from GradProjIOLib.registration.guidance import LandmarkPairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.refinement import Level, from_level
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.spatial.deformation import Deformation

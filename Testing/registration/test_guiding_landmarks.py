@@ -12,7 +12,7 @@ from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.landmarks import Landmarks
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_affine, lattice_points
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.guidance import LandmarkPairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 from GradProjIOLib.synthetic.phantom import make_pair
