@@ -61,7 +61,7 @@ class Settings:
     model: str = _setting(
         "auto",
         "network that gives the first deformation, or none; auto is unigradicon where its weights are on this "
-        "computer, else compact",
+        "computer, else compact, or none for images of different kinds (mind) that are refined",
         choices=("auto", *MODELS),
     )
     weights: str | None = _setting(
@@ -130,6 +130,16 @@ class Settings:
     def __post_init__(self) -> None:
         for one in fields(self):
             object.__setattr__(self, one.name, _checked(one, getattr(self, one.name)))
+
+    @property
+    def substitute(self) -> str:
+        """The model where "auto" finds no weights of unigradicon.
+
+        The compact network knows pairs of one contrast only, and does harm before a refinement of others
+        (Docs/benchmarks.md).
+        """
+        refined = self.method != "direct" and self.refine_steps > 0 and self.steps == 0
+        return "none" if refined and self.similarity == "mind" and self.weights is None else "compact"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:

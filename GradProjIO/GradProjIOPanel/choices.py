@@ -62,8 +62,8 @@ class ChoicesSection:
         missing = name in models and not models[name]["there"] and self.download.done != name
         notes = []
         if missing:
-            text = _("{model} is not on this computer: using compact.") if chosen == "auto" else _("Not here yet.")
-            notes.append(text.format(model=title))
+            text = _("{model} is not on this computer: using {other}.") if chosen == "auto" else _("Not here yet.")
+            notes.append(text.format(model=title, other=panel_choices.substitute(self.parameters)))
         memory = max((device.get("memory") or 0 for device in devices), default=0)
         if name in models and self.parameters.steps > 0 and 0 < memory < models[name]["memory"]:
             text = _("Steps on {model} take about {needed:.0f} GB of memory; {free:.0f} GB are free.")

@@ -120,9 +120,8 @@ def plan(
     checksum_of, lattice_of = cache(checksum), cache(_lattice)
 
     def plan_one(pair: Pair) -> Task | Outcome:
-        if pair.settings.model == "auto":
-            # Another computer may have other weights.
-            pair = replace(pair, settings=replace(pair.settings, model=registry.default_model()))
+        # Another computer may have other weights.
+        pair = replace(pair, settings=replace(pair.settings, model=registry.chosen_model(pair.settings)))
         wanted = job.fingerprint(fingerprint(pair, checksum_of))
         if job.is_done(pair, folder, wanted):
             return Outcome(pair.case, KEPT)

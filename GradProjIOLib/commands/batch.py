@@ -45,12 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Register all pairs: 0 when all are done, 1 when some failed, 2 when the table cannot be used."""
     pairs, unusable = read_pairs(arguments.pairs, given_settings(arguments), ROLES_USED)
-    if (
-        any(pair.settings.model == "auto" for pair in pairs)
-        and registry.default_model() == "compact"
-        and not arguments.quiet
-    ):
-        print(f"note: where no model is chosen: {registry.FALLBACK_NOTE}", file=sys.stderr)
+    taken = {registry.chosen_model(pair.settings) for pair in pairs if pair.settings.model == "auto"}
+    for name, note in registry.SUBSTITUTE_NOTES.items():
+        if name in taken and not arguments.quiet:
+            print(f"note: where no model is chosen: {note}", file=sys.stderr)
     outcomes = run_batch(pairs, unusable, arguments.output, compute_with(arguments) or in_processes(None), arguments)
     if outcomes is None:
         return INTERRUPTED

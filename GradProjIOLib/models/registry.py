@@ -20,7 +20,7 @@ from GradProjIOLib.models import weights as files
 from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.models.fast_unet import FastUNet
 from GradProjIOLib.models.unet import UNet
-from GradProjIOLib.settings import SMALLEST_LATTICE
+from GradProjIOLib.settings import SMALLEST_LATTICE, Settings
 
 _READING = threading.Lock()
 _RANDOM_STATE = threading.Lock()
@@ -123,13 +123,19 @@ class LoadedModel:
     sha256: str | None
 
 
-FALLBACK_NOTE = "The weights of unigradicon are not on this computer, so the model compact was taken."
+SUBSTITUTE_NOTES = {
+    "compact": "The weights of unigradicon are not on this computer, so the model compact was taken.",
+    "none": "The weights of unigradicon are not on this computer, and the model compact knows images of one kind only, "
+    "so no network was taken.",
+}
 
 
-def default_model() -> str:
-    """ "unigradicon" where its weights are in the cache, else "compact"."""
-    model = MODELS["unigradicon"]
-    return "unigradicon" if files.cached_path("unigradicon", model.url).exists() else "compact"
+def chosen_model(settings: Settings) -> str:
+    """The model of the settings; for "auto" unigradicon where its weights are in the cache, else its substitute."""
+    if settings.model != "auto":
+        return settings.model
+    there = files.cached_path("unigradicon", MODELS["unigradicon"].url).exists()
+    return "unigradicon" if there else settings.substitute
 
 
 def find(name: str) -> Model:

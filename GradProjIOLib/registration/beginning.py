@@ -25,9 +25,9 @@ def with_model(settings: Settings, warnings: list[str]) -> Settings:
     """The settings with a model instead of "auto"."""
     if settings.model != "auto":
         return settings
-    name = registry.default_model()
-    if name == "compact":
-        warnings.append(registry.FALLBACK_NOTE)
+    name = registry.chosen_model(settings)
+    if name in registry.SUBSTITUTE_NOTES:
+        warnings.append(registry.SUBSTITUTE_NOTES[name])
     return replace(settings, model=name)
 
 

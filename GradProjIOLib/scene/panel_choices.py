@@ -151,6 +151,12 @@ def settings(parameters: Any) -> dict[str, Any]:
     return result
 
 
+def substitute(parameters: Any) -> str:
+    """What is used where the weights of the automatic model are not there, in words."""
+    name = Settings(**settings(parameters)).substitute
+    return _("no network") if name == "none" else labels()["model"][name]
+
+
 def outputs(parameters: Any) -> dict[str, slicer.vtkMRMLNode | None]:
     """The wanted results with the node to fill for each; None stands for a new one."""
     previous = parameters.result if parameters.overwrite else None

@@ -287,7 +287,7 @@ def test_a_preset_in_a_table_gives_what_neither_the_row_nor_the_common_options_s
 
 
 def test_a_batch_without_a_model_says_which_one_it_takes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(registry, "default_model", lambda: "compact")
+    monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
     table = write_table(tmp_path / "pairs.csv", [{"fixed": "a.nrrd", "moving": "b.nrrd", "model": ""}])
     assert main(["batch", str(table), "-o", str(tmp_path / "out"), "--workers", "1"]) == 1
     assert "where no model is chosen" in capsys.readouterr().err

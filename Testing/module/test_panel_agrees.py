@@ -485,6 +485,10 @@ def test_the_foundation_model_is_one_click_away(scripted, application):
     assert ui.downloadButton.isHidden()
     find_models(scripted)
     assert ui.modelNoteLabel.property("text") == "uniGradICON is not on this computer: using compact."
+    scripted._parameterNode.similarity = "mind"
+    scripted.onTimer()
+    assert ui.modelNoteLabel.property("text") == "uniGradICON is not on this computer: using no network."
+    scripted._parameterNode.similarity = "lncc"
     assert ui.downloadButton.property("text") == "Download uniGradICON (283 MB)"
     client = scripted.download.client = ScriptedWorker()
     ui.downloadButton.click()

@@ -294,7 +294,18 @@ class TestReport:
         settings = Settings(steps=0, refine_steps=0, lattice=(16, 16, 16), device="cpu")
         report = register(fixed_volume, fixed_volume, settings).report
         assert report["model"]["name"] == "compact"
-        assert report["warnings"] == [registry.FALLBACK_NOTE]
+        assert report["warnings"] == [registry.SUBSTITUTE_NOTES["compact"]]
+
+    def test_images_of_different_kinds_are_refined_without_the_compact_network(
+        self, fixed_volume, monkeypatch, tmp_path
+    ):
+        monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
+        quick = {"refine_steps": 1, "samples": 1000, "device": "cpu"}
+        report = register(fixed_volume, fixed_volume, similarity="mind", **quick).report
+        assert report["model"]["name"] == "none"
+        assert registry.SUBSTITUTE_NOTES["none"] in report["warnings"]
+        assert Settings(similarity="mind", steps=5).substitute == "compact"
+        assert Settings(similarity="mind", method="direct").substitute == "compact"
 
 
 class TestIntensities:
