@@ -1,4 +1,4 @@
-"""Draw what peers.py wrote: Dice over seconds, one panel for each pair, one mark for each method.
+"""Draw what peers.py wrote: Dice over seconds, one panel for each pair, one mark for each method, ours in blue.
 
 python Testing/benchmarks/peers_picture.py peers.json [more.json …] -o Docs/pictures/peers.png
 """
@@ -17,38 +17,44 @@ from matplotlib.figure import Figure
 from GradProjIOLib.settings import PRESETS
 
 COLUMNS = 3
-COLORS = {True: "#0072b2", False: "#d55e00"}
-"""Of our presets and of others; also readers without red or green cones tell them apart."""
-MARKS = {True: "o", False: "^"}
+OURS, OTHERS = "#0072b2", "#d55e00"
+"""Colors that also readers without red or green cones tell apart."""
+MARKS = "osD^v<>PX*"
+TICKS = (1, 3, 10, 30, 100, 300)
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """The whole picture."""
+    """The whole picture: our presets in blue, others in orange."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = -(-len(pairs) // COLUMNS)
-    figure = Figure(figsize=(4.2 * COLUMNS, 3.6 * lines), layout="constrained")
+    figure = Figure(figsize=(3.6 * COLUMNS, 3.2 * lines + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
+    handles = {}
     for panel, pair in zip(axes, pairs, strict=False):
-        draw_pair(panel, pair, [row for row in rows if row["pair"] == pair])
-    for empty in list(axes)[len(pairs) :]:
+        for row in rows:
+            if row["pair"] == pair:
+                color = OURS if row["method"].split(":")[0] in PRESETS else OTHERS
+                mark = MARKS[methods.index(row["method"])]
+                (handles[row["method"]],) = panel.plot(max(row["seconds"], TICKS[0]), row["dice"], mark, color=color)
+        finish(panel, pair)
+    for empty in axes[len(pairs) :]:
         empty.axis("off")
-    figure.suptitle("Overlap over time: GradProjIO's presets (blue circles) and others (orange triangles)")
+    names = [method.replace(":model=none", ", no network") for method in handles]
+    figure.legend(handles.values(), names, loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
-def draw_pair(panel: Axes, pair: str, rows: list[dict[str, Any]]) -> None:
-    """One pair: quality over seconds, each mark with the name of its method."""
-    for row in rows:
-        ours = row["method"].split(":")[0] in PRESETS
-        seconds = max(row["seconds"], 0.5)
-        panel.plot(seconds, row["dice"], MARKS[ours], color=COLORS[ours], markersize=7)
-        name = row["method"].replace(":model=none", ", no network")
-        panel.annotate(name, (seconds, row["dice"]), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+def finish(panel: Axes, pair: str) -> None:
+    """Title and axes of one panel."""
     panel.set_xscale("log")
-    panel.margins(0.25, 0.15)
+    panel.set_xlim(0.8, 500)
+    panel.set_xticks(TICKS, [str(tick) for tick in TICKS])
+    panel.minorticks_off()
+    panel.margins(y=0.12)
     panel.set_title(pair)
-    panel.set_xlabel("seconds, 2 cores")
+    panel.set_xlabel("seconds on 2 cores")
     panel.set_ylabel("mean Dice")
     panel.grid(alpha=0.3)
 
