@@ -135,11 +135,12 @@ class Settings:
     def substitute(self) -> str:
         """The model where "auto" finds no weights of unigradicon.
 
-        The compact network knows pairs of one contrast only, and does harm before a refinement of others
+        The compact network knows pairs of one contrast only, and can do harm before a refinement of others
         (Docs/benchmarks.md).
         """
         refined = self.method != "direct" and self.refine_steps > 0 and self.steps == 0
-        return "none" if refined and self.similarity == "mind" and self.weights is None else "compact"
+        asked_for = self.weights is not None or self.lattice is not None
+        return "none" if refined and self.similarity == "mind" and not asked_for else "compact"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:

@@ -43,9 +43,7 @@ class Trajectories:
 
         Raises InputError where there is no network but steps of one are to be compared.
         """
-        comparison = self.comparison
-        on_network = comparison.methods or any(setting.steps for setting in comparison.refined)
-        if found["settings"]["model"] == "none" and on_network:
+        if found["settings"]["model"] == "none" and self.comparison.on_network:
             raise InputError("The model none has no network to optimize; compare methods such as projected:0+60.")
         settings = {name: value for name, value in found["settings"].items() if name not in COMPARED}
         structures = self.comparison.structures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from GradProjIOLib.commands.options import (
 )
 from GradProjIOLib.evaluation.comparison import COMPARED, CURVES, DEFAULT, Comparison, parse_settings
 from GradProjIOLib.geometry.pairs import read_pairs
+from GradProjIOLib.models.registry import chosen_model
+from GradProjIOLib.settings import Settings
 
 REQUIRED = ("fixed", "moving", "fixed_labels", "moving_labels")
 
@@ -58,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     structures = tuple(arguments.structures) if arguments.structures else None
     comparison = Comparison(parse_settings(arguments.methods), arguments.every, structures)
     pairs, unusable = read_pairs(arguments.pairs, given_settings(arguments), required=REQUIRED, without=COMPARED)
+    if comparison.on_network:
+        pairs = [replace(pair, settings=_with_network(pair.settings)) for pair in pairs]
     job = Trajectories(comparison, _print_nothing if arguments.quiet else print_progress)
     where = compute_with(arguments) or {"compute": batch.here}
     outcomes = run_batch(pairs, unusable, arguments.output, where, arguments, job)
@@ -77,3 +82,8 @@ def print_progress(line: str) -> None:
 
 def _print_nothing(line: str) -> None:
     pass
+
+
+def _with_network(settings: Settings) -> Settings:
+    """The settings with the network that "auto" takes for steps on its parameters."""
+    return replace(settings, model=chosen_model(replace(settings, steps=1)))

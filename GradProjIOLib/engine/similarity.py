@@ -58,10 +58,10 @@ class LNCC:
     """1 − mean local normalized cross-correlation, in [0, 2].
 
     sigma: standard deviation of the window in samples. stride: how many samples the windows lie apart; uniGradICON
-    has one around every sample. shared_variance: of a signal that both images are thought to have besides what they
-    show. With it windows in which neither image shows anything match, and images that are the same match best as they
-    are. Without it, as in uniGradICON, such windows match less than others, and the loss is smaller where a deformation
-    draws something in.
+    has one around every sample. shared_variance: the correlation is that of images to which one and the same weak
+    signal of this variance was added. So windows in which neither image shows anything match, and equal images match
+    best as they are. Without it, as in uniGradICON, such windows match less than others, and a deformation that draws
+    something into them lowers the loss.
     """
 
     def __init__(self, targets: Tensor, sigma: float = SIGMA, stride: int = 1, shared_variance: float = 0.0):

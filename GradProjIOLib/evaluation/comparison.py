@@ -123,6 +123,11 @@ class Comparison:
         return [method for method in plain if method != DIRECT] or list(plain)
 
     @property
+    def on_network(self) -> bool:
+        """Whether anything of it needs a network."""
+        return bool(self.methods) or any(setting.steps for setting in self.refined)
+
+    @property
     def names(self) -> list[str]:
         """The names of all records of a pair."""
         return [*self.methods, *map(str, self.refined)]

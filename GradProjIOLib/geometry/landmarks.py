@@ -63,9 +63,21 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
     points = np.array(positions, dtype=np.float64)
     if not np.isfinite(points).all():
         raise InputError(f"{path} has a landmark whose position is no number; correct or remove it.")
-    if tolerances is not None and (tolerances <= 0).any():
-        raise InputError(f"{path} has a tolerance that is not positive; give mm, or leave the cell empty.")
-    return Landmarks(names, to_ras(points, frame, affine, path), str(path), tolerances)
+    found = Landmarks(names, to_ras(points, frame, affine, path), str(path), tolerances)
+    check_tolerances(found)
+    return found
+
+
+def check_tolerances(landmarks: Landmarks) -> None:
+    """Raise InputError where tolerances are not one number for each landmark, positive and finite, or NaN."""
+    if landmarks.tolerances is None:
+        return
+    found = np.asarray(landmarks.tolerances, dtype=np.float64)
+    if found.shape != (len(landmarks.names),) or not (np.isnan(found) | ((found > 0) & (found < np.inf))).all():
+        raise InputError(
+            f"The tolerances of {landmarks.source} must be one positive number in mm for each landmark; "
+            "leave out those that are not known."
+        )
 
 
 def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
@@ -187,8 +199,9 @@ def _read_table(path: Path) -> tuple[list[str], list[list[float]], np.ndarray | 
     tolerances = None
     if not is_number(rows[0][columns[0]]):
         header = [cell.strip().lower() for cell in rows.pop(0)]
-        if "tolerance" in header:
-            cells = [row[header.index("tolerance") :][:1] for row in rows]
+        column = next((header.index(name) for name in ("tolerance", "tolerance_mm") if name in header), None)
+        if column is not None:
+            cells = [row[column:][:1] for row in rows]
             tolerances = np.array([float(cell[0]) if cell and cell[0].strip() else np.nan for cell in cells])
     names = [
         row[name_column].strip() if len(row) > name_column else str(number) for number, row in enumerate(rows, start=1)

@@ -14,7 +14,7 @@ import torch
 
 from GradProjIOLib.engine.guidance import RADIUS, LandmarkDistance
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks, read_landmarks
+from GradProjIOLib.geometry.landmarks import Landmarks, check_tolerances, match_landmarks, read_landmarks
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -46,8 +46,10 @@ class LandmarkPairs:
         """
         first, second = _as_landmarks(fixed, "fixed"), _as_landmarks(moving, "moving")
         order = match_landmarks(first.names, second.names)
-        said = [first.tolerances, None if second.tolerances is None else second.tolerances[order]]
-        known = [tolerances for tolerances in said if tolerances is not None]
+        for side in (first, second):
+            check_tolerances(side)
+        said = [first.tolerances, None if second.tolerances is None else np.asarray(second.tolerances)[order]]
+        known = [np.asarray(tolerances, dtype=np.float64) for tolerances in said if tolerances is not None]
         tolerances = np.fmax.reduce(known) if known else None
         return cls(first.names, first.points, second.points[order], (first.source, second.source), tolerances)
 
@@ -103,9 +105,8 @@ class LandmarkPairs:
         return LandmarkDistance(tensor(fixed), tensor(moving), tensor(affine[:3, :3] * half), tensor(tolerances), share)
 
     def report(self, before: Deformation | np.ndarray, after: Deformation) -> list[dict[str, Any]]:
-        """For each pair its name, both points, and its distance in mm under the initial transform and the result.
-
-        Its own tolerance, where it has one.
+        """For each pair its name, both points, its distance in mm under the initial transform and the result, and its
+        own tolerance where it has one.
         """
         mapped = (one.map_points(self.fixed) for one in (as_deformation(before), after))
         distances = (np.linalg.norm(points - self.moving, axis=1).tolist() for points in mapped)

@@ -1,7 +1,7 @@
 """Registration of one pair: from two volumes to deformations in both directions and a report.
 
 The moving image is first put where the initial transform says, on the network's lattice over the fixed
-image's field of view; the network and the instance optimisation find the rest. All results are in
+image's field of view; the network and the instance optimization find the rest. All results are in
 RAS mm.
 """
 
@@ -63,7 +63,7 @@ USUAL_SPACINGS = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Running:
-    """An optimisation under way: its optimizer, and the deformation fixed → moving that it has reached."""
+    """An optimization under way: its optimizer, and the deformation fixed → moving that it has reached."""
 
     optimizer: InstanceOptimizer
     forward: Callable[[], Deformation]

@@ -87,6 +87,7 @@ class CompareView:
             return
         if not before:
             self._own = {node.GetID(): _layers(node) for node in self._composites(empty=True)}
+            self._fitted = {}
             opacity = OPACITY if opacity is None else opacity
         for node in self._composites(empty=True):
             _set_layers(node, (*pair, node.GetForegroundOpacity() if opacity is None else opacity, True))

@@ -1,4 +1,4 @@
-"""Seconds and memory of one instance-optimisation step, side by side with the published package.
+"""Seconds and memory of one instance-optimization step, side by side with the published package.
 
     python Testing/benchmarks/io_step.py --lattice 96 [--device cpu] [--json FILE] [--model unigradicon|compact]
 

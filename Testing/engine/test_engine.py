@@ -1,4 +1,4 @@
-"""The parts of the optimisation that need no reference implementation: properties and small closed forms."""
+"""The parts of the optimization that need no reference implementation: properties and small closed forms."""
 
 import math
 

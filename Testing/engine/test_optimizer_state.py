@@ -1,4 +1,4 @@
-"""An instance optimisation that was interrupted goes on as if nothing had happened."""
+"""An instance optimization that was interrupted goes on as if nothing had happened."""
 
 import io
 

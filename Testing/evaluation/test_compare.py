@@ -322,6 +322,16 @@ def test_without_a_network_only_refinements_are_compared(compared, tmp_path, cap
     assert "has no network to optimize" in capsys.readouterr().err
 
 
+def test_steps_on_a_network_have_one_where_a_refinement_would_take_none(compared, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
+    table = tmp_path / "one.csv"
+    lines = (compared / "pairs.csv").read_text().splitlines()[:2]
+    table.write_text("\n".join(lines).replace("one_", f"{compared}/one_"))
+    command = ["compare", str(table), "-o", str(tmp_path / "out"), "--similarity", "mind", "--device", "cpu"]
+    assert main.main([*command, "--methods", "direct,projected:1", "--quiet"]) == 0
+    assert {row["group"] for row in rows_of(tmp_path / "out")} == {"direct", "projected:1"}
+
+
 def test_pairs_that_make_no_sense(tmp_path, capsys):
     path = tmp_path / "pairs.csv"
     header = "case,fixed,moving,fixed_labels,moving_labels\n"

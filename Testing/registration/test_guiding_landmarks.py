@@ -124,6 +124,14 @@ def test_a_landmark_can_have_a_tolerance_of_its_own():
     assert not LandmarkPairs.of(fixed.points, pairs.moving).same_as(pairs)
 
 
+@pytest.mark.parametrize("tolerances", [[1], 1.0, [1, 0], [1, -1], [1, np.inf]])
+def test_tolerances_that_are_none_are_refused(tolerances):
+    points = np.array([[3.0, 4, 2], [1, 2, 3]])
+    with pytest.raises(InputError, match="one positive number"):
+        LandmarkPairs.of(points, Landmarks(["1", "2"], points, tolerances=tolerances))
+    assert LandmarkPairs.of(points, Landmarks(["1", "2"], points, tolerances=[1, 2])).tolerances.tolist() == [1, 2]
+
+
 def test_the_gradient_is_that_of_finite_differences():
     pairs = LandmarkPairs.of([[3.0, 4, 2], [1, 2, 3]], [[3.5, 3, 2], [2, 2, 3]])
     objective = pairs.on_lattice((6, 7, 8), np.eye(4), 2.0, torch.device("cpu"))

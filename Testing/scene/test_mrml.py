@@ -598,6 +598,14 @@ def test_the_views_are_where_they_were_when_the_result_is_left_unless_they_were_
     compare.show("")
     assert picture_place(views[0]) == places[0]
     assert picture_place(views[1]) == moved
+    # Layers that the user chose end the comparison as well; where the views are then is where they go back to.
+    compare.show("map", 0.5, fit)
+    composite = scene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
+    composite.SetForegroundVolumeID(None)
+    chosen = picture_place(views[0])
+    compare.show("map", 0.5, fit)
+    compare.show("")
+    assert picture_place(views[0]) == chosen != places[0]
 
 
 def picture_place(view):
