@@ -51,7 +51,7 @@ def moving_volume() -> Volume:
     return oblique_volume((28, 30, 36), (0.9, 1.1, 1.7), (-25, 9, -40), (-27, 38, 52), 2, "moving")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     if not DATA.is_dir():
         pytest.skip("the shared data are not here")
