@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def smooth_noise(shape, seed: int, sigma: float = 2.0) -> np.ndarray:
     """Smooth random intensities between 0 and 200, float32 [k, j, i]."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), sigma)
     return ((noise - noise.min()) / (noise.max() - noise.min()) * 200).astype(np.float32)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is where a shell started the tests in the background, and their processes could not be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
