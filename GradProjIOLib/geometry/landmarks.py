@@ -64,20 +64,24 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
     if not np.isfinite(points).all():
         raise InputError(f"{path} has a landmark whose position is no number; correct or remove it.")
     found = Landmarks(names, to_ras(points, frame, affine, path), str(path), tolerances)
-    check_tolerances(found)
+    tolerances_of(found)
     return found
 
 
-def check_tolerances(landmarks: Landmarks) -> None:
-    """Raise InputError where tolerances are not one number for each landmark, positive and finite, or NaN."""
+def tolerances_of(landmarks: Landmarks) -> np.ndarray:
+    """How exact each landmark is: [n] in mm, NaN where that is not said.
+
+    Raises InputError where they are not one number for each landmark, positive and finite, or NaN.
+    """
     if landmarks.tolerances is None:
-        return
+        return np.full(len(landmarks.names), np.nan)
     found = np.asarray(landmarks.tolerances, dtype=np.float64)
     if found.shape != (len(landmarks.names),) or not (np.isnan(found) | ((found > 0) & (found < np.inf))).all():
         raise InputError(
             f"The tolerances of {landmarks.source} must be one positive number in mm for each landmark; "
             "leave out those that are not known."
         )
+    return found
 
 
 def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:

@@ -14,7 +14,7 @@ import torch
 
 from GradProjIOLib.engine.guidance import RADIUS, LandmarkDistance
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.landmarks import Landmarks, check_tolerances, match_landmarks, read_landmarks
+from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks, read_landmarks, tolerances_of
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -28,14 +28,14 @@ UNNAMED = ("landmarks", "landmarks")
 class LandmarkPairs:
     """Points of the fixed image and their partners in the moving one, [n, 3] each in RAS mm, and their files.
 
-    tolerances: [n] in mm; NaN where the setting ``landmark_tolerance`` holds, and None where it does for all.
+    tolerances: [n] in mm; NaN where the setting ``landmark_tolerance`` holds.
     """
 
     names: list[str]
     fixed: np.ndarray
     moving: np.ndarray
+    tolerances: np.ndarray
     sources: tuple[str, str] = UNNAMED
-    tolerances: np.ndarray | None = None
 
     @classmethod
     def of(cls, fixed: Points, moving: Points) -> LandmarkPairs:
@@ -46,12 +46,8 @@ class LandmarkPairs:
         """
         first, second = _as_landmarks(fixed, "fixed"), _as_landmarks(moving, "moving")
         order = match_landmarks(first.names, second.names)
-        for side in (first, second):
-            check_tolerances(side)
-        said = [first.tolerances, None if second.tolerances is None else np.asarray(second.tolerances)[order]]
-        known = [np.asarray(tolerances, dtype=np.float64) for tolerances in said if tolerances is not None]
-        tolerances = np.fmax.reduce(known) if known else None
-        return cls(first.names, first.points, second.points[order], (first.source, second.source), tolerances)
+        tolerances = np.fmax(tolerances_of(first), tolerances_of(second)[order])
+        return cls(first.names, first.points, second.points[order], tolerances, (first.source, second.source))
 
     @classmethod
     def from_report(
@@ -62,15 +58,14 @@ class LandmarkPairs:
             return None
         fixed, moving = (np.array([pair[side] for pair in reported]) for side in ("fixed", "moving"))
         tolerances = np.array([pair.get("tolerance_mm") for pair in reported], dtype=np.float64)
-        return cls([pair["name"] for pair in reported], fixed, moving, sources, tolerances)
+        return cls([pair["name"] for pair in reported], fixed, moving, tolerances, sources)
 
     def same_as(self, other: LandmarkPairs | None) -> bool:
         """Whether they are the same points, known as exactly."""
         return other is not None and np.array_equal(self._numbers(), other._numbers(), equal_nan=True)
 
     def _numbers(self) -> np.ndarray:
-        tolerances = np.full(len(self.fixed), np.nan) if self.tolerances is None else self.tolerances
-        return np.column_stack([self.fixed, self.moving, tolerances])
+        return np.column_stack([self.fixed, self.moving, self.tolerances])
 
     def placed(self, initial: Deformation | np.ndarray, fixed: Volume) -> LandmarkPairs:
         """The same with the moving points where the initial transform puts them, beside the fixed ones.
@@ -94,8 +89,7 @@ class LandmarkPairs:
 
         tolerance: mm, of landmarks that do not say theirs.
         """
-        own = self._numbers()[:, -1]
-        tolerances = np.where(np.isnan(own), tolerance, own)
+        tolerances = np.where(np.isnan(self.tolerances), tolerance, self.tolerances)
         half = (np.array(lattice[::-1]) - 1) / 2
         to_index = np.linalg.inv(affine)
         fixed, moving = (apply_matrix(to_index, points) / half - 1 for points in (self.fixed, self.moving))
@@ -118,7 +112,7 @@ class LandmarkPairs:
                 self.fixed.tolist(),
                 self.moving.tolist(),
                 *distances,
-                self._numbers()[:, -1].tolist(),
+                self.tolerances.tolist(),
                 strict=True,
             )
         ]

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from GradProjIOLib.evaluation.metrics import dice_of
+from GradProjIOLib.evaluation.metrics import evaluate_labels
 from GradProjIOLib.geometry.image_files import read_labels, read_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.register import register
-from GradProjIOLib.spatial.deformation import as_deformation
 
 AXIS = np.array([1.0, 1, 1]) / np.sqrt(3)
 """Of rotations and translations."""
@@ -54,7 +53,6 @@ def main() -> None:
     names = [options.folder / f"aligned_subject_{subject}" for subject in "ba"]
     fixed, moving = (read_volume(f"{name}.nii.gz") for name in names)
     labels, moving_labels = (read_labels(f"{name}_labels.nii.gz") for name in names)
-    structures = [int(value) for value in np.unique(labels.array) if value]
     cases = {name: (linear, np.zeros(3)) for name, linear in MOVES.items()}
     cases |= {name: (np.eye(3), shift) for name, shift in SHIFTS.items()}
     rows = []
@@ -63,14 +61,11 @@ def main() -> None:
     )
     for case, (linear, shift) in cases.items():
         source, source_labels = moved(moving, linear, shift), moved(moving_labels, linear, shift)
-
-        def dice(deformation, source_labels=source_labels):
-            warped = deformation.warp(source_labels, labels, "nearest")
-            return float(np.nanmean(dice_of(labels.array, warped.array, structures)))
-
-        row = {"case": case, "before": dice(as_deformation(np.eye(4)))}
+        row = {"case": case}
         for name, settings in METHODS.items():
-            row[name] = dice(register(fixed, source, preset=options.preset, device="cpu", **settings).forward)
+            found = register(fixed, source, preset=options.preset, device="cpu", **settings)
+            overlap = evaluate_labels(found.forward, labels, source_labels)
+            row |= {"before": overlap.dice_before, name: overlap.dice}
         rows.append(row)
         print(f"| {case} |", *(f" {row[name]:.3f} |" for name in ("before", *METHODS)), sep="", flush=True)
         if options.json:
