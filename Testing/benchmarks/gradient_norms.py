@@ -15,16 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers import PAIRS
+from real_pairs import RealPair, pairs_of
 
-from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.registration.preprocessing import ImagePair, modality_of
 from GradProjIOLib.registration.refinement import Refinement, plan_levels
 from GradProjIOLib.settings import SIMILARITIES, Settings
 from GradProjIOLib.spatial.maps import voxels_per_unit
 
 NAMES = ("brain", "prostate 0", "prostate 1", "spine")
-ITSELF = {"trunk with itself": ("body_ct", "body_ct")}
 
 
 def main() -> None:
@@ -33,8 +31,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=300_000)
     options = parser.parse_args()
     print("| pair | similarity | at each level, coarsest first |\n|---|---|---|")
-    for name, files in ({one: PAIRS[one][:2] for one in NAMES} | ITSELF).items():
-        fixed, moving = (read_volume(options.folder / f"{file}.nii.gz") for file in files)
+    known, trunk = pairs_of(options.folder), options.folder / "body_ct.nii.gz"
+    for name, pair in ({one: known[one] for one in NAMES} | {"trunk with itself": RealPair(trunk, trunk)}).items():
+        fixed, moving = pair.images()
         for similarity in SIMILARITIES:
             settings = Settings(
                 model="none",

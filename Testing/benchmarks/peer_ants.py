@@ -1,9 +1,9 @@
 """ANTs on one pair, for peers.py, which runs it with an interpreter that has antspyx.
 
-    python peer_ants.py FIXED MOVING MOVING_LABELS KIND FOLDER
+    python peer_ants.py FIXED MOVING KIND FOLDER
 
-Writes labels.nii.gz, the moving labels on the fixed image, warp.nii.gz, the displacements (LPS mm) of ANTs' last stage,
-and inverse.nii.gz, their inverse, and prints the seconds of the registration.
+Writes warp.nii.gz, the displacements (LPS mm) of all of ANTs' stages on the fixed image, and inverse.nii.gz, those of
+their inverse on the moving image, and prints the seconds of the registration.
 """
 
 import shutil
@@ -12,14 +12,17 @@ import time
 
 import ants
 
-fixed_path, moving_path, labels_path, kind, folder = sys.argv[1:]
+fixed_path, moving_path, kind, folder = sys.argv[1:]
 start = time.perf_counter()
 fixed, moving = ants.image_read(fixed_path), ants.image_read(moving_path)
 initial = "identity" if kind == "SyNOnly" else None
 found = ants.registration(fixed, moving, type_of_transform=kind, initial_transform=initial, random_seed=1)
 seconds = time.perf_counter() - start
-labels = ants.apply_transforms(fixed, ants.image_read(labels_path), found["fwdtransforms"], "nearestNeighbor")
-ants.image_write(labels, f"{folder}/labels.nii.gz")
-shutil.copy(found["fwdtransforms"][0], f"{folder}/warp.nii.gz")
-shutil.copy(found["invtransforms"][-1], f"{folder}/inverse.nii.gz")
+for name, images, transforms in (
+    ("warp", (fixed, moving), "fwdtransforms"),
+    ("inverse", (moving, fixed), "invtransforms"),
+):
+    inverted = [transforms == "invtransforms" and path.endswith(".mat") for path in found[transforms]]
+    written = ants.apply_transforms(*images, found[transforms], whichtoinvert=inverted, compose=f"{folder}/{name}")
+    shutil.move(written, f"{folder}/{name}.nii.gz")
 print(seconds)

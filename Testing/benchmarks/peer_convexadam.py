@@ -1,6 +1,6 @@
 """ConvexAdam on one pair, for peers.py, which runs it with an interpreter that has convexadam.
 
-    python peer_convexadam.py FIXED MOVING MOVING_LABELS KIND FOLDER
+    python peer_convexadam.py FIXED MOVING KIND FOLDER
 
 Its default parameters, with MIND. Writes warp.nii.gz, the displacements (LPS mm) on the fixed image, and prints the
 seconds of the registration.
@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from convexAdam.convex_adam_MIND import convex_adam_pt
 
-fixed_path, moving_path, _, _, folder = sys.argv[1:]
+fixed_path, moving_path, _, folder = sys.argv[1:]
 start = time.perf_counter()
 fixed = sitk.ReadImage(fixed_path, sitk.sitkFloat32)
 moving = sitk.Resample(sitk.ReadImage(moving_path, sitk.sitkFloat32), fixed)

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import PAIRS, _figures
+from real_pairs import RealPair, pairs_of
 from scipy import stats
 
-from GradProjIOLib.geometry.image_files import read_labels, read_volume
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.settings import PROJECTION_RULES
 
@@ -44,22 +43,19 @@ def methods(steps: int, name: str, longer: float) -> dict[str, dict[str, Any]]:
     } | projected
 
 
-def measure(folder: Path, pair: str, stage: str, seeds: int) -> list[dict[str, Any]]:
+def measure(pair: RealPair, name: str, stage: str, seeds: int) -> list[dict[str, Any]]:
     """All methods and seeds for one pair."""
-    fixed_name, moving_name, usual = PAIRS[pair]
-    fixed, moving = (read_volume(folder / f"{name}.nii.gz") for name in (fixed_name, moving_name))
-    labels = [read_labels(folder / f"{name}_labels.nii.gz") for name in (fixed_name, moving_name)]
+    images = pair.images()
     settings, steps, longer = STAGES[stage]
     rows = []
     for method, changes in methods(settings[steps], steps, longer).items():
         for seed in range(seeds):
             start = time.perf_counter()
-            found = register(fixed, moving, device="cpu", seed=seed, **usual | settings | changes)
-            warped = found.forward.warp(labels[1], fixed, "nearest")
-            figures = _figures(pair, *labels, warped, found.forward)
+            found = register(*images, device="cpu", seed=seed, **pair.settings | settings | changes)
+            figures = pair.figures(found.forward)
             report = found.report
             rows.append({
-                "stage": stage, "pair": pair, "method": method, "seed": seed, "dice": figures["dice"],
+                "stage": stage, "pair": name, "method": method, "seed": seed, "dice": figures["dice"],
                 "similarity": report["similarity"], "regularity": report["regularity"],
                 "folded_percent": figures["folded_percent"],
                 "conflicts": float(np.mean([bool(step["conflicts"]) for step in report["steps"]])),
@@ -98,16 +94,16 @@ def table(rows: list[dict[str, Any]], stage: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("source", type=Path, help="the folder of real data, or a table of pairs (.csv)")
     parser.add_argument("--pairs", default="brain,brain back,prostate 0,prostate 1,spine")
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = []
+    rows, pairs = [], pairs_of(options.source)
     for stage in options.stages.split(","):
         for pair in options.pairs.split(","):
-            rows += measure(options.folder, pair, stage, options.seeds)
+            rows += measure(pairs[pair], pair, stage, options.seeds)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for stage in options.stages.split(","):
