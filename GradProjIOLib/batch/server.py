@@ -73,8 +73,8 @@ def main() -> int:
 
 
 def _fetch_weights(settings: Settings) -> None:
-    url = None if settings.model in ("auto", "none") or settings.weights else registry.find(settings.model).url
-    if url is not None and not weights.cached_path(settings.model, url).exists():
+    url = None if settings.weights else registry.missing_url(settings.model)
+    if url is not None:
         weights.download(settings.model, url)
 
 

@@ -74,7 +74,7 @@ def modes_to_try(
     InputError where there is too little memory for the leanest mode, on the device or, for the images on the lattice,
     on the computer.
     """
-    modes = ("full", "lean") if memory == "auto" else (memory,)
+    modes: tuple[str, ...] = ("full", "lean") if memory == "auto" else (memory,)
     free = available_memory(device)
     if free is not None:
         fitting = tuple(mode for mode in modes if needed_memory(network, lattice, mode, device) <= free)

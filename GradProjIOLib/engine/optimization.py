@@ -176,7 +176,7 @@ class InstanceOptimizer:
 
     def _projected_gradient(
         self, fields: list[Tensor], of_fields: list[list[Tensor]]
-    ) -> tuple[Sequence[Tensor], Weighting]:
+    ) -> tuple[list[Tensor], Weighting]:
         *rest, last = of_fields
         gradients = [self._gradient(fields, part, retain_graph=True) for part in rest]
         gradients.append(self._gradient(fields, last))

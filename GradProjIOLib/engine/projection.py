@@ -80,7 +80,7 @@ def weighting(gram: Tensor, rule: str = "random", generator: torch.Generator | N
     return Weighting(tuple(total), _cosine(inner), conflicts, tuple(dict.fromkeys(projected)))
 
 
-def combine_(gradients: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> Sequence[Tensor]:
+def combine_(gradients: Sequence[list[Tensor]], weights: Sequence[float]) -> list[Tensor]:
     """Write the weighted sum of the gradients over the tensors of the first and return them."""
     first, *others = gradients
     if weights[0] != 1.0:

@@ -72,7 +72,7 @@ class Cascade(nn.Module):
             # Convolutions are fastest with the channels last in memory. Done here, lean mode keeps only this copy.
             images = images.contiguous(memory_format=torch.channels_last_3d)
             field = self._call(stage, images).mul_(unit)
-            fields = [maps.compose(*fields, field)] if self.composed and fields else [*fields, field]
+            fields = [maps.compose(fields[0], field)] if self.composed and fields else [*fields, field]
         return fields
 
     def _call(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ in place, and tensors have the channels last in memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +91,7 @@ class FastUNet(UNet):
         return scale.view(1, -1, 1, 1, 1), offset.view(1, -1, 1, 1, 1)
 
 
-def laid_out(x: Tensor, convolution: nn.Module) -> Tensor:
+def laid_out(x: Tensor, convolution: nn.Conv3d | nn.ConvTranspose3d) -> Tensor:
     """x in the memory layout in which the convolution is fastest.
 
     That is the one with the channels last, except where there are more weights than samples: there torch would spend
@@ -106,14 +107,14 @@ class _ActivatedAndHalved(torch.autograd.Function):
     """``F.leaky_relu(x)`` and ``halve_resolution(x)``, of which nothing but the former is kept."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         activated = F.leaky_relu(x)
         ctx.save_for_backward(activated)
         return activated, halve_resolution(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_activated: Tensor, of_halved: Tensor) -> Tensor:
+    def backward(ctx: Any, of_activated: Tensor, of_halved: Tensor) -> Tensor:
         (activated,) = ctx.saved_tensors
         of_x = torch.ops.aten.leaky_relu_backward(of_activated, activated, SLOPE, self_is_result=True)
         # Torch uses only the shape of the images that were halved.
@@ -128,7 +129,7 @@ class _ActivatedBeside(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
         ctx.channels = x.shape[1]
         x = x.to(torch.promote_types(x.dtype, skip.dtype))
         last = x.is_contiguous(memory_format=torch.channels_last_3d)
@@ -142,7 +143,7 @@ class _ActivatedBeside(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_both: Tensor, of_first: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, of_both: Tensor, of_first: Tensor) -> tuple[Tensor, Tensor, None]:
         (both,) = ctx.saved_tensors
         # In place: this gradient comes from the one convolution that read the result, and nothing else uses it.
         of_x, of_skip = of_both.tensor_split([ctx.channels], dim=1)
@@ -179,12 +180,12 @@ class _WithFaces(torch.autograd.Function):
     """[N, C, D, H, W] as it is, and its outermost samples at each of FACES; they share one gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
         return x.view_as(x), *(x.select(*face).clone() for face in FACES)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor, *of_faces: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor, *of_faces: Tensor) -> Tensor:
         # In place: this gradient comes from the one convolution or padding that read x, and nothing else uses it.
         for face, of_face in zip(FACES, of_faces, strict=True):
             gradient.select(*face).add_(of_face)
@@ -195,12 +196,12 @@ class _Padded(torch.autograd.Function):
     """``F.pad(x, [1] * 6, mode="replicate")``, which for its gradient would keep x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return F.pad(x, [1] * 6, mode="replicate")
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # In place, as in _WithFaces.
         for dimension in (2, 3, 4):
             for outside, edge in ((0, 1), (-1, -2)):
@@ -216,7 +217,7 @@ class _Spread(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, coarse: Tensor, size: Sequence[int], *excesses: Tensor) -> Tensor:
+    def forward(ctx: Any, coarse: Tensor, size: Sequence[int], *excesses: Tensor) -> Tensor:
         n, channels, d, h, w = ctx.coarse = coarse.shape
         split = coarse.permute(0, 2, 3, 4, 1).reshape(n, d, h, w, 2, 2, 2, channels // 8)
         fine = split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(n, 2 * d, 2 * h, 2 * w, channels // 8)
@@ -227,7 +228,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         n, channels, d, h, w = ctx.coarse
         cut = [2 * coarse - fine for coarse, fine in zip((w, h, d), reversed(gradient.shape[2:]), strict=True)]
         fine = gradient.permute(0, 2, 3, 4, 1)

@@ -51,9 +51,9 @@ class Model:
     composed: bool = False
     memory_share: float = 1.0
     lattice: Lattice | None = None
-    samples: int | None = None
+    samples: int = 0
     url: str | None = None
-    bundled: str | None = None
+    bundled: str = ""
     published_keys: tuple[str, ...] = ()
 
     def lattice_for(self, shape: Sequence[int], spacing: Sequence[float]) -> Lattice:
@@ -65,7 +65,8 @@ class Model:
             return self.lattice
         extent = [size * step for size, step in zip(shape, reversed(spacing), strict=True)]
         step = max(min(spacing), (math.prod(extent) / self.samples) ** (1 / 3))
-        return tuple(max(SMALLEST_LATTICE, round(length / step)) for length in extent)
+        k, j, i = (max(SMALLEST_LATTICE, round(length / step)) for length in extent)
+        return k, j, i
 
 
 _RELEASES = "https://github.com/uncbiag/uniGradICON/releases/download"
@@ -134,8 +135,15 @@ def chosen_model(settings: Settings) -> str:
     """The model of the settings; for "auto" unigradicon where its weights are in the cache, else its substitute."""
     if settings.model != "auto":
         return settings.model
-    there = files.cached_path("unigradicon", MODELS["unigradicon"].url).exists()
-    return "unigradicon" if there else settings.substitute
+    return settings.substitute if missing_url("unigradicon") else "unigradicon"
+
+
+def missing_url(name: str) -> str | None:
+    """Where the published weights of a model are, if it needs them and they are not in the cache; else None."""
+    model = MODELS.get(name)
+    if model is None or model.url is None or files.cached_path(name, model.url).exists():
+        return None
+    return model.url
 
 
 def find(name: str) -> Model:
@@ -250,7 +258,7 @@ def first_stages(model: Model, stages: int) -> Model:
         halvings=tuple(count - coarsest for count in halvings),
         voxels=None if model.voxels is None else model.voxels / 2**coarsest,
         lattice=None if model.lattice is None else tuple(-(-size // 2**coarsest) for size in model.lattice),
-        samples=None if model.samples is None else model.samples // 8**coarsest,
+        samples=model.samples // 8**coarsest,
     )
 
 

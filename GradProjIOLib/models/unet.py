@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +29,15 @@ class UNet(nn.Module):
         super().__init__()
         skipped = len(encoder) - 1 - len(decoder)
         inputs = [*(a + b for a, b in zip(decoder[1:], encoder[skipped + 1 : -1], strict=True)), encoder[-1]]
-        self.down = nn.ModuleList(nn.Conv3d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(encoder))
-        self.up = nn.ModuleList(
+        # Any: torch does not know what kind of modules a list holds.
+        self.down: Any = nn.ModuleList(nn.Conv3d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(encoder))
+        self.up: Any = nn.ModuleList(
             nn.ConvTranspose3d(a, b, 4, stride=2, padding=1) for a, b in zip(inputs, decoder, strict=True)
         )
-        self.norm = nn.ModuleList(nn.BatchNorm3d(channels) for channels in decoder)
+        self.norm: Any = nn.ModuleList(nn.BatchNorm3d(channels) for channels in decoder)
         self.head = nn.Conv3d(decoder[0] + encoder[skipped], 3, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, C, D, H, W] → [N, 3, D', H', W']."""

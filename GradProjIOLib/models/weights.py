@@ -159,7 +159,7 @@ def load_cached(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> tu
     return state, digest
 
 
-def load_state(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def load_state(path: str | os.PathLike, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Read network weights: key → tensor on the CPU, floating-point values as float32.
 
     `expected` gives the shape of every key. Raises InputError unless the file is an undamaged zip archive of

@@ -115,19 +115,21 @@ class LatticeImages:
 
     def to(self, device: torch.device) -> LatticeImages:
         """The same on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
     def objective(self, model: nn.Module, settings: Settings, **options: Any) -> Objective:
         """The losses of a deformation model for these images; options are those of ``Objective``."""
-        lattice, device = self.fixed.shape[2:], self.fixed.device
-        guides: dict[str, Any] = {}
+        k, j, i = self.fixed.shape[2:]
+        lattice, device = (k, j, i), self.fixed.device
+        given: dict[str, Any] = {"fixed_mask": self.fixed_mask, "moving_mask": self.moving_mask}
         if self.landmarks is not None:
-            guides["landmarks"] = self.landmarks.on_lattice(lattice, self.affine, settings.landmark_tolerance, device)
+            given["landmarks"] = self.landmarks.on_lattice(lattice, self.affine, settings.landmark_tolerance, device)
         if self.labels is not None:
-            guides["labels"] = self.labels.on_lattice(lattice, self.affine, device)
-        masks = self.fixed_mask, self.moving_mask
-        return Objective(model, self.fixed, self.moving, settings.similarity, *masks, **guides, **options)
+            given["labels"] = self.labels.on_lattice(lattice, self.affine, device)
+        return Objective(model, self.fixed, self.moving, settings.similarity, **given, **options)
 
 
 class ImagePair:
@@ -158,21 +160,21 @@ class ImagePair:
         self.moving = _normalized(moving, settings.moving_modality, self.moving_mask)
         self.view = _view_of(self.moving) if cuts_through(self.moving) else None
 
-    def on_lattice(self, lattice: Sequence[int]) -> LatticeImages:
+    def on_lattice(self, lattice: tuple[int, int, int]) -> LatticeImages:
         """Images and masks on a lattice (K, J, I) stretched over the fixed image; they are kept.
 
         Raises InputError where a mask is empty.
         """
-        if tuple(lattice) not in self.drawn:
-            self.drawn[tuple(lattice)] = self._draw(lattice)
-        return self.drawn[tuple(lattice)]
+        if lattice not in self.drawn:
+            self.drawn[lattice] = self._draw(lattice)
+        return self.drawn[lattice]
 
-    def _draw(self, lattice: Sequence[int]) -> LatticeImages:
+    def _draw(self, lattice: tuple[int, int, int]) -> LatticeImages:
         affine = lattice_affine(self.fixed.affine, self.fixed.shape, lattice)
         still, placed = as_deformation(np.eye(4)), as_deformation(self.initial)
 
         def draw(volume: Volume, deformation: Deformation, interpolation: str) -> Tensor:
-            drawn = deformation.warp(volume, (tuple(lattice), affine), interpolation, background=0)
+            drawn = deformation.warp(volume, (lattice, affine), interpolation, background=0)
             return torch.from_numpy(np.ascontiguousarray(drawn.array, dtype=np.float32))[None, None]
 
         def draw_image(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import slicer
 import vtk
@@ -25,9 +25,9 @@ from GradProjIOLib.settings import Settings
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.client import WorkerClient, python_executable
 
-Image = slicer.vtkMRMLScalarVolumeNode | str | Path
+Image: TypeAlias = "slicer.vtkMRMLScalarVolumeNode | str | Path"
 Pairs = Sequence[tuple[Image, Image]]
-Source = slicer.vtkMRMLSequenceNode | str | Path | int | Iterable[Any]
+Source: TypeAlias = "slicer.vtkMRMLSequenceNode | str | Path | int | Iterable[Any]"
 
 
 @dataclass

@@ -133,7 +133,8 @@ class Trainer:
         """This process' share of the coming batches: pairs with their numbers."""
         share = range(self.rank, self.plan.batch, self.processes)
         numbers = [self._first_of(step) + place for step in range(self.taken, self.steps) for place in share]
-        loaded = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)
+        # PairSource has what a loader needs of a data set.
+        loaded: Any = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)  # type: ignore[arg-type]
         numbered = zip(numbers, loaded, strict=True)
         while batch := list(itertools.islice(numbered, len(share))):
             yield batch
@@ -198,7 +199,8 @@ class Trainer:
                 return self.network(source, target)
 
         fixed, moving = (image[None].to(self.device) for image in (pair.fixed, pair.moving))
-        return Objective(forward, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
+        # Any function will do, as nothing here asks the objective for the parameters of its model.
+        return Objective(forward, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)  # type: ignore[arg-type]
 
     def _validate(self) -> None:
         if self.rank > 0 or not len(self.validating):

@@ -181,10 +181,10 @@ class _Registration:
     def _fetch_weights(self, settings: Settings) -> bool:
         """Download the model's weights where they are missing and the user has agreed; whether they are there now."""
         from GradProjIOLib.models import weights
-        from GradProjIOLib.models.registry import MODELS
+        from GradProjIOLib.models.registry import missing_url
 
-        url = None if settings.model in ("auto", "none") or settings.weights else MODELS[settings.model].url
-        if url is None or weights.cached_path(settings.model, url).exists():
+        url = None if settings.weights else missing_url(settings.model)
+        if url is None:
             return True
         if not self.request.allow_download:
             question = (
@@ -337,15 +337,14 @@ def devices() -> list[dict[str, Any]]:
 def published_models() -> dict[str, dict[str, Any]]:
     """Whether the weights of the models that are fetched are there, and the memory in bytes that IO steps need."""
     from GradProjIOLib.engine.memory import BYTES_PER_SAMPLE, COPIES_OF_PARAMETERS
-    from GradProjIOLib.models import weights
-    from GradProjIOLib.models.registry import MODELS
+    from GradProjIOLib.models.registry import MODELS, missing_url
 
     found = {}
     for name, model in MODELS.items():
         if model.url is not None and model.lattice is not None:
             samples = math.prod(model.lattice)
             needed = COPIES_OF_PARAMETERS * WEIGHTS_BYTES + samples * BYTES_PER_SAMPLE["cuda"]["lean"]
-            found[name] = {"there": weights.cached_path(name, model.url).exists(), "memory": needed}
+            found[name] = {"there": missing_url(name) is None, "memory": needed}
     return found
 
 
