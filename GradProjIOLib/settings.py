@@ -53,7 +53,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """How to register a pair. The defaults of the optimization are the paper's.
+    """How to register a pair. PRESETS has the paper's settings.
 
     Raises InputError for a value of a wrong type, an unknown choice, or a number out of range.
     """

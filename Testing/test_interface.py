@@ -182,7 +182,7 @@ class TestExamples:
         code = text.partition("```python\n")[2].partition("```")[0].replace('preset="quick"', "steps=1, refine_steps=0")
         run = subprocess.run([sys.executable, "-c", code], cwd=folder_with_images, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        assert run.stdout.startswith("Registration(moving.nii.gz → fixed.nii.gz · compact, projected, 1 IO steps")
+        assert run.stdout.startswith("Registration(moving.nii.gz onto fixed.nii.gz · compact, projected, 1 IO steps")
         assert {"result", "overview.png"} <= {path.name for path in folder_with_images.iterdir()}
 
     def test_the_example_script(self, folder_with_images):
@@ -202,7 +202,9 @@ class TestResult:
     def test_reprs_are_one_short_line(self, heads, result):
         assert repr(heads.fixed) == "Volume('phantom fixed', 22 x 26 x 20 voxels of 8 x 8 x 8 mm, float32)"
         assert repr(result.forward).startswith("Deformation(")
-        assert repr(result).startswith("Registration(phantom moving → phantom fixed · compact, projected, 2 IO steps")
+        assert repr(result).startswith(
+            "Registration(phantom moving onto phantom fixed · compact, projected, 2 IO steps"
+        )
         assert "folded" in repr(result)
         for thing in (heads.fixed, result.forward, result):
             assert "\n" not in repr(thing)

@@ -11,7 +11,7 @@ from GradProjIOLib.scene.compare_view import AFTER, BEFORE, MAP, OPACITY, Compar
 from GradProjIOLib.scene.folding_view import FoldingView, rounded
 from GradProjIOLib.scene.jacobian_colors import current_range, set_range
 from GradProjIOLib.scene.placement import TABLE
-from GradProjIOLib.scene.plots import Histogram
+from GradProjIOLib.scene.plots import add_histogram
 from GradProjIOLib.scene.session import Tone
 from GradProjIOLib.scene.structures import fill_statistics, structures_on
 from GradProjIOLib.worker.protocol import FOLDING, JACOBIAN, TRANSFORM, WARPED
@@ -27,7 +27,9 @@ class ResultsSection:
     def __init__(self, ui, scene):
         self.ui, self.scene = ui, scene
         self.compare, self.folding = CompareView(scene), FoldingView(scene)
-        self._segmentation = self._statistics = self._histogram = None
+        # What is shown. Showing it changes the scene, after which the panel asks to follow once more.
+        self._result = self._segmentation = None
+        self._statistics = self._histogram = None
         self._problem = ""
         # What was handed to the views of tables, which would begin anew each time.
         self._table, self._selected = None, -1
@@ -70,12 +72,12 @@ class ResultsSection:
         """The scene is closed or replaced."""
         self.compare.forget()
         self.folding.forget()
-        self._segmentation = self._statistics = self._histogram = None
+        self._result = self._segmentation = self._statistics = self._histogram = None
         self._fill()
 
     def follow(self, result, segmentation):
         """Show what is chosen, where that has changed."""
-        if result is not self.folding.result or segmentation is not self._segmentation:
+        if result is not self._result or segmentation is not self._segmentation:
             self._segmentation = segmentation
             self.show(result)
         else:
@@ -83,6 +85,7 @@ class ResultsSection:
 
     def show(self, result):
         """Show a result, also one that is shown already and has been filled anew."""
+        self._result = result
         self.compare.choose(result)
         if nodes.member(result, JACOBIAN) is not None:
             # A scene from a file has lost what files of color tables do not keep.
@@ -110,7 +113,7 @@ class ResultsSection:
     def showSoFar(self, node):
         """Show what a run has reached on its way in place of the registered image; None: not any more."""
         if node is None:
-            self.compare.choose(self.folding.result)
+            self.compare.choose(self._result)
         else:
             self.compare.choose(node)
             self.compare.show(AFTER)
@@ -227,7 +230,7 @@ class ResultsSection:
         jacobian = self.folding.linked(JACOBIAN)
         if not self._has(self._histogram):
             array = slicer.util.arrayFromVolume(jacobian)
-            self._histogram = Histogram(self.scene, jacobian.GetName(), array).chart
+            self._histogram = add_histogram(self.scene, jacobian.GetName(), array)
         slicer.modules.plots.logic().ShowChartInLayout(self._histogram)
 
     def _onStatistics(self, *_args):

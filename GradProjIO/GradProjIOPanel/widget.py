@@ -200,13 +200,9 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         )
 
     def _chosenResult(self, parameters):
-        """A node of the result that is shown."""
-        return parameters.result or self._withoutMap()
-
-    def _withoutMap(self):
-        """A node of the last result, where it has no Jacobian map."""
+        """A node of the result that is shown: the chosen one, or the last result, where it has no Jacobian map."""
         results = self.session.results
-        return None if JACOBIAN in results else next(iter(results.values()), None)
+        return parameters.result or (None if JACOBIAN in results else next(iter(results.values()), None))
 
     def _updateEvaluation(self, parameters):
         ui = self.ui
@@ -271,7 +267,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             chosen = self._parameterNode
             result = self._chosenResult(chosen)
             guides = panel_choices.guides_to_go_on(chosen, result)
-            self.session.try_go_on(result, chosen.moreSteps, guides, so_far=chosen.showSoFar)
+            self.session.attempt(self.session.go_on, result, chosen.moreSteps, guides, so_far=chosen.showSoFar)
             self._timer.start()
             self.update()
 
@@ -279,7 +275,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         chosen = self._parameterNode
         arguments = panel_choices.inputs(chosen), panel_choices.settings(chosen), panel_choices.outputs(chosen)
         agreed = slicer.util.settingsValue(AGREED_KEY, False, converter=slicer.util.toBool)
-        self.session.try_start(*arguments, allow_download=agreed, so_far=chosen.showSoFar)
+        self.session.attempt(self.session.start, *arguments, allow_download=agreed, so_far=chosen.showSoFar)
         self._timer.start()
         self.update()
 

@@ -9,12 +9,13 @@ its pairs to others.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from GradProjIOLib.batch.tasks import FAILED, Outcome, Task, finish, read_inputs
+from GradProjIOLib.batch.tasks import Outcome, Task, failure, finish, read_inputs
 from GradProjIOLib.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,16 +32,39 @@ def compute(tasks: Sequence[Task], scheduler: str) -> Generator[Outcome, None, N
     scheduler: an address (tcp://host:8786) or the path of a scheduler file. Waits for the first worker. Closing the
     iterator withdraws the tasks. Raises InputError where Dask is not installed or the scheduler does not answer.
     """
+    waiting = deque(tasks)
+    cases: dict[Future, str] = {}
     with _connect(scheduler) as client:
+        from distributed import as_completed
+
         client.wait_for_workers(1)
-        yield from _Queue(client, tasks).outcomes()
+        completed = as_completed(loop=client.loop)
+
+        def fill() -> None:
+            """Keep twice as many pairs on their way as can be computed at a time, so that few are in memory."""
+            workers = _workers(client)
+            gpus = sum(worker["resources"].get(GPU, 0) for worker in workers)
+            while waiting and len(cases) < 2 * math.ceil(gpus or len(workers) or 1):
+                task = waiting.popleft()
+                future = _submit(client, task, bool(gpus))
+                cases[future] = task.pair.case
+                completed.add(future)
+
+        try:
+            fill()
+            for future in completed:
+                case, error = cases.pop(future), future.exception()
+                yield future.result() if error is None else failure(case, error)
+                fill()
+        finally:
+            client.cancel(list(cases))
 
 
 def _connect(scheduler: str) -> Client:
     try:
         from distributed import Client
     except ImportError as error:
-        raise InputError('Dask is not installed; install it with: pip install "GradProjIO[dask]"') from error
+        raise InputError("Dask is not installed; install it with: pip install dask distributed") from error
     where = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
         return Client(**where, timeout=CONNECTION_SECONDS, set_as_default=False)
@@ -48,54 +72,17 @@ def _connect(scheduler: str) -> Client:
         raise InputError(f"There is no Dask scheduler at {scheduler} ({error}); check the address.") from error
 
 
-class _Queue:
-    """Keeps twice as many pairs on their way as can be computed at a time, so that few are in memory."""
+def _submit(client: Client, task: Task, gpu: bool) -> Future:
+    name = f"{task.pair.case}-{uuid4().hex}"
+    inputs = client.submit(read_inputs, task, key=f"read-{name}", pure=False, retries=RETRIES)
+    needed = {GPU: 1} if gpu and task.pair.settings.device != "cpu" else None
+    return client.submit(finish, task, inputs, key=f"compute-{name}", pure=False, retries=RETRIES, resources=needed)
 
-    def __init__(self, client: Client, tasks: Sequence[Task]) -> None:
-        self.client = client
-        self.waiting = list(reversed(tasks))
-        self.cases: dict[Future, str] = {}
 
-    def outcomes(self) -> Iterator[Outcome]:
-        from distributed import as_completed
-
-        completed = as_completed(loop=self.client.loop)
-        try:
-            self._fill(completed)
-            for future in completed:
-                yield self._outcome(future)
-                self._fill(completed)
-        finally:
-            self.client.cancel(list(self.cases))
-
-    def _fill(self, completed: Any) -> None:
-        workers = self._workers()
-        gpus = sum(worker["resources"].get(GPU, 0) for worker in workers)
-        room = 2 * math.ceil(gpus or len(workers) or 1)
-        while self.waiting and len(self.cases) < room:
-            completed.add(self._submit(self.waiting.pop(), bool(gpus)))
-
-    def _submit(self, task: Task, gpu: bool) -> Future:
-        name = f"{task.pair.case}-{uuid4().hex}"
-        inputs = self.client.submit(read_inputs, task, key=f"read-{name}", pure=False, retries=RETRIES)
-        needed = {GPU: 1} if gpu and task.pair.settings.device != "cpu" else None
-        future = self.client.submit(
-            finish, task, inputs, key=f"compute-{name}", pure=False, retries=RETRIES, resources=needed
-        )
-        self.cases[future] = task.pair.case
-        return future
-
-    def _outcome(self, future: Future) -> Outcome:
-        case = self.cases.pop(future)
-        error = future.exception()
-        if error is None:
-            return future.result()
-        return Outcome(case, FAILED, f"{type(error).__name__}: {error}", "internal")
-
-    def _workers(self) -> list[dict[str, Any]]:
-        try:
-            # Without the argument, newer versions list the first five only.
-            known = self.client.scheduler_info(n_workers=-1)
-        except TypeError:
-            known = self.client.scheduler_info()
-        return list(known["workers"].values())
+def _workers(client: Client) -> list[dict[str, Any]]:
+    try:
+        # Without the argument, newer versions list the first five only.
+        known = client.scheduler_info(n_workers=-1)
+    except TypeError:
+        known = client.scheduler_info()
+    return list(known["workers"].values())

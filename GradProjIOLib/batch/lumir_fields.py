@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from GradProjIOLib.batch.tasks import Outcome, Task
+from GradProjIOLib.batch.tasks import Job, Task
 from GradProjIOLib.evaluation import lumir, tables
 from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.registration.register import register
 
 
-@dataclass(frozen=True)
-class LumirFields:
-    """Registers pairs and writes the files that the challenge expects, each with its fingerprint beside it."""
+class LumirFields(Job):
+    """Registers pairs and writes the files that the challenge expects, each with its fingerprint beside it.
 
-    def fingerprint(self, found: dict[str, Any]) -> dict[str, Any]:
-        """All of it matters."""
-        return found
+    The submission is packed when all fields are there, so there is no summary to write before.
+    """
 
     def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
         """Whether the pair's field is there. Raises InputError for one of other files or settings."""
@@ -39,9 +35,6 @@ class LumirFields:
         lumir.write_displacement(field, fixed.affine, path)
         # Last, because a field counts as done only with its fingerprint.
         tables.write_json(task.fingerprint, _record(path))
-
-    def write_summary(self, outcomes: Sequence[Outcome], folder: Path) -> None:
-        """The submission is packed when all fields are there; there is nothing to write before."""
 
 
 def _record(path: Path) -> Path:

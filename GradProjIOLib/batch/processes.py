@@ -18,7 +18,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 from loky.backend import get_context
 
 from GradProjIOLib.batch.tasks import FAILED, Outcome, Task, failure, finish, read_inputs
@@ -47,11 +47,6 @@ def check_device(name: str) -> None:
         find_device(name)
 
 
-def usable_cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def compute(tasks: Iterable[Task], workers: int | None = None) -> Generator[Outcome, None, None]:
     """Do the tasks in processes of their own; yields the outcomes as they come, in any order.
 
@@ -61,7 +56,7 @@ def compute(tasks: Iterable[Task], workers: int | None = None) -> Generator[Outc
     waiting = deque(tasks)
     cards = graphics_cards()
     count = workers or cards or 1
-    threads = max(usable_cores() // count, 1)
+    threads = max(cpu_count() // count, 1)
     processes = [_Process(threads, number % cards if cards else None) for number in range(count)]
     # Cases that were in a process when it died. They are tried once more, each alone.
     suspects: set[str] = set()

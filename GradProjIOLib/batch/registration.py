@@ -2,83 +2,52 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from GradProjIOLib.batch import summary
 from GradProjIOLib.batch.summary import REPORT, read_report
-from GradProjIOLib.batch.tasks import Outcome, Task
+from GradProjIOLib.batch.tasks import Job, Outcome, Task, images_of
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.files import staging_folder
 from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.registration.result import Reached
-from GradProjIOLib.report.thumbnail import THUMBNAIL, write_thumbnail
 
 LABELS = "warped_labels.nii.gz"
-RESULTS = (
+NEEDED = (
     "warped.nii.gz",
     "transform.h5",
     "inverse_transform.h5",
     "jacobian.nii.gz",
     "folding.nii.gz",
-    "overview.png",
-    THUMBNAIL,
     REPORT,
 )
+"""The files of a whole result, beside LABELS where they are wanted, and pictures, which cannot always be drawn."""
 FINGERPRINT = "request"
 """Where the report has the fingerprint."""
 
 
-@dataclass(frozen=True)
-class Registration:
+class Registration(Job):
     """Registers pairs into folders named after their cases, with what ``gradprojio register`` writes."""
-
-    def fingerprint(self, found: dict[str, Any]) -> dict[str, Any]:
-        """All of it matters."""
-        return found
 
     def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
         """Whether the pair's folder holds a whole result. Raises InputError where it holds something else."""
         own = folder / pair.case
         if own.exists() and not (own / REPORT).is_file() and (not own.is_dir() or any(own.iterdir())):
             raise InputError(f"{own} is there but holds no result of a registration; move it or rename the case.")
-        names = [*RESULTS, LABELS] if "moving_labels" in fingerprint["files"] else RESULTS
+        names = [*NEEDED, LABELS] if "moving_labels" in fingerprint["files"] else NEEDED
         return read_report(own).get(FINGERPRINT) == fingerprint and all((own / name).is_file() for name in names)
 
     def compute(self, task: Task, inputs: dict[str, Any]) -> None:
         """Register the pair; its folder appears, or is replaced, when all is written."""
-        images = dict(inputs)
-        images.pop("fixed_labels", None)
-        labels = images.pop("moving_labels", None)
-        result = register(images.pop("fixed"), images.pop("moving"), task.pair.settings, **images)
+        result = register(**images_of(inputs), settings=task.pair.settings)
         # The optimizer's state would be four times as large as the network, for each pair.
         result = replace(result, reached=Reached())
         result.report[FINGERPRINT] = task.fingerprint
-        with staging_folder(task.folder) as temporary:
-            whole = temporary / "result"
-            result.write(whole, labels)
-            write_thumbnail(whole, result.fixed)
-            _take_over(whole, task.folder / task.pair.case, temporary / "outdated")
+        result.write(task.folder / task.pair.case, inputs.get("moving_labels"), thumbnail=True)
 
     def write_summary(self, outcomes: Sequence[Outcome], folder: Path) -> None:
         """Write the table and the page of all pairs."""
         summary.write(outcomes, folder)
-
-
-def _take_over(whole: Path, folder: Path, outdated: Path) -> None:
-    """Make ``whole`` the folder of results; what else lay in an outdated one stays.
-
-    In between there is no such folder, so whoever looks, or kills, finds a whole result or none.
-    """
-    if folder.exists():
-        known = {*RESULTS, LABELS}
-        for path in folder.iterdir():
-            if path.name not in known:
-                shutil.copytree(path, whole / path.name) if path.is_dir() else shutil.copy2(path, whole)
-        os.replace(folder, outdated)
-    os.replace(whole, folder)

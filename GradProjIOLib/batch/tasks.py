@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ class Job(Protocol):
 
     def fingerprint(self, found: dict[str, Any]) -> dict[str, Any]:
         """``found`` without what does not matter to this job, and with what else does."""
+        return found
 
     def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
         """Whether ``folder``, which is that of the batch, has the pair's whole result with this fingerprint.
@@ -56,7 +57,8 @@ class Job(Protocol):
         """Compute the result and write it, whole or not at all. ``inputs`` are volumes and transforms by their role."""
 
     def write_summary(self, outcomes: Sequence[Outcome], folder: Path) -> None:
-        """Write the summary of all pairs."""
+        """Write the summary of all pairs, where there is one."""
+        return
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ def read_inputs(task: Task) -> dict[str, Any] | Outcome:
         return {role: _read(role, path) for role, path in task.pair.files.items()}
     except Exception as error:
         return failure(task.pair.case, error)
+
+
+def images_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``register`` takes of the inputs of a pair."""
+    return {role: image for role, image in inputs.items() if not role.endswith("labels")}
 
 
 def _read(role: str, path: Path) -> Any:

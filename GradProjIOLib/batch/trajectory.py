@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, Outcome, Task
+from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, Job, Outcome, Task, images_of
 from GradProjIOLib.engine.optimization import Step
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics, tables
@@ -32,7 +32,7 @@ SECONDS_BETWEEN_STATES = 60.0
 
 
 @dataclass(frozen=True)
-class Trajectories:
+class Trajectories(Job):
     """Runs the methods of a comparison. ``on_progress`` is called with a line of text after each measurement."""
 
     comparison: Comparison
@@ -70,7 +70,7 @@ class Trajectories:
         path = record_path(task.folder, task.pair.case, str(setting))
         if Record.read(path, task.fingerprint).measured:
             return
-        result = register(**_images(inputs), settings=replace(task.pair.settings, **asdict(setting)))
+        result = register(**images_of(inputs), settings=replace(task.pair.settings, **asdict(setting)))
         row = measure(result.forward, inputs, self.comparison.structures, with_distances=True)
         steps = result.report["steps"]
         Record(task.fingerprint, steps, {len(steps): row}).write(path)
@@ -104,7 +104,7 @@ class Trajectory:
         if self.comparison.missing(self.record, self.method):
             steps = self.comparison.last_step(self.method)
             settings = replace(self.task.pair.settings, method=self.method, steps=steps, refine_steps=0)
-            register(**_images(self.inputs), settings=settings, on_start=self.start, on_step=self.step)
+            register(**images_of(self.inputs), settings=settings, on_start=self.start, on_step=self.step)
         self.state_path.unlink(missing_ok=True)
 
     def start(self, running: Running) -> None:
@@ -168,11 +168,6 @@ def measure(
     else:
         row = {"dice": mean_dice(deformation, *labels, structures)}
     return row | folding_row(*metrics.evaluate_folding(deformation, inputs["fixed"]))
-
-
-def _images(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `register` takes of the inputs of a pair."""
-    return {role: image for role, image in inputs.items() if not role.endswith("labels")}
 
 
 def mean_dice(deformation: Deformation, fixed: Volume, moving: Volume, structures: Iterable[int] | None) -> float:

@@ -6,20 +6,21 @@ import sys
 from pathlib import Path
 
 from GradProjIOLib.registration.result import Registration, count_steps
-from GradProjIOLib.report.line import guidance
+from GradProjIOLib.report.line import guidance, is_worse
 
 
 def print_summary(result: Registration, folder: Path) -> None:
     """What came out, and what the user should know about it, in a few lines."""
     report = result.report
     found = report["jacobian"]
-    before, after = report["similarity_before"], report["similarity"]
+    name = report["model"]["name"]
     print(
-        f"{report['model']['name']}, {report['settings']['method']}, {count_steps(report)} on "
+        f"{'no network' if name == 'none' else name}, {report['settings']['method']}, {count_steps(report)} on "
         f"{report['device']['name']} in {report['seconds']:.1f} s"
     )
     print(
-        f"similarity loss {before:.4f} → {after:.4f}{' (worse than before)' if after > before else ''}, "
+        f"similarity loss {report['similarity_before']:z.4f} → {report['similarity']:z.4f}"
+        f"{' (worse than before)' if is_worse(report) else ''}, "
         f"regularity loss {report['regularity']:.5f}"
     )
     if report["levels"]:

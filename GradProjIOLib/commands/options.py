@@ -13,13 +13,18 @@ from typing import Any
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.settings import PRESETS, SETTING_NAMES, Settings, allowed_range, value_type
 
-TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as transform.h5"
+TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as transform.h5, or folder of a result"
 
 
 def add_setting_options(
-    parser: argparse._ActionsContainer, only: Sequence[str] = SETTING_NAMES, without: Sequence[str] = ()
+    parser: argparse._ActionsContainer,
+    only: Sequence[str] = SETTING_NAMES,
+    without: Sequence[str] = (),
+    preset: str = "standard",
 ) -> None:
     """Add an option for each setting in ``only`` that is not in ``without``, and ``--preset``.
+
+    preset: the one that holds where none is typed.
 
     An option that is not typed leaves nothing in the parsed arguments, so that a preset can have its own value.
     """
@@ -27,10 +32,11 @@ def add_setting_options(
         parser.add_argument(
             "--preset",
             choices=tuple(PRESETS),
-            default=argparse.SUPPRESS,
-            help="values for the settings below that are not given; paper is the published method without refinement "
-            "(default: standard)",
+            default=argparse.SUPPRESS if preset == "standard" else preset,
+            help="values for the settings below that are not given; paper is the published method without refinement"
+            + (" (default: standard)" if preset == "standard" else ""),
         )
+    usual = Settings.from_mapping({"preset": preset})
     for one in fields(Settings):
         if one.name not in only or one.name in without:
             continue
@@ -39,7 +45,7 @@ def add_setting_options(
             f"--{one.name.replace('_', '-')}",
             default=argparse.SUPPRESS,
             help=", ".join(filter(None, (rules["help"], allowed_range(one))))
-            + ("" if one.default is None else f" (default: {one.default})"),
+            + ("" if one.default is None else f" (default: {getattr(usual, one.name)})"),
             choices=rules["choices"] or None,
             metavar=rules["metavar"],
             type={int: whole_number, tuple: whole_number, float: number}.get(kind, str),

@@ -17,7 +17,9 @@ from GradProjIOLib.commands.options import (
     settings_from,
 )
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.image_files import read_labels
+from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.going_on import load_result
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.registration.result import Registration
@@ -35,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=_From,
         images=(fixed, moving),
         help="folder of a result to go on with; FIXED and MOVING are then those of its report unless given, and so are "
-        "masks, landmarks and settings. --steps says how many more steps are taken, of the stage that it ended with",
+        "masks, landmarks, labels and settings. --steps says how many more steps are taken of the stage that it ended "
+        "with; --refine-steps how many on the finest fields",
     )
     add_output_option(parser, "folder for the results")
     parser.add_argument(
@@ -88,8 +91,13 @@ class _From(argparse.Action):
 
 def run(arguments: argparse.Namespace) -> int:
     """Register or go on, write the results, say what was found."""
-    labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
-    result = _register(arguments) if arguments.earlier is None else _go_on(arguments)
+    if arguments.earlier is None:
+        labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
+        result = _register(arguments)
+    else:
+        earlier = _earlier(arguments)
+        labels = _labels_of(earlier, arguments)
+        result = earlier.go_on(**given_settings(arguments), **_guides(arguments))
     result.write(arguments.output, labels)
     if not arguments.quiet:
         print_summary(result, arguments.output)
@@ -111,11 +119,21 @@ def _register(arguments: argparse.Namespace) -> Registration:
     )
 
 
-def _go_on(arguments: argparse.Namespace) -> Registration:
+def _earlier(arguments: argparse.Namespace) -> Registration:
     if arguments.initial_transform:
         raise InputError("--initial-transform says where to begin, and --from to go on; give only one of them.")
-    earlier = load_result(arguments.earlier, fixed=arguments.fixed, moving=arguments.moving)
-    return earlier.go_on(**given_settings(arguments), **_guides(arguments))
+    return load_result(arguments.earlier, fixed=arguments.fixed, moving=arguments.moving)
+
+
+def _labels_of(earlier: Registration, arguments: argparse.Namespace) -> Volume | None:
+    """The labels to warp: those that are given, else those that were warped before."""
+    described = earlier.report["inputs"].get("moving_labels")
+    if arguments.moving_labels or described is None:
+        return read_labels(arguments.moving_labels) if arguments.moving_labels else None
+    path = Path(described["path"] or described["name"])
+    if not path.is_file() or checksum(path) != described["sha256"]:
+        raise InputError(f"{path}, the moving labels of {arguments.earlier}, is gone or has changed; give them anew.")
+    return read_labels(path)
 
 
 def _guides(arguments: argparse.Namespace) -> dict[str, Any]:

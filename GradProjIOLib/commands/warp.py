@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from GradProjIOLib.commands.options import TRANSFORM_HELP, number, say_notes
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_frames, read_volume, whole_numbers_of, write_frames
+from GradProjIOLib.geometry.volume import looks_like_labels
 from GradProjIOLib.spatial.deformation import Deformation
 
 INTERPOLATIONS = ("linear", "bspline", "nearest")
@@ -45,6 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     for source, target in _targets([Path(path) for path in arguments.moving], Path(arguments.output)).items():
         frames, step = read_frames(source)
         say_notes(reference, *frames)
+        if interpolation != "nearest" and looks_like_labels(frames[0].array):
+            print(f"note: {source} looks like a label map, and values between labels mean nothing; give --labels.",
+                  file=sys.stderr)  # fmt: skip
         if arguments.labels:
             frames = [whole_numbers_of(frame) for frame in frames]
         lowest = arguments.background

@@ -37,10 +37,10 @@ class Metric:
 
 METRICS = (
     Metric("dice", "Dice", ".4f"),
-    Metric("dice_before", "before", ".4f", compared=False),
+    Metric("dice_before", "Dice before", ".4f", compared=False),
     Metric("hd95_mm", "HD95 [mm]", ".3f"),
     Metric("tre_mm", "TRE [mm]", ".3f"),
-    Metric("tre_before_mm", "before", ".3f", compared=False),
+    Metric("tre_before_mm", "TRE before", ".3f", compared=False),
     Metric("ndv_percent", "NDV [%]", ".3g"),
     Metric("folded_voxels", "folded voxels", ".6g"),
     Metric("std_log_jacobian", "SD log|J|", ".4f"),

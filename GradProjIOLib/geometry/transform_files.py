@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 WRITTEN_SUFFIXES = (*HDF5_SUFFIXES, ".tfm", ".txt")
+TRANSFORM_OF_RESULT = "transform.h5"
 READ_SUFFIXES = (*WRITTEN_SUFFIXES, ".mat", ".xfm", *IMAGE_SUFFIXES)
 RAS_TO_LPS_VECTOR = np.array([-1, -1, 1], dtype=np.float32)
 
@@ -57,6 +58,7 @@ def read_transform(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The map x → matrix·(x + u(x)) in `path`: u [k, j, i, 3] (RAS mm), the affine (4x4) of its lattice, the matrix.
 
+    The folder of a result stands for its transform.h5.
     `matrix` (4x4) is the product of all linear parts of the transform, so that u vanishes where nothing else acts.
     Linear transforms, and those with a single displacement field, come as they are; a linear one has u = 0. Others
     (B-splines, several fields) are sampled on the lattice `shape` (K, J, I), `affine`. Raises InputError where the
@@ -64,6 +66,8 @@ def read_transform(
     field is left as it is: NaN, or as large as 3.4e38.
     """
     path = Path(path)
+    if path.is_dir() and (path / TRANSFORM_OF_RESULT).exists():
+        path = path / TRANSFORM_OF_RESULT
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return *_read_field_image(path), np.eye(4)
     transform = _read_transform(path)

@@ -74,6 +74,8 @@ def initial_of(
             "(automatic alignment: centers, rigid or affine)."
         )
     if shared < GOOD_OVERLAP:
-        hint = "; consider automatic alignment (centers, rigid or affine)" if settings.align == "none" else ""
-        warnings.append(f"Only {shared:.0%} of {fixed.name} overlaps with {moving.name}{hint}.")
+        warnings.append(
+            f"Only {shared:.0%} of {fixed.name} overlaps with {moving.name}. That is right where one image shows a "
+            "part of the other; else align them first (automatic alignment: centers, rigid or affine)."
+        )
     return initial, shared

@@ -213,7 +213,9 @@ def load_result(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no result of a registration that can be read; give its folder.") from error
     given = dict(zip(INPUTS, (fixed, moving, fixed_mask, moving_mask, fixed_labels, moving_labels), strict=True))
-    images = {role: _input(role, given[role], inputs.get(role), folder) for role in INPUTS}
+    # Moving labels that only were warped did not guide anything.
+    described = {role: inputs.get(role) for role in INPUTS if report.get("labels") or role != "moving_labels"}
+    images = {role: _input(role, given[role], described.get(role), folder) for role in INPUTS}
     target, source = images["fixed"], images["moving"]
     assert target is not None
     assert source is not None

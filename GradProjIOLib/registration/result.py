@@ -19,6 +19,7 @@ from GradProjIOLib.geometry.files import json_text, staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.registration.described import describe_image
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.labels import LabelPairs, label_pairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
@@ -175,10 +176,13 @@ class Registration:
             self.report["steps"],
             self.title(),
             self.forward,
+            one_kind=self.settings.similarity != "mind",
         )
 
-    def write(self, folder: str | os.PathLike, labels: Volume | None = None) -> None:
-        """Write all results into ``folder``, whole or not at all; labels are those of the moving image.
+    def write(self, folder: str | os.PathLike, labels: Volume | None = None, thumbnail: bool = False) -> None:
+        """Write all results into ``folder``, whole or not at all.
+
+        labels: those of the moving image, which are warped, too. thumbnail: whether to add a small picture.
 
         A new folder appears complete. In an existing one each file is replaced when all are written, report.json
         last, and a file of an earlier result that this one does not have is removed. A picture that cannot be
@@ -190,12 +194,12 @@ class Registration:
             with staging_folder(folder.parent) as temporary:
                 whole = temporary / "result"
                 whole.mkdir()
-                self._write_files(whole, labels)
+                self._write_files(whole, labels, thumbnail)
                 _move_folder(whole, folder)
         except OSError as error:
             raise write_error(folder, error) from error
 
-    def _write_files(self, folder: Path, labels: Volume | None) -> None:
+    def _write_files(self, folder: Path, labels: Volume | None, thumbnail: bool) -> None:
         warped, determinant, folding = self.warped(), self.determinant(), self.folding_mask()
         write_volume(warped, folder / "warped.nii.gz")
         self.forward.write(folder / "transform.h5")
@@ -207,11 +211,16 @@ class Registration:
         write_volume(determinant, folder / "jacobian.nii.gz", "Jacobian determinant")
         write_volume(folding, folder / "folding.nii.gz")
         if labels is not None:
+            self.report["inputs"].setdefault("moving_labels", describe_image(labels))
             write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
         try:
             self._draw(warped, determinant, folding).savefig(folder / "overview.png")
+            if thumbnail:
+                from GradProjIOLib.report.thumbnail import write_thumbnail
+
+                write_thumbnail(folder, self.fixed)
         except Exception as error:
-            warning = f"The picture overview.png could not be drawn ({error})."
+            warning = f"A picture of the result could not be drawn ({error})."
             if warning not in self.report["warnings"]:
                 self.report["warnings"].append(warning)
         (folder / "report.json").write_text(json_text(self.report, indent=1) + "\n", encoding="utf-8")
@@ -220,7 +229,7 @@ class Registration:
         """One line that says what was registered, how, and with which folding."""
         folded = self.report["jacobian"]["folded_percent"]
         return (
-            f"{Path(self.moving.name).name} → {Path(self.fixed.name).name} · {self.report['model']['name']}, "
+            f"{Path(self.moving.name).name} onto {Path(self.fixed.name).name} · {self.report['model']['name']}, "
             f"{self.settings.method}, {count_steps(self.report)} · {folded:.3g} % folded · "
             f"{self.report['seconds']:.0f} s"
         )

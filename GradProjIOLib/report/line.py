@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+ROUNDING = 1e-4
+"""Similarity losses that differ by less are the same to the digits that are shown."""
+
 
 def summary_line(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
     """One line about a registration, from its report (see Docs/metrics.md); what is missing there is left out.
@@ -43,14 +46,14 @@ def guidance(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
 
 
 def is_worse(report: Mapping[str, Any]) -> bool:
-    """Whether the images match worse than before the deformable registration."""
-    return "similarity_before" in report and report["similarity"] > report["similarity_before"]
+    """Whether the images match worse than before the deformable registration, by more than rounding."""
+    return "similarity_before" in report and report["similarity"] > report["similarity_before"] + ROUNDING
 
 
 def _similarity(report: Mapping[str, Any], _: Callable[[str], str]) -> str:
     if "similarity_before" not in report:
         return ""
-    text = _("similarity loss {similarity_before:.4f} → {similarity:.4f}").format(**report)
+    text = _("similarity loss {similarity_before:z.4f} → {similarity:z.4f}").format(**report)
     return text + _(", worse than before") if is_worse(report) else text
 
 

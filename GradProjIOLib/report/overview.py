@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 
 DIFFERENCE_COLORS = "magma"
 DOTS_PER_INCH = 110
-COLUMNS = ("Fixed", "Moving, before", "Moving, warped", "|Difference| before", "|Difference| after",
-           "Jacobian determinant")  # fmt: skip
+IMAGES = ("Fixed", "Moving, before", "Moving, warped")
+DIFFERENCES = ("|Difference| before", "|Difference| after")
+CHECKERBOARDS = ("Fixed and moving, before", "Fixed and moving, after")
+SQUARES = 8
+"""Of a checkerboard along the longest axis of what is shown."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,16 @@ def draw_overview(
     steps: Sequence[Mapping[str, Any]],
     title: str,
     deformation: Deformation | None = None,
+    one_kind: bool = True,
 ) -> Figure:
     """The picture of one registration as a matplotlib figure.
 
     Three orthogonal slices (radiological convention, along the fixed image's axes, through the worst fold or
     the middle of the foreground) of the fixed image, the moving image before and after the deformation, the
     differences to the fixed image and the Jacobian determinant; below them the losses of the steps.
+
+    one_kind: whether the images have the same contrasts. Else differences say little, and there are checkerboards of
+    the fixed and the moving image in their place.
 
     `moved_before` (the moving image as the initial alignment places it), `warped`, `determinant` and the mask
     `folded` are all on the fixed image's lattice [k, j, i]. `steps` are those of report.json; none for direct
@@ -137,20 +145,25 @@ def draw_overview(
     determinant, folded = (to_anatomical(array, fixed.affine) for array in (determinant, folded))
     foreground = np.maximum.reduce(images) > 0.08
     frame = _frame(anatomical_affine(fixed.affine, fixed.shape), foreground, determinant, folded)
-    differences = [np.abs(image - images[0]) for image in images[1:]]
-    means = [float(difference[foreground].mean()) if foreground.any() else 0.0 for difference in differences]
-    highest = max(float(np.percentile(differences[0][::2, ::2, ::2], 99.5)), 0.05)
+    if one_kind:
+        compared = [np.abs(image - images[0]) for image in images[1:]]
+        means = [float(difference[foreground].mean()) if foreground.any() else 0.0 for difference in compared]
+        titles, notes = DIFFERENCES, [f"mean {mean:.3f}" for mean in means]
+        scale = {"cmap": DIFFERENCE_COLORS, "vmax": max(float(np.percentile(compared[0][::2, ::2, ::2], 99.5)), 0.05)}
+    else:
+        squares = _checkerboard(frame, images[0].shape)
+        compared = [np.where(squares, images[0], image) for image in images[1:]]
+        titles, notes, scale = CHECKERBOARDS, ["edges should go on", "across the squares"], {"cmap": "gray", "vmax": 1}
 
     footer = 3.55 if steps else 1.35
     figure, panels = _layout(frame, title, footer)
-    names = [_shorten(fixed.name), _shorten(moved_before.name), _shorten(warped.name)]
-    notes = [*names, *(f"mean {mean:.3f}" for mean in means),
-             f"{determinant.min():.2f} to {determinant.max():.2f}"]  # fmt: skip
-    for column, note in enumerate(notes):
-        panels[0][column].set_title(f"{COLUMNS[column]}\n{note}", fontsize=11, parse_math=False)
-    scales = [{"cmap": "gray", "vmax": 1}] * 3 + [{"cmap": DIFFERENCE_COLORS, "vmax": highest}] * 2
+    names = [_shorten(Path(volume.name).name) for volume in (fixed, moved_before, warped)]
+    notes = [*names, *notes, f"{determinant.min():.2f} to {determinant.max():.2f}"]
+    for axes, column, note in zip(panels[0], (*IMAGES, *titles, "Jacobian determinant"), notes, strict=True):
+        axes.set_title(f"{column}\n{note}", fontsize=11, parse_math=False)
+    scales = [{"cmap": "gray", "vmax": 1}] * 3 + [scale] * 2
     for row, view in zip(panels, VIEWS, strict=True):
-        for axes, image, scale in zip(row, (*images, *differences), scales, strict=False):
+        for axes, image, scale in zip(row, (*images, *compared), scales, strict=False):
             _show(axes, frame, view, frame.slice(image, view), vmin=0, **scale)
         plane = frame.slice(folded, view)
         _show(row[5], frame, view, determinant_colors(frame.slice(determinant, view), plane))
@@ -161,9 +174,16 @@ def draw_overview(
             _ring(row[2], frame, view)
             _ring(row[5], frame, view)
         _letter(row[0], frame, view)
-    _draw_legends(figure, footer, panels[2], folded)
+    _draw_legends(figure, footer, panels[2], folded, one_kind)
     draw_steps(figure, footer, steps)
     return figure
+
+
+def _checkerboard(frame: _Frame, shape: tuple[int, ...]) -> np.ndarray:
+    """Where the fixed image is shown: every second cube of edge length extent / SQUARES, in mm."""
+    edge = max(frame.extent(axis) for axis in range(3)) / SQUARES
+    cubes = [((np.arange(n) - low) * d // edge) for n, low, d in zip(shape, frame.low, frame.spacing, strict=True)]
+    return np.add.outer(np.add.outer(cubes[0], cubes[1]), cubes[2]) % 2 == 0
 
 
 def _shorten(name: str, longest: int = 26) -> str:
@@ -262,11 +282,12 @@ def _bar(figure: Figure, footer: float, first: Axes, last: Axes) -> Axes:
     return axes
 
 
-def _draw_legends(figure: Figure, footer: float, lowest: np.ndarray, folded: np.ndarray) -> None:
-    """Color bars of the differences and the determinant under the `lowest` row of panels."""
-    axes = _bar(figure, footer, lowest[3], lowest[4])
-    bar = figure.colorbar(lowest[3].images[0], cax=axes, orientation="horizontal")
-    bar.set_label("part of each image's intensity window", fontsize=9)
+def _draw_legends(figure: Figure, footer: float, lowest: np.ndarray, folded: np.ndarray, one_kind: bool) -> None:
+    """Color bars of the differences, where there are some, and the determinant under the `lowest` row of panels."""
+    if one_kind:
+        axes = _bar(figure, footer, lowest[3], lowest[4])
+        bar = figure.colorbar(lowest[3].images[0], cax=axes, orientation="horizontal")
+        bar.set_label("difference of gray values as shown, from 0 (black) to 1 (white)", fontsize=9)
     count = int(folded.sum())
     text = f"folded: {count:,} voxels ({100 * count / folded.size:.2g} %)" if count else "no folded voxels"
     axes = _bar(figure, footer, lowest[5], lowest[5])

@@ -60,47 +60,32 @@ def find_folds(
         folded, between = _segments_on(folding, jacobian)
     if not folded.any():
         return []
-    inside = np.flatnonzero(folded)
-    depths = determinant.array.ravel()[inside]
-    # The voxels region by region, in each the deepest first.
-    numbers = _regions(folded).ravel()[inside]
-    order = np.lexsort((depths, numbers))
-    _, first, voxels = np.unique(numbers[order], return_index=True, return_counts=True)
-    deepest = inside[order[first]]
-    k, j, i = np.unravel_index(deepest, determinant.shape)
-    world = apply_matrix(determinant.affine, np.stack([i, j, k], axis=1))
-    mask = body()
-    in_body = np.ones(len(deepest), bool) if mask is None else mask.ravel()[deepest]
-    values = np.zeros(len(deepest), int) if structures is None else structures.labels.ravel()[deepest]
-    voxel = float(np.prod(determinant.spacing))
-    folds = [
-        Fold(
-            tuple(world[n].tolist()),
-            int(voxels[n]),
-            float(voxels[n] * voxel),
-            float(determinant.array.ravel()[deepest[n]]),
-            bool(in_body[n]),
-            structures.name(int(values[n])) if structures is not None else "",
-            bool(between.ravel()[deepest[n]]),
-        )
-        for n in range(len(deepest))
-    ]
-    return sorted(folds, key=lambda fold: (not fold.inside, fold.between, -fold.voxels, fold.determinant))
-
-
-def _regions(folded: np.ndarray) -> np.ndarray:
-    """A number from 1 for each group of voxels that touch, also at a corner, and 0 elsewhere."""
     import SimpleITK as sitk
 
     # Only the box around the folds: the numbers of a whole volume take time.
-    box = tuple(
-        slice(places.min(), places.max() + 1)
-        for places in (np.flatnonzero(folded.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
-    )
-    found = sitk.ConnectedComponent(sitk.GetImageFromArray(folded[box].astype(np.uint8)), True)
-    numbers = np.zeros(folded.shape, np.int32)
-    numbers[box] = sitk.GetArrayViewFromImage(found)
-    return numbers
+    box = tuple(slice(index.min(), index.max() + 1) for index in np.nonzero(folded))
+    regions = sitk.ConnectedComponent(sitk.GetImageFromArray(folded[box].astype(np.uint8)), True)
+    measured = sitk.LabelIntensityStatisticsImageFilter()
+    measured.ComputePerimeterOff()
+    measured.Execute(regions, sitk.GetImageFromArray(determinant.array[box]))
+    mask, voxel = body(), float(np.prod(determinant.spacing))
+    folds = []
+    for region in measured.GetLabels():
+        in_box = reversed(measured.GetMinimumIndex(region))
+        k, j, i = (int(index + part.start) for index, part in zip(in_box, box, strict=True))
+        voxels = measured.GetNumberOfPixels(region)
+        folds.append(
+            Fold(
+                tuple(apply_matrix(determinant.affine, np.array([i, j, k])).tolist()),
+                voxels,
+                voxels * voxel,
+                float(determinant.array[k, j, i]),
+                mask is None or bool(mask[k, j, i]),
+                "" if structures is None else structures.name(int(structures.labels[k, j, i])),
+                bool(between[k, j, i]),
+            )
+        )
+    return sorted(folds, key=lambda fold: (not fold.inside, fold.between, -fold.voxels, fold.determinant))
 
 
 def body_of(image: Volume) -> np.ndarray:

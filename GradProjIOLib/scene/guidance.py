@@ -70,7 +70,7 @@ class Guides:
                     "take it out of there."
                 )
         if self.fixed_points is not None and self.moving_points is not None:
-            match_landmarks(*(_names(node) for node in (self.fixed_points, self.moving_points)))
+            match_landmarks(*(point_names(node) for node in (self.fixed_points, self.moving_points)))
         if self.fixed_guide is not None and self.moving_guide is not None:
             self._check_labels()
 
@@ -168,8 +168,9 @@ def landmarks_from_node(node: slicer.vtkMRMLMarkupsFiducialNode) -> Landmarks:
     if not placed:
         raise InputError(f"{node.GetName()} has no point; place some, or choose another list.")
     positions = slicer.util.arrayFromMarkupsControlPoints(node, world=True)[placed]
-    return Landmarks(_names(node), positions, node.GetName())
+    return Landmarks(point_names(node), positions, node.GetName())
 
 
-def _names(node: slicer.vtkMRMLMarkupsFiducialNode) -> list[str]:
+def point_names(node: slicer.vtkMRMLMarkupsFiducialNode) -> list[str]:
+    """The names of the points that have been placed."""
     return [node.GetNthControlPointLabel(number) for number in placed_points(node)]

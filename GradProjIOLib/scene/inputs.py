@@ -80,9 +80,8 @@ class Inputs:
 
 def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> dict[str, Any]:
     """The record of an initial transform: a matrix where it is linear, else a field over the fixed image."""
-    matrix = transforms.matrix_from_node(node)
-    if matrix is not None:
-        return {"matrix": matrix.tolist()}
+    if node.IsTransformToWorldLinear():
+        return {"matrix": np.linalg.inv(slicer.util.arrayFromTransformMatrix(node, toWorld=True)).tolist()}
     shape, affine = coarse_lattice(fixed.shape, fixed.affine)
     displacement, matrix = transforms.deformation_from_node(node, shape, affine)
     if not np.isfinite(displacement).all():

@@ -10,6 +10,7 @@ import slicer
 from vtk.util.numpy_support import numpy_to_vtk
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.image_files import whole_numbers_of
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes
 
@@ -34,11 +35,7 @@ def labels_from_node(
     if node.IsA("vtkMRMLSegmentationNode"):
         labels = _labels_of_segmentation(node, reference, only)
     else:
-        labels = nodes.volume_from_node(node, role)
-        if labels.array.dtype.kind == "f":
-            if not np.array_equal(labels.array, np.rint(labels.array)):
-                raise InputError(f"{node.GetName()} is no label map: its values are not all whole numbers.")
-            labels = Volume(labels.array.astype(np.int32), labels.affine, labels.name)
+        labels = whole_numbers_of(nodes.volume_from_node(node, role))
     if not labels.array.any():
         raise InputError(f"{node.GetName()} is empty; draw something in it or choose none as {role}.")
     return labels

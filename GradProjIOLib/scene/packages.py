@@ -67,11 +67,19 @@ def constraints() -> list[str]:
 
 
 def install(requirements: Sequence[str]) -> None:
-    """Install `requirements` into the running Slicer. Raises RuntimeError where torch cannot be installed."""
+    """Install `requirements` into the running Slicer, under `constraints`.
+
+    Raises RuntimeError where torch cannot be installed.
+    """
     if TORCH in requirements:
         install_torch()
     if others := [requirement for requirement in requirements if requirement != TORCH]:
-        install_with_pip(others)
+        from slicer.util import pip_install
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "constraints.txt"
+            file.write_text("\n".join(constraints()) + "\n", encoding="utf-8")
+            pip_install([*others, "-c", str(file)])
     importlib.invalidate_caches()
 
 
@@ -87,18 +95,3 @@ def install_torch() -> None:
     logic = PyTorchUtils.PyTorchUtilsLogic()
     if logic.installTorch(askConfirmation=False, torchVersionRequirement=TORCH_VERSION) is None:
         raise RuntimeError("PyTorch was not installed; try it in the module PyTorch Utils.")
-
-
-def install_with_pip(requirements: list[str]) -> None:
-    """Install under `constraints`: with slicer.packaging where it is there (from 2026-04 on), else with slicer.util."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "constraints.txt"
-        file.write_text("\n".join(constraints()) + "\n", encoding="utf-8")
-        try:
-            from slicer.packaging import pip_ensure
-        except ImportError:
-            from slicer.util import pip_install
-
-            pip_install([*requirements, "-c", str(file)])
-        else:
-            pip_ensure(requirements, constraints=str(file), prompt_install=False, requester="GradProjIO")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.landmarks import match_landmarks
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.scene import nodes
-from GradProjIOLib.scene.guidance import landmarks_from_node, placed_points
+from GradProjIOLib.scene.guidance import landmarks_from_node, placed_points, point_names
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.nodes import mapped
 from GradProjIOLib.settings import Settings
@@ -57,7 +58,11 @@ def maps_of(
     if not report or not _is_of(transform, report, {"fixed": fixed, "moving": moving}):
         return Maps(_map_of(initial_transform))
     matrix = report.get("initial_transform")
-    before = _map_of(nodes.linked(result, "initial_transform")) if matrix is None else _linear(np.array(matrix))
+    before = (
+        _map_of(nodes.linked(result, "initial_transform"))
+        if matrix is None
+        else partial(apply_matrix, np.array(matrix))
+    )
     return Maps(before, _map_of(transform), report)
 
 
@@ -83,10 +88,6 @@ def _map_of(node: slicer.vtkMRMLTransformNode | None) -> PointMap:
     return lambda points: mapped(transform, points)
 
 
-def _linear(matrix: np.ndarray) -> PointMap:
-    return lambda points: apply_matrix(matrix, points)
-
-
 @dataclass(frozen=True)
 class Pair:
     """A pair of landmarks: its name, both points in the world, and their distance in mm under `Maps`.
@@ -109,11 +110,8 @@ def pairs_of(
     """The pairs of two point lists; none where there are none. Raises InputError where they do not match."""
     if fixed is None or moving is None or not (placed_points(fixed) or placed_points(moving)):
         return []
-    counts = [len(placed_points(node)) for node in (fixed, moving)]
-    if 0 in counts:
-        match_landmarks(*([""] * count for count in counts))
-    first, second = landmarks_from_node(fixed), landmarks_from_node(moving)
-    partners = second.points[match_landmarks(first.names, second.names)]
+    order = match_landmarks(point_names(fixed), point_names(moving))
+    first, partners = landmarks_from_node(fixed), landmarks_from_node(moving).points[order]
 
     def distances(point_map: PointMap) -> list[float]:
         return np.linalg.norm(point_map(first.points) - partners, axis=1).tolist()
@@ -269,12 +267,8 @@ def propose_partner(
 def remove_pair(fixed: slicer.vtkMRMLMarkupsFiducialNode, moving: slicer.vtkMRMLMarkupsFiducialNode, row: int) -> None:
     """Remove a pair, known by its place among those of `pairs_of`."""
     with contextlib.suppress(InputError, IndexError):
-        first, second = placed_points(fixed), placed_points(moving)
-        names = [
-            [node.GetNthControlPointLabel(one) for one in found] for node, found in ((fixed, first), (moving, second))
-        ]
-        partner = second[match_landmarks(*names)[row]]
-        fixed.RemoveNthControlPoint(first[row])
+        partner = placed_points(moving)[match_landmarks(point_names(fixed), point_names(moving))[row]]
+        fixed.RemoveNthControlPoint(placed_points(fixed)[row])
         moving.RemoveNthControlPoint(partner)
 
 

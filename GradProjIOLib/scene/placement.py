@@ -48,10 +48,47 @@ def place(
     node keeps the settings and the report, and links to the others, to the inputs and to the `chart` of the run.
     Where something fails, the scene is as it was before, and the exception goes on.
     """
+    fixed = inputs.fixed if inputs.fixed.GetScene() is scene else None
+    source = inputs.moving_labels
+    names = {"fixed": inputs.fixed.GetName(), "moving": inputs.moving.GetName(), "labels": source and source.GetName()}
+    placed: dict[str, slicer.vtkMRMLNode] = {}
+
+    def node_for(role: str, chosen: slicer.vtkMRMLNode | None = None) -> slicer.vtkMRMLNode:
+        if chosen is None or chosen.GetScene() is not scene:
+            kind, name = NEW_NODES[role]
+            chosen = nodes.add_node(scene, kind, name.format(**names))
+        placed[role] = chosen
+        return chosen
+
     chosen = [node for node in outputs.values() if node is not None and node.GetScene() is scene]
     belonging = [nodes.linked(node, role) for node in chosen for role in (FOLDING, TABLE)]
     with all_or_nothing(scene, {*chosen, *filter(None, belonging)}):
-        return _place(scene, inputs, outputs, result, report, chart)
+        for role in outputs:
+            if role not in result:
+                continue
+            node = node_for(role, outputs[role])
+            if role in (TRANSFORM, INVERSE):
+                displacement, affine, matrix = result[role]
+                transforms.deformation_to_node(displacement, affine, node, matrix)
+            elif role == WARPED_LABELS:
+                labels.labels_to_segmentation(result[role], node, fixed, source)
+            else:
+                nodes.volume_to_node(result[role], node, fixed)
+        if WARPED in placed:
+            show_like(inputs.moving, placed[WARPED])
+        if JACOBIAN in placed:
+            # The folded voxels and the table belong to the map; those of an old map are filled again.
+            jacobian = placed[JACOBIAN]
+            color_jacobian(jacobian)
+            segmentation = node_for(FOLDING, nodes.linked(jacobian, FOLDING))
+            folding.folding_to_segmentation(result[FOLDING], segmentation, fixed or jacobian, result.get(BETWEEN))
+            mask_name = inputs.fixed_mask.GetName() if inputs.fixed_mask else "mask"
+            table = node_for(TABLE, nodes.linked(jacobian, TABLE))
+            folding.fill_table(table, report["jacobian"], report.get("jacobian_in_mask"), mask_name)
+        if chart is not None:
+            placed[CHART] = chart
+        _link(placed, inputs, report)
+    return placed
 
 
 @contextmanager
@@ -96,54 +133,6 @@ def _restorer(node: slicer.vtkMRMLNode) -> Callable[[], None]:
             node.SetAndObserveTransformNodeID(parent)
 
     return restore
-
-
-def _place(
-    scene: slicer.vtkMRMLScene,
-    inputs: Inputs,
-    outputs: Outputs,
-    result: Mapping[str, Any],
-    report: Mapping[str, Any],
-    chart: slicer.vtkMRMLPlotChartNode | None,
-) -> dict[str, slicer.vtkMRMLNode]:
-    fixed = inputs.fixed if inputs.fixed.GetScene() is scene else None
-    source = inputs.moving_labels
-    names = {"fixed": inputs.fixed.GetName(), "moving": inputs.moving.GetName(), "labels": source and source.GetName()}
-    placed: dict[str, slicer.vtkMRMLNode] = {}
-
-    def node_for(role: str, chosen: slicer.vtkMRMLNode | None = None) -> slicer.vtkMRMLNode:
-        if chosen is None or chosen.GetScene() is not scene:
-            kind, name = NEW_NODES[role]
-            chosen = nodes.add_node(scene, kind, name.format(**names))
-        placed[role] = chosen
-        return chosen
-
-    for role in outputs:
-        if role not in result:
-            continue
-        node = node_for(role, outputs[role])
-        if role in (TRANSFORM, INVERSE):
-            displacement, affine, matrix = result[role]
-            transforms.deformation_to_node(displacement, affine, node, matrix)
-        elif role == WARPED_LABELS:
-            labels.labels_to_segmentation(result[role], node, fixed, source)
-        else:
-            nodes.volume_to_node(result[role], node, fixed)
-    if WARPED in placed:
-        show_like(inputs.moving, placed[WARPED])
-    if JACOBIAN in placed:
-        # The folded voxels and the table belong to the map; those of an old map are filled again.
-        jacobian = placed[JACOBIAN]
-        color_jacobian(jacobian)
-        segmentation = node_for(FOLDING, nodes.linked(jacobian, FOLDING))
-        folding.folding_to_segmentation(result[FOLDING], segmentation, fixed or jacobian, result.get(BETWEEN))
-        mask_name = inputs.fixed_mask.GetName() if inputs.fixed_mask else "mask"
-        table = node_for(TABLE, nodes.linked(jacobian, TABLE))
-        folding.fill_table(table, report["jacobian"], report.get("jacobian_in_mask"), mask_name)
-    if chart is not None:
-        placed[CHART] = chart
-    _link(placed, inputs, report)
-    return placed
 
 
 def show_like(moving: slicer.vtkMRMLScalarVolumeNode, warped: slicer.vtkMRMLScalarVolumeNode) -> None:

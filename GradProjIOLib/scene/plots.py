@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import slicer
-import vtk
 
 from GradProjIOLib.scene.nodes import add_node
 
@@ -39,100 +38,82 @@ class LossPlot:
     """
 
     def __init__(self, scene: slicer.vtkMRMLScene, name: str, total: int = 0) -> None:
-        self.scene, self.total = scene, total
-        self._range = (math.inf, 0.0)
-        self._series: list[slicer.vtkMRMLPlotSeriesNode] = []
+        self.total = total
+        # The losses of each step in the order of LOSSES; NaN where there is none.
+        self._rows: list[list[float]] = []
+        self._series: dict[str, slicer.vtkMRMLPlotSeriesNode] = {}
         self.table = add_node(scene, "vtkMRMLTableNode", f"{name} loss table")
         self.table.SetUseColumnTitleAsColumnHeader(True)
-        self.chart = add_node(scene, "vtkMRMLPlotChartNode", f"{name} losses")
-        self.chart.SetTitle(name)
-        self.chart.SetXAxisTitle(STEP)
-        self.chart.SetYAxisTitle("Loss")
-        self.chart.SetYAxisLogScale(True)
-        self._add_column(STEP)
-        self._shown: list[str] = []
-        for key in ALWAYS:
-            self._add_loss(key)
-
-    def _add_column(self, title: str) -> None:
-        column = vtk.vtkDoubleArray()
-        column.SetName(title)
-        for _row in range(self.table.GetNumberOfRows() if self.table.GetNumberOfColumns() else 0):
-            column.InsertNextValue(math.nan)
-        self.table.AddColumn(column)
-
-    def _add_loss(self, key: str) -> None:
-        title = LOSSES[key]
-        self._add_column(title)
-        self._shown.append(key)
-        series = add_node(self.scene, "vtkMRMLPlotSeriesNode", title)
-        series.SetAndObserveTableNodeID(self.table.GetID())
-        series.SetXColumnName(STEP)
-        series.SetYColumnName(title)
-        series.SetPlotType(series.PlotTypeScatter)
-        # A line through a single point would run along the axis for ever.
-        series.SetLineStyle(series.LineStyleNone)
-        series.SetMarkerStyle(series.MarkerStyleCircle)
-        series.SetColor(*COLORS[title])
-        self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
-        self._series.append(series)
+        self.chart = _add_chart(scene, f"{name} losses", name, STEP, "Loss")
+        self.add([])
 
     def add(self, steps: Iterable[Mapping[str, float]]) -> None:
         """Append `steps`, mappings with similarity and regularity as in report.json.
 
         They are numbered over all stages and levels; their own index begins again at each of these.
         """
-        table = self.table.GetTable()
         for step in steps:
-            for key in LOSSES:
-                if key not in self._shown and step.get(key) is not None:
-                    self._add_loss(key)
-            row = table.InsertNextBlankRow()
-            found = [step.get(key) for key in self._shown]
-            losses = [loss if loss is not None and loss > 0 else math.nan for loss in found]
-            for column, value in enumerate((row, *losses)):
-                table.SetValue(row, column, vtk.vtkVariant(float(value)))
-            shown = [loss for loss in losses if loss > 0]
-            self._range = min([self._range[0], *shown]), max([self._range[1], *shown])
-        table.Modified()
-        self.table.Modified()
-        rows = table.GetNumberOfRows()
-        for series in self._series if rows > 1 else ():
-            series.SetLineStyle(series.LineStyleSolid)
-        if self._range[1] > 0:
+            found = [step.get(key) for key in LOSSES]
+            self._rows.append([loss if loss is not None and loss > 0 else math.nan for loss in found])
+        losses = np.array(self._rows).reshape(-1, len(LOSSES))
+        columns = {STEP: np.arange(len(losses), dtype=float)}
+        for key, column in zip(LOSSES, losses.T, strict=True):
+            if key in ALWAYS or np.isfinite(column).any():
+                columns[LOSSES[key]] = column
+        was_modified = self.table.StartModify()
+        slicer.util.updateTableFromArray(self.table, list(columns.values()), list(columns))
+        self.table.EndModify(was_modified)
+        for title in columns:
+            if title != STEP and title not in self._series:
+                series = _add_series(self.chart, self.table, STEP, title, COLORS[title])
+                series.SetMarkerStyle(series.MarkerStyleCircle)
+                self._series[title] = series
+        for series in self._series.values():
+            # A line through a single point would run along the axis for ever.
+            series.SetLineStyle(series.LineStyleSolid if len(losses) > 1 else series.LineStyleNone)
+        shown = losses[np.isfinite(losses)]
+        if shown.size:
             self.chart.SetXAxisRangeAuto(False)
-            self.chart.SetXAxisRange(0, max(self.total, rows, 2) - 1)
+            self.chart.SetXAxisRange(0, max(self.total, len(losses), 2) - 1)
             self.chart.SetYAxisRangeAuto(False)
-            self.chart.SetYAxisRange(self._range[0] / MARGIN, self._range[1] * MARGIN)
+            self.chart.SetYAxisRange(shown.min() / MARGIN, shown.max() * MARGIN)
 
 
-class Histogram:
-    """How many voxels have which Jacobian determinant: a table and a chart in the scene."""
+def add_histogram(scene: slicer.vtkMRMLScene, name: str, determinant: np.ndarray) -> slicer.vtkMRMLPlotChartNode:
+    """A chart, with its table, of how many voxels have which Jacobian determinant."""
+    # Where the deformation is undefined there is none.
+    values = determinant[np.isfinite(determinant)]
+    low, high = min(float(values.min()), 0.0), max(float(np.percentile(values, 99.9)), 2.0)
+    counts, edges = np.histogram(values, HISTOGRAM_BINS, (low, high))
+    table = add_node(scene, "vtkMRMLTableNode", f"Histogram table {name}")
+    columns = (edges[:-1] + edges[1:]) / 2, np.maximum(counts, 0.5)
+    slicer.util.updateTableFromArray(table, columns, ["Determinant", "Voxels"])
+    title = "Jacobian determinant; 0 or less folds"
+    chart = _add_chart(scene, f"Histogram {name}", title, "volume in moving / in fixed", "Voxels")
+    chart.SetLegendVisibility(False)
+    series = _add_series(chart, table, "Determinant", "Voxels", COLORS["Similarity loss"])
+    series.SetMarkerStyle(series.MarkerStyleNone)
+    series.SetLineStyle(series.LineStyleSolid)
+    return chart
 
-    def __init__(self, scene: slicer.vtkMRMLScene, name: str, determinant: np.ndarray) -> None:
-        # Where the deformation is undefined there is none.
-        values = determinant[np.isfinite(determinant)]
-        low, high = min(float(values.min()), 0.0), max(float(np.percentile(values, 99.9)), 2.0)
-        counts, edges = np.histogram(values, HISTOGRAM_BINS, (low, high))
-        self.table = add_node(scene, "vtkMRMLTableNode", f"Histogram table {name}")
-        for title, numbers in (("Determinant", (edges[:-1] + edges[1:]) / 2), ("Voxels", np.maximum(counts, 0.5))):
-            column = vtk.vtkDoubleArray()
-            column.SetName(title)
-            for number in numbers:
-                column.InsertNextValue(float(number))
-            self.table.AddColumn(column)
-        series = add_node(scene, "vtkMRMLPlotSeriesNode", "Voxels")
-        series.SetAndObserveTableNodeID(self.table.GetID())
-        series.SetXColumnName("Determinant")
-        series.SetYColumnName("Voxels")
-        series.SetPlotType(series.PlotTypeScatter)
-        series.SetMarkerStyle(series.MarkerStyleNone)
-        series.SetLineStyle(series.LineStyleSolid)
-        series.SetColor(*COLORS["Similarity loss"])
-        self.chart = add_node(scene, "vtkMRMLPlotChartNode", f"Histogram {name}")
-        self.chart.SetTitle("Jacobian determinant; 0 or less folds")
-        self.chart.SetXAxisTitle("volume in moving / in fixed")
-        self.chart.SetYAxisTitle("Voxels")
-        self.chart.SetYAxisLogScale(True)
-        self.chart.SetLegendVisibility(False)
-        self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
+
+def _add_chart(scene: slicer.vtkMRMLScene, name: str, title: str, x: str, y: str) -> slicer.vtkMRMLPlotChartNode:
+    chart = add_node(scene, "vtkMRMLPlotChartNode", name)
+    chart.SetTitle(title)
+    chart.SetXAxisTitle(x)
+    chart.SetYAxisTitle(y)
+    chart.SetYAxisLogScale(True)
+    return chart
+
+
+def _add_series(
+    chart: slicer.vtkMRMLPlotChartNode, table: slicer.vtkMRMLTableNode, x: str, y: str, color: tuple[float, ...]
+) -> slicer.vtkMRMLPlotSeriesNode:
+    series = add_node(chart.GetScene(), "vtkMRMLPlotSeriesNode", y)
+    series.SetAndObserveTableNodeID(table.GetID())
+    series.SetXColumnName(x)
+    series.SetYColumnName(y)
+    series.SetPlotType(series.PlotTypeScatter)
+    series.SetColor(*color)
+    chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    return series

@@ -165,15 +165,8 @@ class SceneRegistration:
         self.total, self.before, self.levels, self.steps = 0, 0, [], []
         self._become(State.STARTING)
 
-    def try_start(self, *arguments: Any, **keywords: Any) -> None:
-        """`start`, with `message` instead of an InputError."""
-        self._try(self.start, *arguments, **keywords)
-
-    def try_go_on(self, *arguments: Any, **keywords: Any) -> None:
-        """`go_on`, with `message` instead of an InputError."""
-        self._try(self.go_on, *arguments, **keywords)
-
-    def _try(self, begin: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    def attempt(self, begin: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+        """Call `start` or `go_on`; an InputError becomes the `message`."""
         try:
             begin(*arguments, **keywords)
         except InputError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import slicer
 
 from GradProjIOLib.scene import nodes, transforms
@@ -36,7 +38,7 @@ class ShownSoFar:
     def show(self, record: Record) -> None:
         """Take over a displacement field that the worker has sent. Raises OSError where its file is gone."""
         displacement, affine, matrix = protocol.read_field(record)
-        protocol.remove_array(record)
+        Path(record["array"]).unlink()
         if self._image is None:
             self._add()
         if self.node is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import slicer
 
-from GradProjIOLib.geometry.lattice import apply_matrix
+from GradProjIOLib.geometry.volume import to_sitk
 from GradProjIOLib.scene.folding import fill_columns
 from GradProjIOLib.scene.labels import labels_from_node, name_and_color
 from GradProjIOLib.scene.nodes import volume_from_node
@@ -43,22 +43,12 @@ def structures_on(node: slicer.vtkMRMLNode, jacobian: slicer.vtkMRMLScalarVolume
     labels, target = labels_from_node(node, jacobian, "segmentation"), volume_from_node(jacobian, "Jacobian map")
     array = labels.array
     if array.shape != target.shape or not np.allclose(labels.affine, target.affine, atol=1e-4):
-        array = _nearest(array, np.linalg.inv(labels.affine) @ target.affine, target.shape)
+        import SimpleITK as sitk
+
+        found = sitk.Resample(to_sitk(labels), to_sitk(target), sitk.Transform(), sitk.sitkNearestNeighbor)
+        array = sitk.GetArrayFromImage(found)
     values = np.unique(array[array > 0]).tolist()
     return Structures(array, {value: name_and_color(node, value)[0] for value in values})
-
-
-def _nearest(array: np.ndarray, to_index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """`array` read at the nearest voxel for each voxel of a lattice, slice by slice; 0 outside."""
-    found = np.zeros(shape, array.dtype)
-    j, i = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
-    size = np.array(array.shape[::-1])
-    for k in range(shape[0]):
-        index = np.rint(apply_matrix(to_index, np.stack([i, j, np.full_like(i, k)], axis=-1))).astype(int)
-        covered = ((index >= 0) & (index < size)).all(axis=-1)
-        x, y, z = index[covered].T
-        found[k][covered] = array[z, y, x]
-    return found
 
 
 def fill_statistics(

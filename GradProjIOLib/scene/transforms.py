@@ -16,18 +16,6 @@ from GradProjIOLib.scene.nodes import mapped
 IDENTITY_MATRIX = np.eye(4)
 
 
-def matrix_from_node(node: slicer.vtkMRMLTransformNode) -> np.ndarray | None:
-    """A transform node that moves things onto the fixed image, as 4x4 point map fixed → moving in the world.
-
-    None where it is not linear; see deformation_from_node then.
-    """
-    if not node.IsTransformToWorldLinear():
-        return None
-    matrix = vtk.vtkMatrix4x4()
-    node.GetMatrixTransformFromWorld(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
-
-
 def deformation_from_node(
     node: slicer.vtkMRMLTransformNode, shape: tuple[int, int, int], affine: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +26,8 @@ def deformation_from_node(
     """
     transform = vtk.vtkGeneralTransform()
     node.GetTransformFromWorld(transform)
-    matrix = functools.reduce(np.matmul, map(_matrix, _linear_parts(transform)), np.eye(4))
+    linear = [part for part in _flat(transform) if isinstance(part, vtk.vtkLinearTransform)]
+    matrix = functools.reduce(np.matmul, map(_matrix, linear), np.eye(4))
     points = lattice_points(shape, affine).reshape(-1, 3)
     displacement = apply_matrix(np.linalg.inv(matrix), mapped(transform, points)) - points
     return displacement.astype(np.float32).reshape(*shape, 3), matrix
@@ -121,10 +110,6 @@ def _flat(transform: vtk.vtkAbstractTransform | None) -> list[vtk.vtkAbstractTra
     parts = vtk.vtkCollection()
     slicer.vtkMRMLTransformNode.FlattenGeneralTransform(parts, transform)
     return [parts.GetItemAsObject(number) for number in reversed(range(parts.GetNumberOfItems()))]
-
-
-def _linear_parts(transform: vtk.vtkAbstractTransform) -> list[vtk.vtkLinearTransform]:
-    return [part for part in _flat(transform) if isinstance(part, vtk.vtkLinearTransform)]
 
 
 def _matrix(transform: vtk.vtkLinearTransform) -> np.ndarray:

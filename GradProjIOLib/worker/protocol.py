@@ -204,11 +204,6 @@ def _write(array: np.ndarray, affine: np.ndarray, path: Path, name: str) -> dict
     return {"array": str(path), "affine": np.asarray(affine).tolist(), "name": name}
 
 
-def remove_array(record: Record) -> None:
-    """Remove the file of a record."""
-    Path(record["array"]).unlink()
-
-
 def read_volume(record: Record) -> Volume:
     """The volume of a record."""
     return Volume(np.load(record["array"], allow_pickle=False), np.array(record["affine"]), record["name"])

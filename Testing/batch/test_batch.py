@@ -22,7 +22,7 @@ from conftest import smooth_noise
 from GradProjIOLib.batch import processes, run
 from GradProjIOLib.batch.processes import _compute, check_device
 from GradProjIOLib.batch.processes import compute as compute_in_processes
-from GradProjIOLib.batch.registration import LABELS, RESULTS, Registration
+from GradProjIOLib.batch.registration import LABELS, NEEDED, Registration
 from GradProjIOLib.batch.run import here
 from GradProjIOLib.batch.summary import read_report
 from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Outcome, Task
@@ -105,7 +105,7 @@ def is_whole(folder: Path) -> bool:
     """Whether all files are there and can be read to the end."""
     for name in ("warped.nii.gz", "jacobian.nii.gz", "folding.nii.gz"):
         read_volume(folder / name)
-    return all((folder / name).is_file() for name in RESULTS) and bool(read_report(folder)["steps"])
+    return all((folder / name).is_file() for name in NEEDED) and bool(read_report(folder)["steps"])
 
 
 def stamps(output: Path) -> dict[Path, int]:
@@ -203,12 +203,27 @@ def test_what_changed_is_done_anew_and_nothing_else(images, tmp_path):
 def test_a_failure_leaves_the_previous_result(images, finished, tmp_path, monkeypatch):
     output = shutil.copytree(finished, tmp_path / "out")
     before = stamps(output)
-    # Fails when all but the picture is written.
-    monkeypatch.setattr("GradProjIOLib.batch.registration.write_thumbnail", lambda *arguments: 1 / 0)
+    # Fails when all but the report is written.
+    monkeypatch.setattr("GradProjIOLib.registration.result.json_text", lambda *arguments, **options: 1 / 0)
     (outcome,) = run.run([pair(images, 0, Settings(model="compact", refine_steps=0, steps=0))], output, here)
     assert (outcome.state, outcome.kind) == (FAILED, "internal")
     assert "ZeroDivisionError" in outcome.details
     assert stamps(output) == before
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("GradProjIOLib.report.thumbnail.write_thumbnail", lambda *arguments: 1 / 0)
+    assert [outcome.state for outcome in run.run([pair(images, 0)], tmp_path, here)] == [DONE]
+    assert any("could not be drawn" in warning for warning in read_report(tmp_path / "pair0")["warnings"])
+    assert [outcome.state for outcome in run.run([pair(images, 0)], tmp_path, here)] == [KEPT]
+
+
+def test_no_file_of_an_outdated_result_stays(images, tmp_path):
+    pairs = [pair(images, 0)]
+    run.run(pairs, tmp_path, here)
+    (tmp_path / "pair0" / "initial_transform.h5").write_text("of the earlier result")
+    run.run([pair(images, 0, Settings(model="compact", refine_steps=0, steps=0))], tmp_path, here)
+    assert not (tmp_path / "pair0" / "initial_transform.h5").exists()
 
 
 def test_folders_of_others_are_left_alone(images, tmp_path):
@@ -412,7 +427,7 @@ def test_only_pairs_that_bring_their_process_down_are_lost(images, tmp_path, wor
 
 def test_the_threads_of_a_process_are_set_before_it_starts(images, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(processes, "usable_cores", lambda: 6)
+    monkeypatch.setattr(processes, "cpu_count", lambda: 6)
     task = Task(jobs.Say("environment"), pair(images, 0), tmp_path, {})
     assert [outcome.message for outcome in compute_in_processes([task], 2)] == ["3"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
@@ -584,7 +599,7 @@ def test_a_result_is_done_only_when_nothing_is_missing(images, finished, tmp_pat
     assert is_done(wanted)
     assert not is_done(wanted | {"weights": "another"})
     assert not is_done(wanted | {"files": wanted["files"] | {"moving_labels": "one"}})
-    for name in RESULTS[:-1]:
+    for name in NEEDED[:-1]:
         (folder / name).rename(tmp_path / name)
         assert not is_done(wanted)
         (tmp_path / name).rename(folder / name)

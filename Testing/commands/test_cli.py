@@ -143,12 +143,25 @@ class TestOtherVerbs:
             again, first = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(float)
                             for path in (tmp_path / "again.nii.gz", out / f"{target}.nii.gz"))  # fmt: skip
             np.testing.assert_allclose(again, first, atol=1e-2 * first.max())
-        assert run("jacobian", out / "transform.h5", "-r", pair / "fixed.nii.gz", "-o", tmp_path / "j.nii.gz",
+        # The folder of a result stands for its transform.
+        assert run("jacobian", out, "-r", pair / "fixed.nii.gz", "-o", tmp_path / "j.nii.gz",
                    "--folding", tmp_path / "f.nii.gz") == 0  # fmt: skip
         printed = json.loads(capsys.readouterr().out)
         assert printed == pytest.approx(json.loads((out / "report.json").read_text())["jacobian"], rel=1e-4, abs=1e-6)
         determinant = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "j.nii.gz")))
         assert determinant.min() == pytest.approx(printed["min"], rel=1e-4)
+
+    def test_warping_labels_without_saying_so_is_noticed(self, pair, tmp_path, capsys):
+        identity = tmp_path / "identity.tfm"
+        sitk.WriteTransform(sitk.Euler3DTransform(), str(identity))
+        moving, labels = pair / "moving.nii.gz", tmp_path / "labels.nii.gz"
+        blocks = np.zeros(read_volume(moving).shape, np.uint8)
+        blocks[4:, 4:, 4:], blocks[8:, 8:, 8:] = 1, 2
+        write_volume(Volume(blocks, read_volume(moving).affine), labels)
+        more = [identity, "-r", pair / "fixed.nii.gz", "-o", tmp_path / "warped.nii.gz"]
+        for image, options, noticed in ((labels, [], True), (labels, ["--labels"], False), (moving, [], False)):
+            assert run("warp", image, *more, *options) == 0
+            assert ("looks like a label map" in capsys.readouterr().err) == noticed
 
     def test_jacobian_measures_inside_a_mask(self, pair, tmp_path, capsys):
         """A transform that doubles the left half: the determinant is 8 there, and 1 elsewhere."""
@@ -214,6 +227,13 @@ class TestOtherVerbs:
                                stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=120, check=False)  # fmt: skip
         os.close(writer)
         assert (found.returncode, found.stderr) == (1, b"")
+
+    def test_the_help_of_demo_tells_its_own_preset(self, capsys):
+        with pytest.raises(SystemExit):
+            run("demo", "--help")
+        words = " ".join(capsys.readouterr().out.split())
+        assert "(default: quick)" in words
+        assert "0 or more (default: 30)" in words
 
     def test_demo(self, tmp_path):
         found = command("demo", "-o", tmp_path / "demo", "--size", 32, "--steps", 2, "--refine-steps", 2)

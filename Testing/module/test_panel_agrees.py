@@ -16,6 +16,7 @@ from scene_tools import ScriptedWorker, add, add_pair, image
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
 from GradProjIOLib.scene.jacobian_colors import legend_of
+from GradProjIOLib.scene.labels import labels_to_segmentation
 from GradProjIOLib.scene.nodes import linked
 from GradProjIOLib.scene.session import State
 
@@ -638,6 +639,21 @@ def test_determinants_of_segments_are_listed(scripted):
     assert "nothing drawn has no segments" in ui.foldingSummaryLabel.property("text")
     assert not ui.statisticsButton.isEnabled()
     ui.histogramButton.click()
+
+
+def test_another_result_is_shown_while_a_segmentation_is_chosen_for_its_folds(scripted):
+    first = register_scripted(scripted, folded=3)
+    second = register_scripted(scripted, folded=2)
+    assert first is not second
+    labels = labels_of(scripted._parameterNode.fixedVolume)
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "organs")
+    labels_to_segmentation(mrml.volume_from_node(labels), segmentation, scripted._parameterNode.fixedVolume)
+    scripted._parameterNode.foldingSegmentation = segmentation
+    # Reading a segmentation adds nodes to the scene for a moment, and takes them away again.
+    for result in (first, second, first):
+        scripted._parameterNode.result = result
+        assert scripted.results.folding.result is result
+        assert len(scripted.results.folding.folds) == 1
 
 
 def test_the_folds_are_shown_in_3d(scripted):

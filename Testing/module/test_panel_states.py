@@ -196,7 +196,7 @@ class PanelMachine(RuleBasedStateMachine):
         assert ui.resultSelector.currentNode() is parameters.result
         # The row says what all views show over the fixed image of the result.
         result = self.panel.results.folding.result
-        assert result is (parameters.result or self.panel._withoutMap())
+        assert result is self.panel._chosenResult(parameters)
         shown = {
             (node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())
             for node in mrml.nodes_of_class(slicer.mrmlScene, "vtkMRMLSliceCompositeNode")

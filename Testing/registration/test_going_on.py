@@ -15,7 +15,7 @@ import torch
 import GradProjIOLib as gp
 from GradProjIOLib.commands.main import main
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.image_files import write_volume
+from GradProjIOLib.geometry.image_files import read_labels, write_volume
 from GradProjIOLib.geometry.lattice import apply_matrix, corner_affine
 from GradProjIOLib.registration.going_on import Earlier, prepare
 from GradProjIOLib.registration.landmarks import LandmarkPairs
@@ -321,6 +321,26 @@ class TestCommand:
         assert "42 refinement steps" in said
         # The folder has the landmarks, too.
         assert len(gp.load_result(result).go_on(1).report["landmarks"]) == 4
+
+    def test_labels_that_were_warped_are_warped_again(self, files, heads, tmp_path, monkeypatch, capsys):
+        labels, result = tmp_path / "labels.nii.gz", tmp_path / "result"
+        write_volume(heads.moving_labels, labels)
+        monkeypatch.chdir(files)
+        small = ["--model", "none", "--device", "cpu", "--quiet", "--samples", "20000"]
+        assert main(["register", "fixed.nii.gz", "moving.nii.gz", "-o", str(result), "--refine-steps", "1", *small,
+                     "--moving-labels", str(labels)]) == 0  # fmt: skip
+        again = ["register", "--from", str(result), "-o", str(result), "--refine-steps", "20", "--quiet"]
+        before = read_labels(result / "warped_labels.nii.gz").array
+        assert main(again) == 0
+        found = gp.load_result(result)
+        warped = read_labels(result / "warped_labels.nii.gz").array
+        assert np.array_equal(warped, found.forward.warp(heads.moving_labels, heads.fixed, "nearest").array)
+        assert not np.array_equal(warped, before)
+        # They guide nothing.
+        assert found.reached.labels is None
+        labels.unlink()
+        assert main(again) == 2
+        assert "labels.nii.gz, the moving labels of" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

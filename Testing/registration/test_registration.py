@@ -19,7 +19,7 @@ from GradProjIOLib.models import registry
 from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.registration.network import NetworkStage
 from GradProjIOLib.registration.preprocessing import normalize
-from GradProjIOLib.registration.register import register
+from GradProjIOLib.registration.register import LARGE_SPREAD, register
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.synthetic import phantom
@@ -391,3 +391,16 @@ def test_running_out_of_memory_goes_one_mode_leaner_and_then_fails(fixed_volume,
     failing = {"full", "lean"}
     with pytest.raises(InputError, match="smaller lattice"):
         register(fixed_volume, moving_volume, settings)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_large_changes_of_volume_are_told(told):
+    if told:
+        # Nothing in these images belongs together.
+        images = [Volume(smooth_noise((24, 26, 28), seed), np.diag([2.0, 2, 2, 1])) for seed in (1, 2)]
+    else:
+        heads = phantom.make_pair(3, (40, 46, 42), spacing=4.0)
+        images = [heads.fixed, heads.moving]
+    report = register(*images, model="none", device="cpu", refine_steps=30).report
+    assert (report["jacobian"]["std_log"] > LARGE_SPREAD) == told
+    assert any("changes volumes a lot" in warning for warning in report["warnings"]) == told

@@ -22,7 +22,7 @@ def absent(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """What Slicer's own ways to install packages are asked for, in order. `slicer.packaging` is that of 2026."""
+    """What Slicer's own ways to install packages are asked for, in order."""
     asked = []
 
     class PyTorchUtilsLogic:
@@ -30,10 +30,13 @@ def installed(monkeypatch):
             asked.append(keywords)
             return object()
 
-    def pip_ensure(requirements, constraints, **keywords):
-        asked.append((requirements, Path(constraints).read_text().splitlines(), keywords))
+    def pip_install(arguments):
+        *requirements, option, constraints = arguments
+        assert option == "-c"
+        asked.append((requirements, Path(constraints).read_text().splitlines()))
 
-    for name, content in (("PyTorchUtils", PyTorchUtilsLogic), ("slicer.packaging", pip_ensure)):
+    monkeypatch.setitem(sys.modules, "slicer", types.ModuleType("slicer"))
+    for name, content in (("PyTorchUtils", PyTorchUtilsLogic), ("slicer.util", pip_install)):
         module = types.ModuleType(name)
         setattr(module, content.__name__, content)
         monkeypatch.setitem(sys.modules, name, module)
@@ -55,12 +58,11 @@ def test_torch_comes_through_the_extension_and_the_rest_under_constraints(absent
     packages = dependencies.missing()
     assert packages == ["torch>=2.6", "scipy>=1.11"]
     dependencies.install(packages)
-    torch, (requirements, constraints, keywords) = installed
+    torch, (requirements, constraints) = installed
     assert torch["torchVersionRequirement"] == ">=2.6"
     assert requirements == ["scipy>=1.11"]
     assert f"numpy=={importlib.metadata.version('numpy')}" in constraints
     assert f"SimpleITK=={importlib.metadata.version('SimpleITK')}" in constraints
-    assert keywords["prompt_install"] is False
 
 
 def test_a_package_without_pip_records_keeps_its_version_too(monkeypatch):
@@ -76,19 +78,6 @@ def test_the_question_names_everything_and_its_size(absent):
     assert all(name in text for name in absent)
     assert "2500 MB" in text
     assert "numpy" in text
-
-
-def test_an_older_slicer_gets_the_constraints_too(monkeypatch):
-    calls = []
-    util = types.ModuleType("slicer.util")
-    util.pip_install = lambda arguments: calls.append((arguments[:-1], Path(arguments[-1]).read_text()))
-    monkeypatch.setitem(sys.modules, "slicer", types.ModuleType("slicer"))
-    monkeypatch.setitem(sys.modules, "slicer.packaging", None)
-    monkeypatch.setitem(sys.modules, "slicer.util", util)
-    dependencies.install_with_pip(["scipy"])
-    ((arguments, constraints),) = calls
-    assert arguments == ["scipy", "-c"]
-    assert f"numpy=={importlib.metadata.version('numpy')}" in constraints
 
 
 def test_without_the_pytorch_extension_the_message_says_what_to_do(monkeypatch):

@@ -15,8 +15,9 @@ from GradProjIOLib.report.colors import FOLD_COLOR, NEARLY_COLOR, SMALLER_TO_LAR
 from GradProjIOLib.scene import folding, folds, jacobian_colors, nodes, transforms
 from GradProjIOLib.scene.compare_view import CompareView
 from GradProjIOLib.scene.folding_view import MARKER_NAME, FoldingView
+from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.labels import add_segment, labels_from_node, labels_to_segmentation
-from GradProjIOLib.scene.plots import Histogram, LossPlot
+from GradProjIOLib.scene.plots import LossPlot, add_histogram
 from GradProjIOLib.scene.structures import Structures, fill_statistics, structures_on
 
 RIGHT_ANGLE = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=float)
@@ -214,14 +215,17 @@ def test_a_transform_node_is_written_as_itk_reads_it(scene, tmp_path):
     assert np.allclose(moved - point[:3], displacement[4, 6, 5], atol=1e-4)
 
 
-def test_initial_transforms_are_read_as_point_maps_fixed_to_moving(scene):
+def test_initial_transforms_are_read_as_point_maps_fixed_to_moving(scene, tmp_path):
     matrix = affine_of((1, 1, 1), rotation(5, 6, 7), (1, 2, 3))
-    assert np.allclose(transforms.matrix_from_node(linear_node(scene, matrix)), np.linalg.inv(matrix))
+    images = [nodes.add_node(scene, "vtkMRMLScalarVolumeNode", name) for name in ("fixed", "moving")]
+    for node in images:
+        nodes.volume_to_node(Volume(np.random.default_rng(1).random((6, 7, 8), np.float32), np.eye(4)), node)
+    request = Inputs(*images, linear_node(scene, matrix)).request(tmp_path, {}, False)
+    assert np.allclose(request.initial_transform["matrix"], np.linalg.inv(matrix))
     affine = affine_of((3, 3, 3), np.eye(3), (-20, -20, -20))
     displacement = bump((12, 13, 14), affine)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
     transforms.deformation_to_node(displacement, affine, node)
-    assert transforms.matrix_from_node(node) is None
     sampled, linear = transforms.deformation_from_node(node, (12, 13, 14), affine)
     assert np.array_equal(linear, np.eye(4))
     assert np.abs(sampled - displacement).max() < 1e-4
@@ -650,8 +654,8 @@ def test_the_axes_of_the_loss_plot_hold_all_steps(scene):
 def test_the_histogram_counts_the_voxels(scene):
     determinant = folded_map(scene)[2]
     determinant[19, 20, :5] = np.nan
-    histogram = Histogram(scene, "map", determinant)
-    table = histogram.table.GetTable()
+    chart = add_histogram(scene, "map", determinant)
+    table = chart.GetNthPlotSeriesNode(0).GetTableNode().GetTable()
     rows = [[table.GetValue(row, column).ToDouble() for column in (0, 1)] for row in range(table.GetNumberOfRows())]
     folded = sum(count for place, count in rows if place <= 0 and count >= 1)
     assert folded == (determinant < 0).sum()

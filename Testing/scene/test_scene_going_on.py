@@ -104,7 +104,7 @@ class TestRefusals:
         with pytest.raises(InputError, match="no result with both transforms"):
             scripted.go_on(None, 3)
         fixed, _ = add_pair(scripted.scene)
-        scripted.try_go_on(fixed, 3)
+        scripted.attempt(scripted.go_on, fixed, 3)
         assert "no result with both transforms" in scripted.status()
 
     def test_an_image_that_was_removed_or_moved(self, scripted):

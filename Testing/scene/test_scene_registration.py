@@ -250,7 +250,7 @@ def bad_nodes(scene, broken):
 def test_a_bad_node_ends_in_a_sentence_that_names_it(session, broken):
     _, moving = add_pair(session.scene)
     nodes = session.scene.GetNumberOfNodes()
-    session.try_start(Inputs(bad_nodes(session.scene, broken), moving), QUICK)
+    session.attempt(session.start, Inputs(bad_nodes(session.scene, broken), moving), QUICK)
     session.wait()
     assert "my scan" in session.message
     assert "Traceback" not in session.message
@@ -267,7 +267,7 @@ def test_an_image_that_looks_like_labels_is_registered_with_a_warning(session):
 def test_unknown_settings_and_devices_give_a_sentence(session):
     fixed, moving = add_pair(session.scene)
     for settings, word in (({"device": "cuda:7"}, "cuda:7"), ({"steps": -1}, "-1"), ({"speed": 3}, "speed")):
-        session.try_start(Inputs(fixed, moving), QUICK | settings)
+        session.attempt(session.start, Inputs(fixed, moving), QUICK | settings)
         session.wait()
         assert word in session.message
 
