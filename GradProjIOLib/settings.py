@@ -7,11 +7,8 @@ This file imports nothing but the standard library, so that whoever only offers 
 from __future__ import annotations
 
 import sys
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from functools import cache
 from typing import Any
 
 from GradProjIOLib.errors import InputError, suggestion
@@ -34,6 +31,7 @@ def _setting(
     default: Any,
     help: str,
     *,
+    kind: type | None = None,
     choices: Sequence[str] = (),
     least: float | None = None,
     above: float | None = None,
@@ -43,11 +41,12 @@ def _setting(
 ) -> Any:
     """A field of Settings.
 
-    choices: the values that are allowed. least and most: the range, both included; above: a bound that is excluded.
-    metavar: what stands for the value on the command line. is_path: whether the value is the path of a file.
+    kind: the type of the value; that of the default unless given. choices: the values that are allowed. least and most:
+    the range, both included; above: a bound that is excluded. metavar: what stands for the value on the command line.
+    is_path: whether the value is the path of a file.
     """
-    metadata = {"help": help, "choices": tuple(choices), "least": least, "above": above, "most": most,
-                "metavar": metavar, "is_path": is_path}  # fmt: skip
+    metadata = {"help": help, "kind": kind or type(default), "choices": tuple(choices), "least": least,
+                "above": above, "most": most, "metavar": metavar, "is_path": is_path}  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -65,7 +64,7 @@ class Settings:
         choices=("auto", *MODELS),
     )
     weights: str | None = _setting(
-        None, "file of weights to use instead of the model's own", metavar="FILE", is_path=True
+        None, "file of weights to use instead of the model's own", kind=str, metavar="FILE", is_path=True
     )
     method: str = _setting(
         "projected",
@@ -86,7 +85,7 @@ class Settings:
         metavar="N",
     )
     resolution: float | None = _setting(
-        None, "spacing of the finest displacement fields in mm, instead of samples", above=0, metavar="MM"
+        None, "spacing of the finest displacement fields in mm, instead of samples", kind=float, above=0, metavar="MM"
     )
     similarity: str = _setting("lncc", "image similarity that is optimized", choices=SIMILARITIES)
     fixed_modality: str = _setting(
@@ -106,7 +105,9 @@ class Settings:
         2.0, "distance in mm within which landmarks that guide the registration hardly pull", above=0, metavar="MM"
     )
     regularity_weight: float = _setting(1.5, "weight of the regularity against the similarity", least=0, metavar="X")
-    learning_rate: float | None = _setting(None, "learning rate instead of the model's own", above=0, metavar="X")
+    learning_rate: float | None = _setting(
+        None, "learning rate instead of the model's own", kind=float, above=0, metavar="X"
+    )
     projection: str = _setting(
         "both", "which of the two gradients is projected where they conflict", choices=PROJECTION_RULES
     )
@@ -115,6 +116,7 @@ class Settings:
     lattice: tuple[int, int, int] | None = _setting(
         None,
         "lattice of the network instead of the model's own, in samples along each axis of the fixed image",
+        kind=tuple,
         least=SMALLEST_LATTICE,
         metavar=("K", "J", "I"),
     )
@@ -135,8 +137,8 @@ class Settings:
     def substitute(self) -> str:
         """The model where "auto" finds no weights of unigradicon.
 
-        The compact network knows pairs of one contrast only, and can do harm before a refinement of others
-        (Docs/benchmarks.md).
+        The compact network was trained on pairs of one contrast. For other pairs its deformation can be a bad start of
+        the refinement (Docs/benchmarks.md).
         """
         refined = self.method != "direct" and self.refine_steps > 0 and self.steps == 0
         asked_for = self.weights is not None or self.lattice is not None
@@ -189,19 +191,6 @@ def preset_of(settings: Settings) -> str:
     return "custom"
 
 
-def value_type(name: str) -> type:
-    """The type of a setting's value, without None: str, int, float, or tuple for the lattice."""
-    kind = _types()[name]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    return typing.get_origin(kind) or kind
-
-
-@cache
-def _types() -> dict[str, Any]:
-    return typing.get_type_hints(Settings)
-
-
 def allowed_range(one: Field) -> str:
     """The numbers that a field of Settings allows, in words; empty where all numbers are allowed, and for texts."""
     least, above, most = (one.metadata[bound] for bound in ("least", "above", "most"))
@@ -214,7 +203,7 @@ def allowed_range(one: Field) -> str:
 
 def _checked(one: Field, value: Any) -> Any:
     """``value`` as the type of the field. Raises InputError where it makes no sense."""
-    name, kind, rules = one.name.replace("_", " "), value_type(one.name), one.metadata
+    name, kind, rules = one.name.replace("_", " "), one.metadata["kind"], one.metadata
     if value is None and one.default is None:
         return None
     if hasattr(value, "tolist"):

@@ -24,9 +24,9 @@ from GradProjIOLib.settings import (
     SMALLEST_LATTICE,
     Settings,
     preset_of,
-    value_type,
 )
 
+KINDS = {one.name: one.metadata["kind"] for one in fields(Settings)}
 CHOICES = {one.name: one.metadata["choices"] for one in fields(Settings) if one.metadata["choices"]}
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 SAMPLES = st.integers(SMALLEST_LATTICE, 1000)
@@ -83,7 +83,7 @@ def test_valid_settings_come_back_from_json_as_they_were(values):
     settings = Settings(**values)
     for name, value in values.items():
         assert getattr(settings, name) == value
-        assert value is None or type(getattr(settings, name)) is value_type(name)
+        assert value is None or type(getattr(settings, name)) is KINDS[name]
     assert Settings.from_mapping(json.loads(json.dumps(asdict(settings)))) == settings
 
 

@@ -1,4 +1,4 @@
-"""The choices of the sections Inputs and Registration that are no plain parameters, and what depends on them."""
+"""The boxes of Inputs and Registration that the parameter node cannot fill, and notes about the parameters."""
 
 from slicer.i18n import tr as _
 
@@ -19,7 +19,7 @@ class ChoicesSection:
         ui.deviceComboBox.currentIndexChanged.connect(self._onDevice)
 
     def name(self):
-        """Give the boxes that the parameter node has filled the words of the user's language."""
+        """Translate the entries of the boxes that the parameter node has filled."""
         for setting, labels in panel_choices.labels().items():
             box = getattr(self.ui, f"{panel_choices.parameter_name(setting)}ComboBox")
             for index, value in enumerate(panel_choices.choices(setting)):
@@ -62,7 +62,11 @@ class ChoicesSection:
         missing = name in models and not models[name]["there"] and self.download.done != name
         notes = []
         if missing:
-            text = _("{model} is not on this computer: using {other}.") if chosen == "auto" else _("Not here yet.")
+            text = (
+                _("{model} is not on this computer: using {other}.")
+                if chosen == "auto"
+                else _("This model is not on this computer yet.")
+            )
             notes.append(text.format(model=title, other=panel_choices.substitute(self.parameters)))
         memory = max((device.get("memory") or 0 for device in devices), default=0)
         if name in models and self.parameters.steps > 0 and 0 < memory < models[name]["memory"]:
@@ -97,7 +101,7 @@ class ChoicesSection:
         if self.parameters and name not in (panel_choices.CUSTOM, panel_choices.preset(self.parameters)):
             panel_choices.choose_preset(self.parameters, name)
         elif self.parameters:
-            # Nothing is chosen with "custom", so the box goes on showing what the values are.
+            # "custom" sets no values, so show the preset that the values match.
             self._showPreset()
 
     def _onDevice(self, *_args):

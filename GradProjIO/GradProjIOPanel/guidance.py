@@ -42,7 +42,7 @@ class GuidanceSection:
         ui.segmentsList.itemChanged.connect(self._onSegment)
 
     def changed(self, result):
-        """Whether landmarks were placed, moved or removed since the last update, or the result is another one."""
+        """Whether the landmarks or the result have changed since the last update."""
         placed = self.placing.poll(lambda: self._maps(result))
         return placed or self._state(result) != self._filled
 

@@ -26,7 +26,7 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         self._parameters = None
 
     def getParameterNode(self):
-        """The parameters in the scene: one wrapper for a node, since each observes it for ever."""
+        """The parameters in the scene. The wrapper is reused, because a wrapper never stops observing its node."""
         node = super().getParameterNode()
         if self._parameters is None or self._parameters.parameterNode is not node:
             self._parameters = GradProjIOParameterNode(node)
@@ -81,10 +81,10 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
     def registerMany(self, pairs, fixed=None, folder=None, allowDownload=False, **settings):
         """Register many pairs one after the other; return the batch, whose `results` has one entry for each.
 
-        `pairs` is a list of (fixed, moving), each a volume node or a file. With `fixed` it is what shall be
-        registered to that: a list, a folder, a subject hierarchy item's number or a sequence. With `folder` the
-        results are only files in there, else nodes. Returns at once where there is a main window, whose status bar
-        then shows the progress, else when all is done. Raises InputError where nothing can start.
+        `pairs` is a list of (fixed, moving), each a volume node or a file. With `fixed`, `pairs` names the moving
+        images: a list, a folder, the number of a subject hierarchy item, or a sequence. With `folder` the results are
+        files in that folder only, else nodes. Returns at once where there is a main window, whose status bar then shows
+        the progress, else when all is done. Raises InputError where nothing can start.
         """
         from GradProjIOLib.scene import batch as scene_batch
 

@@ -1,4 +1,4 @@
-"""Messages with a sign, which says by its shape what they are."""
+"""Messages with an icon that marks a warning or an error."""
 
 import qt
 import slicer
@@ -19,7 +19,7 @@ def showNote(iconLabel, textLabel, text, tone=Tone.PLAIN):
 
 
 def setQuietly(widget, change):
-    """Call `change` while `widget` emits no signals: it follows what is there already."""
+    """Call `change` while the signals of `widget` are blocked, as when it follows the scene."""
     wasBlocked = widget.blockSignals(True)
     try:
         change()

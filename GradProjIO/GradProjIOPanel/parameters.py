@@ -14,7 +14,7 @@ def oneOf(setting):
     return Annotated[str, Choice(panel_choices.choices(setting))]
 
 
-# Slicer's wrapper wants None named here, though it is what every node is without it.
+# Slicer's wrapper requires None in a Union, although any node parameter may be None.
 Labels = Union[slicer.vtkMRMLLabelMapVolumeNode, slicer.vtkMRMLSegmentationNode, None]
 
 

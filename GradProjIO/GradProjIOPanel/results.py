@@ -31,7 +31,7 @@ class ResultsSection:
         self._result = self._segmentation = None
         self._statistics = self._histogram = None
         self._problem = ""
-        # What was handed to the views of tables, which would begin anew each time.
+        # The table and the row shown last; setting them again would reset the views.
         self._table, self._selected = None, -1
         self._modes = {BEFORE: ui.beforeButton, AFTER: ui.afterButton, MAP: ui.mapButton}
         self._flicker = qt.QTimer()
@@ -88,7 +88,7 @@ class ResultsSection:
         self._result = result
         self.compare.choose(result)
         if nodes.member(result, JACOBIAN) is not None:
-            # A scene from a file has lost what files of color tables do not keep.
+            # Files of color tables do not keep the range, so it is set again for a scene from a file.
             set_range(self.scene, *current_range(self.scene))
         self._statistics = self._histogram = None
         self._problem = ""
@@ -204,7 +204,7 @@ class ResultsSection:
         self.update()
 
     def _onMode(self, mode):
-        """Show an image; the one that is shown already gives way to the user's own view."""
+        """Show an image. If it is already shown, return to the user's own view."""
         self.compare.show("" if mode == self.compare.mode else mode)
         self.update()
 

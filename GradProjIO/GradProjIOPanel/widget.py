@@ -90,7 +90,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._showNew()
 
     def exit(self):
-        """Another module is opened. A run goes on, a flicker does not."""
+        """The user opens another module: stop the flicker. A registration keeps running."""
         self.ui.flickerButton.checked = False
         self.guidance.placing.stop()
 
@@ -179,7 +179,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._updateEvaluation(parameters)
 
     def _forgetOldMessage(self, parameters):
-        """A message is about the images that were chosen when it came; with others it goes."""
+        """Clear the message when other images are chosen; it was about the earlier ones."""
         chosen = (parameters.fixedVolume, parameters.movingVolume) if parameters else (None, None)
         if self._said[0] == self.session.message and chosen != self._said[1] and self.session.state is State.IDLE:
             self.session.forget_message()
@@ -187,7 +187,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._said = (self.session.message, chosen)
 
     def _updateGoOn(self, parameters):
-        """What more steps begin with is the result that is shown."""
+        """Enable Go on where the result that is shown can take more steps; otherwise say why not."""
         waits = self.session.active or self.session.state is State.OFFERED
         problem = ""
         if parameters and not waits:
@@ -242,7 +242,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._forgetSoFar()
 
     def _showSoFar(self):
-        """Show what has been reached when it comes; what the user then shows instead stays."""
+        """Show the intermediate result when it first arrives. Leave what the user shows afterwards."""
         node = self.session.so_far and self.session.so_far.node
         if self.session.active and node is not None and node is not self._soFar and self.parent.isEntered:
             self._soFar = node

@@ -20,7 +20,6 @@ from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, Job, Outcome, Task, im
 from GradProjIOLib.engine.optimization import Step
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics, tables
-from GradProjIOLib.evaluation.cases import folding_row, label_row
 from GradProjIOLib.evaluation.comparison import COMPARED, Comparison, Record, Setting, record_path
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.pairs import Pair
@@ -147,7 +146,7 @@ class Trajectory:
         self.stored = time.monotonic()
 
     def _restore(self) -> int:
-        """Put the stored state into the optimizer; returns how many steps are behind it, 0 if it is of no use."""
+        """Load the stored state; return how many steps it has taken, or 0 where it cannot be used."""
         if not self.state_path.exists():
             return 0
         state = torch.load(self.state_path, weights_only=True, map_location="cpu")
@@ -164,10 +163,10 @@ def measure(
     """Overlap and folding of a deformation, and where asked for the distances between the structures' surfaces."""
     labels = inputs["fixed_labels"], inputs["moving_labels"]
     if with_distances:
-        row = label_row(metrics.evaluate_labels(deformation, *labels, structures))
+        row = metrics.evaluate_labels(deformation, *labels, structures)
     else:
         row = {"dice": mean_dice(deformation, *labels, structures)}
-    return row | folding_row(*metrics.evaluate_folding(deformation, inputs["fixed"]))
+    return row | metrics.evaluate_folding(deformation, inputs["fixed"])
 
 
 def mean_dice(deformation: Deformation, fixed: Volume, moving: Volume, structures: Iterable[int] | None) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from GradProjIOLib.registration.result import Registration, count_steps
+from GradProjIOLib.registration.result import Registration, steps_in_words
 from GradProjIOLib.report.line import guidance, is_worse
 
 
@@ -15,7 +15,7 @@ def print_summary(result: Registration, folder: Path) -> None:
     found = report["jacobian"]
     name = report["model"]["name"]
     print(
-        f"{'no network' if name == 'none' else name}, {report['settings']['method']}, {count_steps(report)} on "
+        f"{'no network' if name == 'none' else name}, {report['settings']['method']}, {steps_in_words(report)} on "
         f"{report['device']['name']} in {report['seconds']:.1f} s"
     )
     print(

@@ -48,14 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(figures, arguments.json)
     if arguments.output:
-        determinant = jacobian.determinant_map(
-            deformation, reference.shape, reference.affine, with_affine=not arguments.without_affine
-        )
+        determinant = jacobian.determinant_map(deformation, with_affine=not arguments.without_affine)
         note = "Jacobian determinant" + (" without the affine part" if arguments.without_affine else "")
         if arguments.log:
             determinant, note = jacobian.logarithm(determinant), f"natural logarithm of the {note}"
         write_volume(Volume(determinant, reference.affine), arguments.output, note)
     if arguments.folding:
-        mask = jacobian.folding(deformation, reference.shape, reference.affine).mask
+        mask = jacobian.folding(deformation).mask
         write_volume(Volume(mask.astype(np.uint8), reference.affine), arguments.folding)
     return 0

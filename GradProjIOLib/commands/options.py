@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.settings import PRESETS, SETTING_NAMES, Settings, allowed_range, value_type
+from GradProjIOLib.settings import PRESETS, SETTING_NAMES, Settings, allowed_range
 
 TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as transform.h5, or folder of a result"
 
@@ -40,7 +40,7 @@ def add_setting_options(
     for one in fields(Settings):
         if one.name not in only or one.name in without:
             continue
-        kind, rules = value_type(one.name), one.metadata
+        kind, rules = one.metadata["kind"], one.metadata
         parser.add_argument(
             f"--{one.name.replace('_', '-')}",
             default=argparse.SUPPRESS,

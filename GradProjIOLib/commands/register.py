@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--moving-labels",
         metavar="FILE",
-        help="label map of the moving image, to be warped, too; it guides nothing without --fixed-labels",
+        help="label map of the moving image, which is warped, too; it guides the registration only with --fixed-labels",
     )
     parser.add_argument("--fixed-mask", metavar="FILE", help="where the fixed image counts")
     parser.add_argument("--moving-mask", metavar="FILE", help="where the moving image counts")

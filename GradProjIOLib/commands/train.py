@@ -18,7 +18,8 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.settings import MODALITIES, SIMILARITIES
-from GradProjIOLib.training.pairs import VALIDATION, PairSource, SyntheticPairs, TrainingPair
+from GradProjIOLib.synthetic.pairs import TrainingPair
+from GradProjIOLib.training.pairs import VALIDATION, SyntheticPairs
 from GradProjIOLib.training.trainer import CHECKPOINT, VALIDATION_LOG, WEIGHTS, Plan, Trainer
 from GradProjIOLib.training.volumes import Reader, ValidationPairs, VolumePairs, find_images
 
@@ -135,7 +136,7 @@ def _network(arguments: argparse.Namespace, model: registry.Model) -> registry.C
 
 def _pairs(
     arguments: argparse.Namespace, model: registry.Model
-) -> tuple[registry.Lattice, PairSource, PairSource | list[TrainingPair]]:
+) -> tuple[registry.Lattice, SyntheticPairs | VolumePairs, ValidationPairs | list[TrainingPair]]:
     """The lattice, the pairs on it to learn from, and those to validate with."""
     if arguments.synthetic:
         lattice = tuple(arguments.lattice or model.lattice_for(SYNTHETIC_VOXELS, (2.0, 2.0, 2.0)))

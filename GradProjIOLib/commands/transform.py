@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         moving = read_volume(arguments.moving) if arguments.moving else fixed
         lumir.write_displacement(lumir.voxel_displacement(whole, fixed, moving), whole.affine, arguments.output)
     else:
-        moved = whole.whole_displacement(whole.shape, whole.affine)
-        write_vectors(moved @ np.linalg.inv(whole.affine[:3, :3]).T, whole.affine, arguments.output)
+        in_voxels = lumir.voxel_displacement(whole, fixed, fixed).transpose(2, 1, 0, 3)
+        write_vectors(np.ascontiguousarray(in_voxels), whole.affine, arguments.output)
     return 0
 
 

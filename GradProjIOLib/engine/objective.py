@@ -7,7 +7,7 @@ computes what two passes would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +39,9 @@ class Objective:
 
     similarity: a key of ``similarity.SIMILARITIES``. sigma, shared_variance: see ``similarity.LNCC``; MIND has none.
     window_stride: how many samples the similarity's windows lie apart. Masks [1, 1, D, H, W] say where each image
-    counts (above zero); a sample counts where its own image does and, at the point to which it is mapped, the other
-    one. The folding penalty is a part of the regularity's objective, with a weight of its own.
+    counts (above zero); a sample counts where its own image's mask is above zero, and the other image's mask is, too,
+    at the point to which the sample is mapped. The folding penalty is a part of the regularity's objective, with a
+    weight of its own.
     outside_counts: whether samples that are mapped outside the lattice count, as black; uniGradICON has it so.
     landmarks, labels: pairs of points and of structures that should meet, further objectives.
     on_lattice: whether the model's maps are one field each on the lattice itself. The regularity is then computed at
@@ -49,7 +50,7 @@ class Objective:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Callable[[Tensor, Tensor], list[Tensor]],
         fixed: Tensor,
         moving: Tensor,
         similarity: str = "lncc",
@@ -84,7 +85,9 @@ class Objective:
         self.counting = self.unseen = None
         if self.masks is not None:
             self.counting = self.masks * self._seen_at_start()
-            self.unseen = _where_zero(self.counting) if on_lattice else None
+            # 1 where samples do not count in both directions, else 0: [1, 1, D, H, W].
+            unseen = (self.counting.amin(dim=0, keepdim=True) == 0).to(self.counting.dtype)
+            self.unseen = unseen if on_lattice and unseen.any() else None
         self.regularity_weight = regularity_weight
         self.folding_weight = folding_weight
 
@@ -148,7 +151,8 @@ class Objective:
     def _seen_at_start(self) -> Tensor:
         """Which samples are mapped to what is seen of the other image before the first step.
 
-        Others do not count later either: nothing would push a sample out again that was drawn into view.
+        A sample that is not seen then never counts: once a deformation had drawn it into view, no loss would push it
+        out again.
         """
         mapped = maps.displaced_identity(self.fields(), self.points) if self.on_lattice else self.points
         return maps.sample(self.masks.flip(0), mapped.expand(2, -1, -1, -1, -1), padding="zeros")
@@ -195,9 +199,3 @@ def _stack_masks(targets: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor
 
 def _hides_nothing(masks: Tensor) -> bool:
     return bool(masks.all())
-
-
-def _where_zero(counting: Tensor) -> Tensor | None:
-    """1 where samples do not count in both directions, else 0: [1, 1, D, H, W]. None where that is nowhere."""
-    unseen = (counting.amin(dim=0, keepdim=True) == 0).to(counting.dtype)
-    return unseen if unseen.any() else None

@@ -19,7 +19,6 @@ from GradProjIOLib.engine.amsgrad import AMSGrad
 from GradProjIOLib.engine.folding import CORNERS
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.projection import Weighting, combine_, gram_matrix, weighting
-from GradProjIOLib.settings import METHODS, PROJECTION_RULES
 
 WEIGHT_DECAY = 1e-3
 EPSILON = 1e-8
@@ -34,7 +33,7 @@ class Step:
     similarity and regularity, ``projected`` which of them was projected ("none", "similarity", "regularity",
     "both"); vanilla steps know neither: None. ``seconds`` is the time the step took. ``stage`` says what was optimized
     ("network" or "refinement") and ``level`` on which of its lattices, coarsest first. ``remaining_seconds`` estimates
-    the time of all steps to come. Whoever runs several optimizations in a row fills in these three. ``landmarks`` and
+    the time of all steps to come. A caller that runs several optimizations in a row sets these three. ``landmarks`` and
     ``labels`` are their losses where they guide the registration, and ``conflicts`` are the pairs of objectives whose
     gradients conflict, such as "similarity–landmarks".
     """
@@ -69,8 +68,7 @@ class InstanceOptimizer:
     ``restore(state())``.
 
     method "direct" takes no step, whatever ``steps`` says. The same seed gives the same steps, bit for bit on a
-    CPU with the same number of threads. Raises ValueError for settings that make no sense and
-    FloatingPointError when a loss is no longer finite.
+    CPU with the same number of threads. Raises FloatingPointError when a loss is no longer finite.
     """
 
     def __init__(
@@ -85,12 +83,6 @@ class InstanceOptimizer:
         projection: str = "random",
         seed: int = 0,
     ):
-        if method not in METHODS:
-            raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
-        if projection not in PROJECTION_RULES:
-            raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {projection!r}.")
-        if steps < 0 or learning_rate <= 0:
-            raise ValueError("Steps cannot be negative, and the learning rate must be positive.")
         self.objective = objective
         self.method = method
         self.steps = 0 if method == "direct" else steps
@@ -184,7 +176,9 @@ class InstanceOptimizer:
         return combine_(gradients, weights.weights), weights
 
     def _gradient(self, fields: list[Tensor], of_fields: list[Tensor], retain_graph: bool = False) -> list[Tensor]:
-        """From the gradient with respect to the fields, which it clears, that with respect to the parameters.
+        """The gradient with respect to the parameters, from that with respect to the fields.
+
+        The list of the latter is emptied to free its memory.
 
         Each part is in the memory layout of its parameter: fused Adam goes by the memory.
         """

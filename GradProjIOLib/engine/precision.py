@@ -1,7 +1,7 @@
 """How precisely NVIDIA graphics cards multiply in convolutions.
 
-Since Ampere, cuDNN multiplies in TF32, with 10 bits of mantissa instead of 23, wherever PyTorch lets it. By default
-PyTorch lets it, so the published package computes that way, and so does this one. "exact" forbids it: a registration
+Since Ampere, cuDNN multiplies in TF32, with 10 bits of mantissa instead of 23, if PyTorch allows it, which
+is its default. So the published package computes in TF32, and so does this one. "exact" forbids it: a registration
 then computes on a card what it computes on a processor, up to rounding.
 """
 

@@ -108,8 +108,8 @@ def _mean_square(points: Tensor, mapped: Tensor, scale: Tensor) -> Tensor:
 def _mapped(fields: Sequence[Tensor], points: Tensor) -> Tensor:
     """Where a chain of fields [1, 3, …] takes points [4, n, 3].
 
-    On a CPU, torch samples batch entries in parallel, but only these. So there are as many as there are
-    threads, each with its copy of the gradient, which is why there are no more.
+    On a CPU torch samples in parallel only over batch entries. So the points are split into one entry per thread (four,
+    where there are more than two threads). Each entry needs a gradient of its own.
     """
     threads = torch.get_num_threads() if points.device.type == "cpu" else 1
     entries = 4 if threads > 2 else threads

@@ -15,7 +15,7 @@ fusion for image-guided interventions using self-similarities", MICCAI 2013.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -35,39 +35,32 @@ LEAST_TOTAL = 1e-6
 Similarity = Callable[..., Tensor]
 
 
-class Window:
-    """Gaussian means around every sample.
+def window_means(sigma: float, stride: int, weights: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """What gives the Gaussian means of values [N, 1, D, H, W] around every ``stride``-th sample along each axis.
 
     weights [N, 1, D, H, W]: the mean is over what they let through. Without them, samples outside the lattice count as
-    zero, as in uniGradICON. stride: how many samples the windows lie apart along each axis.
+    zero, as in uniGradICON.
     """
-
-    def __init__(self, sigma: float, weights: Tensor | None = None, stride: int = 1):
-        self.sigma, self.weights, self.stride = sigma, weights, stride
-        if weights is not None:
-            self.total = gaussian_blur(weights, sigma, stride).clamp_(min=LEAST_TOTAL)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The means of values [N, 1, D, H, W] in each window."""
-        if self.weights is None:
-            return gaussian_blur(values, self.sigma, self.stride)
-        return gaussian_blur(values * self.weights, self.sigma, self.stride).div_(self.total)
+    blur = partial(gaussian_blur, sigma=sigma, stride=stride)
+    if weights is None:
+        return blur
+    total = blur(weights).clamp_(min=LEAST_TOTAL)
+    return lambda values: blur(values * weights).div_(total)
 
 
 class LNCC:
     """1 − mean local normalized cross-correlation, in [0, 2].
 
     sigma: standard deviation of the window in samples. stride: how many samples the windows lie apart; uniGradICON
-    has one around every sample. shared_variance: the correlation is that of images to which one and the same weak
-    signal of this variance was added. So windows in which neither image shows anything match, and equal images match
-    best as they are. Without it, as in uniGradICON, such windows match less than others, and a deformation that draws
-    something into them lowers the loss.
+    has one around every sample. shared_variance: variance of a weak signal that is added to both images. Windows that
+    are empty in both images then match, so nothing is gained by drawing structure into them. With 0, as in uniGradICON,
+    empty windows match badly and attract structure.
     """
 
     def __init__(self, targets: Tensor, sigma: float = SIGMA, stride: int = 1, shared_variance: float = 0.0):
         self.targets = targets
         self.sigma, self.stride, self.shared_variance = sigma, stride, shared_variance
-        self.window = Window(sigma, stride=stride)
+        self.window = window_means(sigma, stride)
         self.mean, self.variance = self._moments(targets, self.window)
 
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -77,21 +70,21 @@ class LNCC:
         """The correlation of the warped images with the targets in each window."""
         window, target_mean, target_variance = self._in_window(weights)
         mean, variance = self._moments(warped, window)
-        covariance = window.mean(warped * self.targets) - mean * target_mean + self.shared_variance
+        covariance = window(warped * self.targets) - mean * target_mean + self.shared_variance
         return covariance * torch.rsqrt(variance * target_variance)
 
-    def _in_window(self, weights: Tensor | None) -> tuple[Window, Tensor, Tensor]:
-        """The window with weights, and mean and variance of the targets in it."""
+    def _in_window(self, weights: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+        """What gives means with weights, and mean and variance of the targets by it."""
         if weights is None:
             return self.window, self.mean, self.variance
-        window = Window(self.sigma, weights, self.stride)
+        window = window_means(self.sigma, self.stride, weights)
         return window, *self._moments(self.targets, window)
 
-    def _moments(self, images: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    def _moments(self, images: Tensor, window: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Means and variances in the window around every sample."""
-        mean = window.mean(images)
+        mean = window(images)
         # Rounding can make the difference negative.
-        variance = torch.relu(window.mean(images.square()) - mean.square())
+        variance = torch.relu(window(images.square()) - mean.square())
         return mean, variance + (self.shared_variance or VARIANCE_FLOOR)
 
 

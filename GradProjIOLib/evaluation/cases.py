@@ -21,7 +21,6 @@ from GradProjIOLib.spatial.deformation import Deformation
 
 INPUTS = ("fixed_labels", "moving_labels", "fixed_points", "moving_points", "mask")
 """The files that a result is measured with."""
-IN_MASK = "_in_mask"
 
 
 @dataclass(frozen=True)
@@ -69,44 +68,10 @@ def measure_result(
     lattice of `reference`. Raises InputError."""
     row: tables.Row = {}
     if labels is not None:
-        row |= label_row(metrics.evaluate_labels(deformation, *labels, structures))
+        row |= metrics.evaluate_labels(deformation, *labels, structures)
     if points is not None:
-        fixed, moving = points
-        row |= landmark_row(
-            metrics.evaluate_landmarks(deformation, fixed.points, moving.points, fixed.names, moving.names)
-        )
-    return row | folding_row(*metrics.evaluate_folding(deformation, reference, mask))
-
-
-def label_row(found: metrics.LabelEvaluation) -> tables.Row:
-    """The columns of a row that come from labels."""
-    structures = [
-        {"structure": overlap.structure, "dice": overlap.dice, "hd95_mm": overlap.hd95} for overlap in found.structures
-    ]
-    return {
-        "dice": found.dice,
-        "dice_before": found.dice_before,
-        "hd95_mm": found.hd95,
-        "structures": structures,
-    }
-
-
-def landmark_row(found: Sequence[metrics.LandmarkError]) -> tables.Row:
-    """The columns of a row that come from landmarks."""
-    landmarks = [{"name": error.name, "before_mm": error.before, "after_mm": error.after} for error in found]
-    return {
-        "tre_mm": float(np.mean([error.after for error in found])),
-        "tre_before_mm": float(np.mean([error.before for error in found])),
-        "landmarks": landmarks,
-    }
-
-
-def folding_row(whole: metrics.FoldingEvaluation, inside: metrics.FoldingEvaluation | None = None) -> tables.Row:
-    """The columns of a row that come from the deformation alone, as a whole and inside a mask."""
-    row = dict(vars(whole))
-    if inside is not None:
-        row |= {key + IN_MASK: value for key, value in vars(inside).items()}
-    return row
+        row |= metrics.evaluate_landmarks(deformation, *points)
+    return row | metrics.evaluate_folding(deformation, reference, mask)
 
 
 def read_result(path: Path, fixed_labels: Volume | None = None) -> tuple[Deformation, Volume]:

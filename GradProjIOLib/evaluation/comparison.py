@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import tables
@@ -24,7 +23,7 @@ from GradProjIOLib.report import curves
 PAPER = "direct,vanilla:50,projected:50,vanilla:100,projected:100"
 DEFAULT = f"{PAPER},projected:0+60"
 COMPARED = ("method", "steps", "refine_steps")
-"""What is compared says these settings, not the pair."""
+"""These settings come from the compared methods, not from the pair."""
 DIRECT = "direct"
 CURVES = "curves.png"
 
@@ -104,7 +103,7 @@ class Record:
 class Comparison:
     """What is compared on pairs with labels, and the results in the folder of a comparison.
 
-    `every` how many steps to measure for the curves; `structures` are label values, without them all but 0.
+    `every`: the curves have a point after every so many steps; `structures` are label values, without them all but 0.
     """
 
     settings: tuple[Setting, ...]
@@ -228,18 +227,17 @@ class Comparison:
             records = {case: Record.read(record_path(folder, case, method)) for case in cases}
             steps = sorted({0, *self.measured_steps(method)})
             for curve, key in ((dice, "dice"), (folding, "ndv_percent")):
-                values = {
-                    case: [(starts[case] if step == 0 else record.measured[step])[key] for step in steps]
+                values = [
+                    [(starts[case] if step == 0 else record.measured[step])[key] for step in steps]
                     for case, record in records.items()
-                }
-                curve.append(_curve(method, steps, values))
+                ]
+                curve.append(curves.Curve(method, steps, values))
             if method == "projected":
                 taken = range(self.last_step(method))
-                cosines = {case: [record.steps[step]["cosine"] for step in taken] for case, record in records.items()}
-                counts = np.arange(1, len(taken) + 1)
-                shares = {case: np.cumsum(np.array(values) < 0) / counts for case, values in cosines.items()}
-                cosine.append(_curve(method, taken, cosines))
-                conflicts.append(_curve(method, taken, shares))
+                cosines = [[record.steps[step]["cosine"] for step in taken] for record in records.values()]
+                shares = np.cumsum(np.array(cosines) < 0, axis=1) / np.arange(1, len(taken) + 1)
+                cosine.append(curves.Curve(method, taken, cosines))
+                conflicts.append(curves.Curve(method, taken, shares.tolist()))
         panels = [
             curves.Panel("Overlap of the structures", "mean Dice", dice),
             curves.Panel("Non-diffeomorphic volume", "NDV [%]", folding),
@@ -253,9 +251,3 @@ def record_path(folder: Path, case: str, name: str) -> Path:
     """Where a record of a pair is kept: that of a method, or that of a setting with refinement ("projected:50+60")."""
     # Windows allows no colon in the name of a file.
     return folder / case / f"{name.replace(':', '_')}.json"
-
-
-def _curve(name: str, x: Sequence[int], values: Mapping[str, ArrayLike]) -> curves.Curve:
-    cases = {case: np.asarray(numbers, dtype=np.float64) for case, numbers in values.items()}
-    mean = np.mean(list(cases.values()), axis=0)
-    return curves.Curve(name, list(x), mean.tolist(), {case: numbers.tolist() for case, numbers in cases.items()})

@@ -23,7 +23,6 @@ from scipy import ndimage
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics, tables
-from GradProjIOLib.evaluation.cases import label_row
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import check_readable, read_labels, read_volume
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
@@ -198,7 +197,7 @@ def _measure_labels(fixed: Volume, moving: Volume, field: np.ndarray, structures
     overlaps = metrics.label_overlap(fixed_labels, warped, (1, 1, 1), structures, moving_labels)
     undeformed = warp_labels(moving_labels, np.zeros_like(field))
     before = np.nanmean(metrics.dice_of(fixed_labels, undeformed, structures))
-    return label_row(metrics.LabelEvaluation(overlaps, *metrics.mean_overlap(overlaps), float(before)))
+    return metrics.label_columns(overlaps, float(before))
 
 
 def _measure_landmarks(fixed: Volume, moving: Volume, field: np.ndarray) -> tables.Row:
@@ -207,14 +206,10 @@ def _measure_landmarks(fixed: Volume, moving: Volume, field: np.ndarray) -> tabl
     names = np.unique(fixed_marks)[1:].tolist()
     centers = metrics.label_centers(fixed_marks, names)
     before, after = (
-        metrics.landmark_distances(metrics.label_centers(marks, names), centers)
+        np.linalg.norm(metrics.label_centers(marks, names) - centers, axis=1)
         for marks in (moving_marks, warp_labels(moving_marks, field))
     )
-    landmarks = [
-        {"name": str(name), "before_mm": float(first), "after_mm": float(last)}
-        for name, first, last in zip(names, before, after, strict=True)
-    ]
-    return {"tre_mm": float(after.mean()), "tre_before_mm": float(before.mean()), "landmarks": landmarks}
+    return metrics.landmark_columns(names, before, after)
 
 
 def _measure_folding(moving: np.ndarray, field: np.ndarray) -> tables.Row:

@@ -1,125 +1,103 @@
-"""How good a registration is: overlap of labels, distance of landmarks, folding, and statistics over cases.
+"""How good a registration is: overlap of labels, distance of landmarks, and folding.
 
 Nothing here reads files. Deformations map fixed points to moving points in RAS mm,
-arrays of labels are [k, j, i], and every distance is in mm.
+arrays of labels are [k, j, i], and every distance is in mm. What is measured comes as columns of a row of `tables`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.landmarks import match_landmarks
+from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
 
 IDENTITY = Deformation(np.zeros((2, 2, 2, 3)), np.eye(4))
-
-
-@dataclass(frozen=True)
-class LabelEvaluation:
-    """Overlap of every structure, the means over them, and the mean Dice without the deformation."""
-
-    structures: list[StructureOverlap]
-    dice: float
-    hd95: float
-    dice_before: float
+Columns = dict[str, Any]
 
 
 def evaluate_labels(
     deformation: Deformation, fixed: Volume, moving: Volume, structures: Sequence[int] | None = None
-) -> LabelEvaluation:
+) -> Columns:
     """Overlap of the `fixed` labels and the `moving` ones, drawn onto their lattice by nearest neighbor.
 
-    Raises InputError where there is no structure. See `label_overlap`.
+    The columns are those of `label_columns`. Raises InputError where there is no structure. See `label_overlap`.
     """
     warped = deformation.warp(moving, fixed, "nearest").array
     overlaps = label_overlap(fixed.array, warped, fixed.spacing.tolist(), structures, moving.array)
     undeformed = IDENTITY.warp(moving, fixed, "nearest").array
-    structures = [overlap.structure for overlap in overlaps if not np.isnan(overlap.dice)]
-    before = dice_of(fixed.array, undeformed, structures)
-    return LabelEvaluation(overlaps, *mean_overlap(overlaps), float(np.mean(before)) if before else np.nan)
+    measured = [overlap["structure"] for overlap in overlaps if not np.isnan(overlap["dice"])]
+    before = dice_of(fixed.array, undeformed, measured)
+    return label_columns(overlaps, float(np.mean(before)) if before else np.nan)
 
 
-@dataclass(frozen=True)
-class LandmarkError:
-    """Distance (mm) of one fixed landmark from its moving partner, without and with the deformation."""
+def label_columns(overlaps: Sequence[Columns], dice_before: float) -> Columns:
+    """Mean dice and hd95_mm over the structures that are in both images (NaN where there is none), and all structures.
 
-    name: str
-    before: float
-    after: float
-
-
-def evaluate_landmarks(
-    deformation: Deformation,
-    fixed: np.ndarray,
-    moving: np.ndarray,
-    fixed_names: Sequence[str] | None = None,
-    moving_names: Sequence[str] | None = None,
-) -> list[LandmarkError]:
-    """Target registration error of every landmark; `fixed` and `moving` are points [n, 3] in RAS mm.
-
-    Partners are found by `match_landmarks` where both lists have names, by order otherwise.
-    Raises InputError where they do not match.
+    `overlaps` come from `label_overlap`; `dice_before` is the mean Dice without the deformation.
     """
-    names = list(fixed_names or map(str, range(1, len(fixed) + 1)))
-    if fixed_names and moving_names:
-        moving = np.asarray(moving)[match_landmarks(list(fixed_names), list(moving_names))]
-    before = landmark_distances(fixed, moving)
-    after = landmark_distances(deformation.map_points(fixed), moving)
-    return [LandmarkError(*error) for error in zip(names, before.tolist(), after.tolist(), strict=True)]
+    measured = [overlap for overlap in overlaps if not np.isnan(overlap["dice"])]
+    dice, hd95_mm = (
+        float(np.mean([overlap[key] for overlap in measured])) if measured else np.nan for key in ("dice", "hd95_mm")
+    )
+    return {"dice": dice, "dice_before": dice_before, "hd95_mm": hd95_mm, "structures": list(overlaps)}
 
 
-@dataclass(frozen=True)
-class FoldingEvaluation:
-    """Non-diffeomorphic volume (% of the voxels looked at), number of voxels whose Jacobian determinant is
-    not positive, and the standard deviation of the logarithm of the determinant where it is positive."""
+def evaluate_landmarks(deformation: Deformation, fixed: Landmarks, moving: Landmarks) -> Columns:
+    """Target registration error, without and with the deformation. The columns are those of `landmark_columns`.
 
-    ndv_percent: float
-    folded_voxels: int
-    std_log_jacobian: float
+    Partners are found by `match_landmarks`. Raises InputError where the landmarks do not match.
+    """
+    partners = moving.points[match_landmarks(fixed.names, moving.names)]
+    before, after = (
+        np.linalg.norm(points - partners, axis=1) for points in (fixed.points, deformation.map_points(fixed.points))
+    )
+    return landmark_columns(fixed.names, before, after)
 
 
-def evaluate_folding(
-    deformation: Deformation, reference: Volume, mask: Volume | None = None
-) -> tuple[FoldingEvaluation, FoldingEvaluation | None]:
-    """Folding on the lattice of `reference`, as a whole and where `mask` (on any lattice) is not 0.
+def landmark_columns(names: Sequence[object], before: np.ndarray, after: np.ndarray) -> Columns:
+    """Mean errors tre_mm and tre_before_mm, and the landmarks one by one, from their errors [n] in mm."""
+    landmarks = [
+        {"name": str(name), "before_mm": first, "after_mm": last}
+        for name, first, last in zip(names, before.tolist(), after.tolist(), strict=True)
+    ]
+    return {"tre_mm": float(after.mean()), "tre_before_mm": float(before.mean()), "landmarks": landmarks}
 
-    Raises InputError for a mask that has no voxel there.
+
+def evaluate_folding(deformation: Deformation, reference: Volume, mask: Volume | None = None) -> Columns:
+    """Folding on the lattice of `reference`, and where `mask` (on any lattice) is not 0.
+
+    The columns are ndv_percent (non-diffeomorphic volume in percent of the voxels looked at), folded_voxels (whose
+    Jacobian determinant is not positive) and std_log_jacobian (the standard deviation of the logarithm of the
+    determinant where it is positive). Those of the mask end in _in_mask. Raises InputError for a mask that has no voxel
+    there.
     """
     sampled = deformation.sample(reference.shape, reference.affine)
-    determinant = jacobian.determinant_map(sampled, reference.shape, reference.affine)
+    determinant = jacobian.determinant_map(sampled)
 
-    def inside(region: np.ndarray | None) -> FoldingEvaluation:
-        folding = jacobian.folding(sampled, reference.shape, reference.affine, region)
+    def inside(region: np.ndarray | None, ending: str = "") -> Columns:
+        folding = jacobian.folding(sampled, region)
         spread = jacobian.summary(determinant, jacobian.defined_region(sampled, region))["std_log"]
-        return FoldingEvaluation(folding.ndv_percent, folding.folded_voxels, spread)
+        found = {
+            "ndv_percent": folding.ndv_percent,
+            "folded_voxels": folding.folded_voxels,
+            "std_log_jacobian": spread,
+        }
+        return {key + ending: value for key, value in found.items()}
 
     if mask is None:
-        return inside(None), None
+        return inside(None)
     region = IDENTITY.warp(mask, reference, "nearest").array != 0
     if not region.any():
         raise InputError(f"{mask.name} marks no voxel of the fixed image; choose another mask.")
-    return inside(None), inside(region)
-
-
-@dataclass(frozen=True)
-class StructureOverlap:
-    """Dice (0 to 1) and HD95 (mm) of one structure.
-
-    Both are NaN where the fixed or the moving labels lack the structure. One that the deformation has lost
-    (it is in both, but not in the warped labels) has Dice 0 and an infinite HD95.
-    """
-
-    structure: int
-    dice: float
-    hd95: float
+    return inside(None) | inside(region, "_in_mask")
 
 
 def label_overlap(
@@ -128,8 +106,12 @@ def label_overlap(
     spacing: Sequence[float],
     structures: Sequence[int] | None = None,
     moving: np.ndarray | None = None,
-) -> list[StructureOverlap]:
-    """Dice and HD95 of every structure in the `fixed` and the `warped` labels [k, j, i].
+) -> list[Columns]:
+    """Dice (0 to 1) and HD95 (mm) of every structure in the `fixed` and the `warped` labels [k, j, i].
+
+    Each comes as structure, dice and hd95_mm. The last two are NaN where the fixed or the moving labels lack the
+    structure. A structure that the deformation has lost (it is in both labels, but not in the warped ones) has Dice 0
+    and an infinite HD95.
 
     `spacing` (3) is in mm along i, j, k. `structures` are label values; without them all but 0 that occur.
     `moving` are the labels before warping, of any shape: they distinguish structures that were never there
@@ -155,9 +137,9 @@ def label_overlap(
         if structure in in_fixed and structure in in_moving:
             box = boxes[structure][1:]
             distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
-            overlaps.append(StructureOverlap(structure, dice, distance))
+            overlaps.append({"structure": structure, "dice": dice, "hd95_mm": distance})
         else:
-            overlaps.append(StructureOverlap(structure, np.nan, np.nan))
+            overlaps.append({"structure": structure, "dice": np.nan, "hd95_mm": np.nan})
     return overlaps
 
 
@@ -195,40 +177,11 @@ def dice_of(first: np.ndarray, second: np.ndarray, structures: Sequence[int]) ->
     ]
 
 
-def mean_overlap(overlaps: Sequence[StructureOverlap]) -> tuple[float, float]:
-    """Mean Dice and mean HD95 (mm) over the structures that are in both images; NaN where there is none."""
-    measured = [overlap for overlap in overlaps if not np.isnan(overlap.dice)]
-    if not measured:
-        return np.nan, np.nan
-    return (
-        float(np.mean([overlap.dice for overlap in measured])),
-        float(np.mean([overlap.hd95 for overlap in measured])),
-    )
-
-
-def landmark_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Distance of each pair of corresponding points [n, 3], in their unit: [n].
-
-    The target registration error is that of mapped fixed points from moving points, in RAS mm.
-    """
-    if np.shape(first) != np.shape(second):
-        raise InputError(
-            f"There are {len(first)} fixed and {len(second)} moving landmarks; "
-            "give the same number, in the same order or with the same names."
-        )
-    return np.linalg.norm(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64), axis=-1)
-
-
 def label_centers(labels: np.ndarray, structures: Sequence[int]) -> np.ndarray:
     """Center of gravity [n, 3] of each structure, as an index along its axes; NaN where it is absent."""
-    labels = np.asarray(labels)
-    present = np.isin(structures, labels)
-    centers = np.full((len(structures), labels.ndim), np.nan)
-    if present.any():
-        centers[present] = ndimage.center_of_mass(
-            np.ones(labels.shape, np.uint8), labels, np.asarray(structures)[present]
-        )
-    return centers
+    with np.errstate(invalid="ignore"):
+        centers = ndimage.center_of_mass(np.ones(labels.shape, np.uint8), labels, structures)
+    return np.reshape(centers, (-1, labels.ndim))
 
 
 def _voxel_counts(labels: np.ndarray) -> dict[int, int]:

@@ -19,9 +19,6 @@ class Summary:
     mean: float
     standard_deviation: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.standard_deviation:.2g}"
-
 
 def summarize(values: Sequence[float]) -> Summary:
     """Mean and standard deviation of `values`; NaN ones (not measured) are left out and not counted."""

@@ -119,8 +119,8 @@ def case_table(rows: Sequence[Row]) -> str:
     return text_table(["case", "group", *(metric.title for metric in metrics)], lines)
 
 
-def summary_table(rows: Sequence[Row], groups: Sequence[str] | None = None) -> str:
-    """One line per group, mean ± standard deviation, as text."""
+def summary_table(rows: Sequence[Row], groups: Sequence[str]) -> str:
+    """One line for each of the `groups`, mean ± standard deviation, as text."""
     metrics = measured_metrics(rows)
     means = summaries(rows)
     lines = [
@@ -129,7 +129,7 @@ def summary_table(rows: Sequence[Row], groups: Sequence[str] | None = None) -> s
             str(max((means[group][metric.key].count for metric in metrics), default=0)),
             *(_mean_text(metric, means[group][metric.key]) for metric in metrics),
         ]
-        for group in (groups or groups_of(rows))
+        for group in groups
     ]
     return text_table(["setting", "cases", *(metric.title for metric in metrics)], lines)
 
@@ -177,14 +177,9 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
             for column in columns
             if any(isinstance(row.get(column), (int, float)) for row in members)
         }
-        means.append({"case": "mean", "group": group, **{key: found.mean for key, found in numbers.items()}})
-        means.append(
-            {
-                "case": "standard deviation",
-                "group": group,
-                **{key: found.standard_deviation for key, found in numbers.items()},
-            }
-        )
+        for title, figure in (("mean", "mean"), ("standard deviation", "standard_deviation")):
+            values = {column: getattr(found, figure) for column, found in numbers.items()}
+            means.append({"case": title, "group": group, **values})
     with atomic_path(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

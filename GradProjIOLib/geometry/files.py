@@ -24,18 +24,24 @@ def staging_folder(parent: str | os.PathLike) -> Iterator[Path]:
     """A new hidden folder in `parent` in which results are prepared; it vanishes with all it still holds.
 
     Folders that killed processes left in the same place are removed first. Each folder has a lock file beside
-    it. The operating system gives up the lock when its process ends, so a folder whose lock can be taken
-    belongs to nobody. Raises OSError where the folder cannot be made.
+    it. The operating system releases the lock when the process ends, so a folder whose lock can be taken
+    was left behind. Raises OSError where the folder cannot be made.
     """
+    import filelock
+
     parent = Path(parent)
     remove_abandoned(parent)
     folder = parent / f"{STAGING_PREFIX}{uuid4().hex[:12]}"
-    with _locked(folder):
-        folder.mkdir()
+    lock = folder.with_suffix(".lock")
+    # Another process may hold the new lock for a moment, to find out whether it belongs to somebody.
+    with filelock.FileLock(lock, timeout=10):
         try:
+            folder.mkdir()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                lock.unlink()
 
 
 @contextmanager
@@ -110,21 +116,6 @@ def checksum(path: str | os.PathLike) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from error
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a staging folder."""
-    import filelock
-
-    path = folder.with_name(f"{folder.name}.lock")
-    # Another process may hold the new lock for a moment, to find out whether it belongs to somebody.
-    with filelock.FileLock(path, timeout=10):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                path.unlink()
-
-
 def remove_abandoned(parent: Path) -> None:
     """Remove the staging folders in `parent` whose processes are gone."""
     import filelock
@@ -133,7 +124,7 @@ def remove_abandoned(parent: Path) -> None:
         names = [entry.name for entry in entries if entry.name.startswith(STAGING_PREFIX)]
     for name in names:
         lock = parent / f"{name.removesuffix('.lock')}.lock"
-        # Without its lock file a folder may be another program's, and about to be filled.
+        # A folder without a lock file may belong to another program that is about to fill it.
         if lock.exists():
             with suppress(OSError), filelock.FileLock(lock, timeout=0):
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import numpy as np
 from GradProjIOLib.errors import InputError, WriteError
 from GradProjIOLib.geometry.files import atomic_path, library_path, path_text, write_error
 from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular
-from GradProjIOLib.geometry.nifti import check_place, is_complete, is_nifti, is_packed, read_header, straightened_file
+from GradProjIOLib.geometry.nifti import check_place, is_complete, is_nifti, is_packed, straightened_file
 from GradProjIOLib.geometry.volume import (
     SKEW_NOTE,
     Volume,
@@ -34,6 +35,7 @@ from GradProjIOLib.geometry.volume import (
 )
 
 if TYPE_CHECKING:
+    import nibabel
     import SimpleITK
 
 WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -53,14 +55,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
     if path.name.lower().endswith(FREESURFER_SUFFIXES):
         check_readable(path)
         return straightened(_read_freesurfer(path)).read_from(path)
-
-    def accept(reader: SimpleITK.ImageFileReader) -> None:
-        import SimpleITK as sitk
-
-        pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        check_kind(reader.GetSize(), reader.GetNumberOfComponents(), pixel_type, path_text(path))
-
-    return _volume(read_sitk(path, accept), path).read_from(path)
+    return _volume(read_sitk(path, partial(_check_kind, path)), path).read_from(path)
 
 
 def read_sitk(
@@ -78,15 +73,15 @@ def read_sitk(
 
     check_readable(path, WRITTEN_SUFFIXES)
     _check_data_file(path)
-    with _unpacked(path) as unpacked, straightened_file(unpacked, path) as readable:
+    with _unpacked(path) as unpacked, straightened_file(unpacked, path) as (readable, header):
         reader = sitk.ImageFileReader()
         reader.SetFileName(library_path(readable))
         try:
             reader.ReadImageInformation()
             accept(reader)
-            _check_values(unpacked, path_text(path), on_not_finite or _refuse)
+            _check_values(unpacked, header, path_text(path), on_not_finite or refuse_not_finite)
             image = reader.Execute()
-            check_place(image, readable, path)
+            check_place(image, header, path)
             if readable != unpacked:
                 image.SetMetaData(REPAIRED, "yes")
             return image
@@ -106,17 +101,7 @@ def read_frames(path: str | os.PathLike) -> tuple[list[Volume], float | None]:
     path = Path(path)
     if path.name.lower().endswith(FREESURFER_SUFFIXES):
         return [read_volume(path)], None
-
-    def accept(reader: SimpleITK.ImageFileReader) -> None:
-        import SimpleITK as sitk
-
-        size = reader.GetSize()
-        spatial = size[:3] if len(size) == 4 else size
-        check_kind(
-            spatial, reader.GetNumberOfComponents(), sitk.GetPixelIDValueAsString(reader.GetPixelID()), str(path)
-        )
-
-    image = read_sitk(path, accept)
+    image = read_sitk(path, partial(_check_kind, path, frames=True))
     if image.GetDimension() == 3:
         return [_volume(image, path)], None
     frames = [_volume(image[:, :, :, number], path) for number in range(image.GetSize()[3])]
@@ -253,8 +238,14 @@ def _check_data_file(path: Path) -> None:
                 raise InputError(f"{path} takes its voxels from {data}, which is no file; export the image again.")
 
 
-def _refuse(bad: np.ndarray, name: str) -> None:
-    refuse_not_finite(int(bad.sum()), bad.size, name)
+def _check_kind(path: Path, reader: SimpleITK.ImageFileReader, frames: bool = False) -> None:
+    """Raise InputError unless the file holds a single 3-D volume of numbers, or with `frames` one or more of them."""
+    import SimpleITK as sitk
+
+    size = reader.GetSize()
+    size = size[:3] if frames and len(size) == 4 else size
+    pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    check_kind(size, reader.GetNumberOfComponents(), pixel_type, path_text(path))
 
 
 def _volume(image: SimpleITK.Image, path: Path) -> Volume:
@@ -263,12 +254,10 @@ def _volume(image: SimpleITK.Image, path: Path) -> Volume:
     return replace(volume, note=SKEW_NOTE.format(name=volume.name)) if image.HasMetaDataKey(REPAIRED) else volume
 
 
-def _check_values(path: Path, name: str, on_not_finite: Callable[[np.ndarray, str], None]) -> None:
+def _check_values(
+    path: Path, header: nibabel.Nifti1Header | None, name: str, on_not_finite: Callable[[np.ndarray, str], None]
+) -> None:
     """Say where an unpacked NIfTI file has NaN or infinity, which ITK would read as zeros."""
-    if not is_nifti(path):
-        return
-    with open(path, "rb") as file:
-        header = read_header(file.read(540))
     if header is None or header["datatype"] not in (16, 64):
         return
     count = math.prod(header.get_data_shape())

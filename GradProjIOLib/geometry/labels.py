@@ -74,8 +74,8 @@ def segment_names(path: str | os.PathLike) -> dict[int, str]:
 def match_labels(fixed: Labels, moving: Labels, wanted: Wanted | None = None) -> list[LabelPair]:
     """The structures that both label maps have: by name where both have names, else by value.
 
-    wanted: names or values (of the fixed labels) of those to take, or what each weighs; all of them weigh 1 without.
-    Raises InputError where there is none, or one that is wanted is not in both.
+    wanted: the names or fixed values of the structures to take, or a mapping from them to weights; without it all are
+    taken, with weight 1. Raises InputError where no structure is left, or a wanted one is missing in a map.
     """
     here, there = (set(np.unique(labels.volume.array).tolist()) - {0} for labels in (fixed, moving))
     if fixed.names and moving.names:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,31 +44,48 @@ def read_landmarks(path: str | os.PathLike, frame: str | None = None, affine: np
     optionally name or label, and tolerance (mm); without a header they are the first three. Points that Slicer marks as
     not placed are left out. Raises InputError for other files, and where the frame or the affine is missing.
     """
-    path = Path(path)
+    lists, _ = read_point_lists(Path(path), frame, affine)
+    if len(lists) != 1:
+        raise InputError(f"{path} holds {len(lists)} point lists; save one of them to its own file.")
+    found = lists[0]
+    if not found.names:
+        raise InputError(f"{path} holds no landmark; place some, or choose another file.")
+    if not np.isfinite(found.points).all():
+        raise InputError(f"{path} has a landmark whose position is no number; correct or remove it.")
+    tolerances_of(found)
+    return found
+
+
+def read_point_lists(
+    path: Path, frame: str | None, affine: np.ndarray | None
+) -> tuple[list[Landmarks], Callable[[Sequence[np.ndarray]], str]]:
+    """The point lists in a landmark file, and what gives the file's text with other points (RAS mm) in their places.
+
+    See `read_landmarks`; only the files .mrk.json can hold several lists, or empty ones. Raises InputError.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path.")
-    if not path.name.lower().endswith(SUFFIXES):
+    read = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
+    if read is None:
         raise InputError(f"{path} is no landmark file; use one of {', '.join(SUFFIXES)}.")
-    tolerances = None
+    lists, to_mm = [], []
     try:
-        if path.name.lower().endswith(".mrk.json"):
-            names, positions, frame = _read_markups(path)
-        elif path.name.lower().endswith(".fcsv"):
-            names, positions, frame = _read_fiducials(path)
-        else:
-            names, positions, tolerances = _read_table(path)
+        found, text_with = read(path)
+        for names, positions, own_frame, tolerances in found:
+            to_mm.append(frame_matrix(own_frame or frame, affine, path))
+            points = apply_matrix(to_mm[-1], np.array(positions, dtype=np.float64).reshape(len(names), 3))
+            lists.append(Landmarks(names, points, str(path), tolerances))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as landmarks ({error}); export it again.") from error
-    if not names:
-        raise InputError(f"{path} holds no landmark; place some, or choose another file.")
-    points = np.array(positions, dtype=np.float64)
-    if not np.isfinite(points).all():
-        raise InputError(f"{path} has a landmark whose position is no number; correct or remove it.")
-    found = Landmarks(names, to_ras(points, frame, affine, path), str(path), tolerances)
-    tolerances_of(found)
-    return found
+
+    def text(points: Sequence[np.ndarray]) -> str:
+        return text_with(
+            [apply_matrix(np.linalg.inv(one), new).tolist() for one, new in zip(to_mm, points, strict=True)]
+        )
+
+    return lists, text
 
 
 def tolerances_of(landmarks: Landmarks) -> np.ndarray:
@@ -107,11 +127,6 @@ def match_landmarks(fixed: Sequence[str], moving: Sequence[str]) -> list[int]:
     return list(range(len(fixed)))
 
 
-def to_ras(points: np.ndarray, frame: str | None, affine: np.ndarray | None, path: str | os.PathLike) -> np.ndarray:
-    """`points` [n, 3] in `frame` ("LPS", "RAS" or "voxels") as points in RAS mm. Raises InputError."""
-    return apply_matrix(frame_matrix(frame, affine, path), points)
-
-
 def frame_matrix(frame: str | None, affine: np.ndarray | None, path: str | os.PathLike) -> np.ndarray:
     """The 4x4 matrix from `frame` to RAS mm; `affine` is that of "voxels". Raises InputError where one is missing."""
     if frame == "voxels" and affine is None:
@@ -122,75 +137,96 @@ def frame_matrix(frame: str | None, affine: np.ndarray | None, path: str | os.Pa
     return to_mm
 
 
-def _read_markups(path: Path) -> tuple[list[str], list[list[float]], str]:
-    markups = json.loads(path.read_text(encoding="utf-8"))["markups"]
-    if len(markups) != 1:
-        raise InputError(f"{path} holds {len(markups)} point lists; save one of them to its own file.")
-    placed = [point for point in markups[0].get("controlPoints", []) if is_placed(point)]
-    names = [str(point.get("label", "")) for point in placed]
-    check_unit(markups[0], path)
-    frame = slicer_frame(markups[0].get("coordinateSystem", "LPS"))
-    return names, [point["position"][:3] for point in placed], frame
+# What a reader finds: of each list the names, positions, frame and tolerances (None where the file does not say), and
+# a function that gives the file's text with other positions.
+_Positions = list[list[float]]
+_Lists = list[tuple[list[str], _Positions, str | None, np.ndarray | None]]
+_Found = tuple[_Lists, Callable[[Sequence[_Positions]], str]]
 
 
-def check_unit(markup: dict[str, Any], path: Path) -> None:
-    """Raise InputError where a point list of Slicer is not in mm."""
-    # Either "mm" or a coded entry such as ["UCUM", "mm", "millimeter"].
-    units = markup.get("coordinateUnits") or "mm"
-    if "mm" not in units:
-        raise InputError(f"{path} is in {units}, not in mm; save it from a scene whose unit of length is mm.")
+def _read_markups(path: Path) -> _Found:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    placed: list[dict[str, Any]] = []
+    lists: _Lists = []
+    for markup in content["markups"]:
+        # Either "mm" or a coded entry such as ["UCUM", "mm", "millimeter"].
+        units = markup.get("coordinateUnits") or "mm"
+        if "mm" not in units:
+            raise InputError(f"{path} is in {units}, not in mm; save it from a scene whose unit of length is mm.")
+        points = [
+            point
+            for point in markup.get("controlPoints", [])
+            if point.get("positionStatus", "defined") == "defined" and point.get("position")
+        ]
+        names = [str(point.get("label", "")) for point in points]
+        frame = _slicer_frame(markup.get("coordinateSystem", "LPS"))
+        lists.append((names, [point["position"][:3] for point in points], frame, None))
+        placed += points
+
+    def text(positions: Sequence[_Positions]) -> str:
+        for point, position in zip(placed, itertools.chain(*positions), strict=True):
+            point["position"] = position
+        return json.dumps(content, indent=4) + "\n"
+
+    return lists, text
 
 
-def is_placed(point: dict[str, Any]) -> bool:
-    """Whether a control point of Slicer has a position."""
-    return point.get("positionStatus", "defined") == "defined" and bool(point.get("position"))
-
-
-def is_placed_row(row: list[str]) -> bool:
-    """The same for a row of a .fcsv file."""
-    return len(row) <= 14 or row[14] == FIDUCIAL_DEFINED
-
-
-def _read_fiducials(path: Path) -> tuple[list[str], list[list[float]], str]:
+def _read_fiducials(path: Path) -> _Found:
     # Files of Slicer 3 and 4.0 have no header and are in RAS; the order of the columns has never changed.
-    frame, names, positions = "RAS", [], []
-    with open(path, encoding="utf-8", newline="") as file:
-        for line in file:
-            if line.startswith("#"):
-                key, _, value = line[1:].partition("=")
-                frame = slicer_frame(value.strip()) if key.strip() == "CoordinateSystem" else frame
-            elif line.strip():
-                row = next(csv.reader([line]))
-                if not is_placed_row(row):
-                    continue
-                names.append(row[11] if len(row) > 11 else row[0])
-                positions.append([float(value) for value in row[1:4]])
-    return names, positions, frame
+    frame, lines = "RAS", path.read_text(encoding="utf-8").splitlines()
+    rows: dict[int, list[str]] = {}
+    for number, line in enumerate(lines):
+        if line.startswith("#"):
+            key, _, value = line[1:].partition("=")
+            frame = _slicer_frame(value.strip()) if key.strip() == "CoordinateSystem" else frame
+        elif line.strip():
+            row = next(csv.reader([line]))
+            if len(row) <= 14 or row[14] == FIDUCIAL_DEFINED:
+                rows[number] = row
+
+    def text(positions: Sequence[_Positions]) -> str:
+        for (number, row), position in zip(rows.items(), positions[0], strict=True):
+            lines[number] = _csv_text([[row[0], *position, *row[4:]]]).removesuffix("\n")
+        return "\n".join(lines) + "\n"
+
+    names = [row[11] if len(row) > 11 else row[0] for row in rows.values()]
+    return [(names, [[float(cell) for cell in row[1:4]] for row in rows.values()], frame, None)], text
 
 
-def slicer_frame(value: str | int) -> str:
-    """Slicer once wrote a number for the coordinate system."""
+def _slicer_frame(value: str | int) -> str:
+    """The coordinate system that a file of Slicer names; older versions wrote a number."""
     return {"0": "RAS", "1": "LPS"}.get(str(value), str(value))
 
 
-def read_rows(path: Path) -> tuple[list[list[str]], list[int], int]:
-    """The rows of a .csv file with a header or without, which columns are the coordinates, and which the name."""
+def _read_table(path: Path) -> _Found:
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     if not rows:
         raise InputError(f"{path} holds no landmark; place some, or choose another file.")
-    if is_number(rows[0][0]):
-        return rows, [0, 1, 2], 3
-    header = [cell.strip().lower() for cell in rows[0]]
+    titles = [] if _is_number(rows[0][0]) else [rows.pop(0)]
+    header = [cell.strip().lower() for cell in titles[0]] if titles else ["x", "y", "z", "name"]
     axes = "xyz" if "x" in header else "ijk"
     if not set(axes) <= set(header):
         raise InputError(f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k.")
-    name_column = next((header.index(name) for name in ("name", "label") if name in header), len(header))
-    return rows, [header.index(axis) for axis in axes], name_column
+    columns = [header.index(axis) for axis in axes]
+
+    def column(*names: str) -> list[str | None]:
+        """The cells of the first column with one of these names; None where there is none."""
+        place = next((header.index(name) for name in names if name in header), sys.maxsize)
+        return [row[place].strip() if len(row) > place else None for row in rows]
+
+    def text(positions: Sequence[_Positions]) -> str:
+        for row, position in zip(rows, positions[0], strict=True):
+            for place, value in zip(columns, position, strict=True):
+                row[place] = repr(value)
+        return _csv_text([*titles, *rows])
+
+    names = [str(number) if name is None else name for number, name in enumerate(column("name", "label"), start=1)]
+    tolerances = np.array([float(cell or "nan") for cell in column("tolerance", "tolerance_mm")])
+    return [(names, [[float(row[place]) for place in columns] for row in rows], None, tolerances)], text
 
 
-def is_number(cell: str) -> bool:
-    """Whether a cell holds a number."""
+def _is_number(cell: str) -> bool:
     try:
         float(cell)
     except ValueError:
@@ -198,16 +234,10 @@ def is_number(cell: str) -> bool:
     return True
 
 
-def _read_table(path: Path) -> tuple[list[str], list[list[float]], np.ndarray | None]:
-    rows, columns, name_column = read_rows(path)
-    tolerances = None
-    if not is_number(rows[0][columns[0]]):
-        header = [cell.strip().lower() for cell in rows.pop(0)]
-        column = next((header.index(name) for name in ("tolerance", "tolerance_mm") if name in header), None)
-        if column is not None:
-            cells = [row[column:][:1] for row in rows]
-            tolerances = np.array([float(cell[0]) if cell and cell[0].strip() else np.nan for cell in cells])
-    names = [
-        row[name_column].strip() if len(row) > name_column else str(number) for number, row in enumerate(rows, start=1)
-    ]
-    return names, [[float(row[column]) for column in columns] for row in rows], tolerances
+def _csv_text(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+_READERS = {".mrk.json": _read_markups, ".fcsv": _read_fiducials, ".csv": _read_table}

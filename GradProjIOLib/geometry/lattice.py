@@ -14,7 +14,7 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 POINTS_AT_ONCE = 1 << 18
 LARGEST_COARSE_LATTICE = 175
 LARGEST_SKEW = 2.5e-3
-"""Largest scalar product of two axes of an image that are taken as at right angles, with a warning."""
+"""Axes (unit vectors) whose scalar product is at most this count as perpendicular; the user gets a warning."""
 
 
 def check_affine(affine: np.ndarray, name: str) -> None:
@@ -29,7 +29,7 @@ def check_affine(affine: np.ndarray, name: str) -> None:
 
 
 def is_rectangular(affine: np.ndarray) -> bool:
-    """Whether the axes of `affine` are at right angles. ITK changes them without a word in NIfTI files."""
+    """Whether the axes of `affine` are at right angles; ITK silently changes skewed ones in NIfTI files."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(directions.T @ directions - np.eye(3)).max() < 1e-4)
 
@@ -70,11 +70,6 @@ def coarse_lattice(size: tuple[int, int, int], affine: np.ndarray) -> tuple[tupl
     """
     k, j, i = (min(n, LARGEST_COARSE_LATTICE) for n in size)
     return (k, j, i), lattice_affine(affine, size, (k, j, i))
-
-
-def corner_affine(affine: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Affine (4x4, index → RAS mm) of 2 x 2 x 2 samples at the corners of an image of `size` voxels (K, J, I)."""
-    return affine @ np.diag([*(max(n - 1, 1) for n in reversed(size)), 1])
 
 
 def describe_lattice(shape: tuple[int, int, int], affine: np.ndarray, unit: str = "samples") -> str:

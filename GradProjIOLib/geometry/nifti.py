@@ -27,7 +27,7 @@ PLACE = (
     *("pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
-"""The fields of a NIfTI header that say where it lies. ITK never ends where one is infinite."""
+"""The header fields that place a NIfTI image in space. ITK hangs where one of them is infinite."""
 MILLIMETERS = {1: 1000.0, 2: 1.0, 3: 0.001}
 """A NIfTI header's unit of length in mm; ITK converts it."""
 
@@ -35,7 +35,7 @@ MILLIMETERS = {1: 1000.0, 2: 1.0, 3: 0.001}
 def is_complete(path: Path) -> bool:
     """Whether a NIfTI file holds all the data its header promises (ITK reads the missing part as zeros).
 
-    Other formats are left to their readers, which notice.
+    Files of other formats count as complete: their readers notice missing data themselves.
     """
     if not is_nifti(path):
         return True
@@ -56,10 +56,11 @@ def is_packed(path: Path) -> bool:
 
 
 @contextmanager
-def straightened_file(path: Path, source: Path) -> Iterator[Path]:
+def straightened_file(path: Path, source: Path) -> Iterator[tuple[Path, nibabel.Nifti1Header | None]]:
     """An unpacked image that ITK can read: `path`, or where the axes of a NIfTI file are a little skewed, a copy.
 
-    Raises InputError, which names the `source`, for a NIfTI file whose place in space is no number.
+    With it comes its NIfTI header; None where it has none. Raises InputError, which names the `source`, for a NIfTI
+    file whose place in space is no number.
     """
     header = None
     if is_nifti(path):
@@ -69,7 +70,7 @@ def straightened_file(path: Path, source: Path) -> Iterator[Path]:
         raise badly_placed(path_text(source))
     better = None if header is None or not header["sform_code"] else straight_affine(header.get_sform())
     if header is None or better is None:
-        yield path
+        yield path, header
         return
     with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
         copy = Path(folder) / "image.nii"
@@ -78,18 +79,14 @@ def straightened_file(path: Path, source: Path) -> Iterator[Path]:
         header.set_qform(better, int(header["sform_code"]))
         with open(copy, "r+b") as file:
             file.write(header.binaryblock)
-        yield copy
+        yield copy, header
 
 
-def check_place(image: SimpleITK.Image, unpacked: Path, source: Path) -> None:
-    """Raise InputError where ITK places a NIfTI image neither by its sform nor by its qform.
+def check_place(image: SimpleITK.Image, header: nibabel.Nifti1Header | None, source: Path) -> None:
+    """Raise InputError where ITK places an image with a NIfTI header neither by its sform nor by its qform.
 
     ITK takes the spacing from a field of its own, which may contradict them.
     """
-    if not is_nifti(unpacked):
-        return
-    with open(unpacked, "rb") as file:
-        header = read_header(file.read(540))
     if header is None or not (header["sform_code"] or header["qform_code"]):
         return
     index = np.eye(4)[: image.GetDimension(), :3]

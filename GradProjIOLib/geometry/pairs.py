@@ -12,7 +12,7 @@ from typing import Any
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES
 from GradProjIOLib.geometry.tables import read_table
-from GradProjIOLib.settings import Settings, value_type
+from GradProjIOLib.settings import Settings
 
 IMAGES = ("fixed", "moving")
 SETTING_FIELDS = {one.name: one for one in fields(Settings)}
@@ -66,8 +66,8 @@ def read_pairs(
     """The pairs in the table at ``path``, and the cases whose row cannot be used, with the reason.
 
     Columns are ``case``, the ``roles``, ``preset``, and the settings but for those in ``without``. Paths are relative
-    to the table. What a row leaves empty is what ``settings`` say (names and values as for ``Settings.from_mapping``),
-    else what the row's preset says. Without a case a row is named after its files.
+    to the table. A setting whose cell is empty takes its value from ``settings`` (names and values as for
+    ``Settings.from_mapping``), else from the row's preset. Without a case a row is named after its files.
     Raises InputError where the file is no such table, a case is there twice, or ``settings`` make no sense.
     """
     Settings.from_mapping(settings)
@@ -133,10 +133,11 @@ def _pair(
 
 def _value(name: str, cell: str, folder: Path) -> Any:
     """The value of a setting in a cell; where it is no such value, the cell itself, which Settings refuses."""
-    kind = value_type(name)
-    if SETTING_FIELDS[name].metadata["is_path"]:
+    rules = SETTING_FIELDS[name].metadata
+    if rules["is_path"]:
         return str((folder / Path(cell).expanduser()).absolute())
     try:
+        kind = rules["kind"]
         return tuple(map(int, cell.replace("x", " ").split())) if kind is tuple else kind(cell)
     except ValueError:
         return cell

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
 from collections.abc import Callable
@@ -45,78 +42,18 @@ def map_file(
         raise InputError(f"{source} has the suffix {suffix}, but {target} has not; give both the same one.")
     if suffix in MESH_SUFFIXES:
         return _map_mesh(source, target, map_points, frame, affine)
-    write = {".mrk.json": _map_markups, ".fcsv": _map_fiducials, ".csv": _map_table}[suffix]
-    try:
-        # It refuses, in a sentence, what is no landmark file.
-        if suffix != ".mrk.json":
-            landmarks.read_landmarks(source, frame, affine)
-        text, count = write(source, map_points, frame, affine)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{source} cannot be read as landmarks ({error}); export it again.") from error
+    # This refuses, in a sentence, what is no landmark file; one of Slicer's may hold several point lists, or none.
+    if suffix != ".mrk.json":
+        landmarks.read_landmarks(source, frame, affine)
+    lists, text = landmarks.read_point_lists(source, frame, affine)
+    moved = [map_points(one.points) for one in lists]
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-    return count
+        temporary.write_text(text(moved), encoding="utf-8", newline="")
+    return sum(map(len, moved))
 
 
 def _suffix(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
-
-
-def _moved(
-    points: list[list[float]], map_points: PointMap, frame: str | None, affine: np.ndarray | None, path: Path
-) -> list[list[float]]:
-    """Points of a frame, mapped, in the same frame."""
-    to_mm = landmarks.frame_matrix(frame, affine, path)
-    mapped = map_points(apply_matrix(to_mm, np.array(points, dtype=np.float64).reshape(-1, 3)))
-    return apply_matrix(np.linalg.inv(to_mm), mapped).tolist()
-
-
-def _map_markups(path: Path, map_points: PointMap, frame: str | None, affine: np.ndarray | None) -> tuple[str, int]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    count = 0
-    for markup in content["markups"]:
-        landmarks.check_unit(markup, path)
-        points = [point for point in markup.get("controlPoints", []) if landmarks.is_placed(point)]
-        own = landmarks.slicer_frame(markup.get("coordinateSystem", "LPS"))
-        for point, position in zip(
-            points, _moved([p["position"] for p in points], map_points, own, None, path), strict=True
-        ):
-            point["position"] = position
-            count += 1
-    return json.dumps(content, indent=4) + "\n", count
-
-
-def _map_fiducials(path: Path, map_points: PointMap, frame: str | None, affine: np.ndarray | None) -> tuple[str, int]:
-    frame, lines = "RAS", path.read_text(encoding="utf-8").splitlines()
-    placed: dict[int, list[str]] = {}
-    for number, line in enumerate(lines):
-        if line.startswith("#"):
-            key, _, value = line[1:].partition("=")
-            frame = landmarks.slicer_frame(value.strip()) if key.strip() == "CoordinateSystem" else frame
-        elif line.strip() and landmarks.is_placed_row(row := next(csv.reader([line]))):
-            placed[number] = row
-    moved = _moved([[float(cell) for cell in row[1:4]] for row in placed.values()], map_points, frame, None, path)
-    for (number, row), position in zip(placed.items(), moved, strict=True):
-        lines[number] = _csv_line([row[0], *map(repr, position), *row[4:]])
-    return "\n".join(lines) + "\n", len(placed)
-
-
-def _map_table(path: Path, map_points: PointMap, frame: str | None, affine: np.ndarray | None) -> tuple[str, int]:
-    rows, columns, _ = landmarks.read_rows(path)
-    header = [] if landmarks.is_number(rows[0][columns[0]]) else [rows.pop(0)]
-    moved = _moved([[float(row[column]) for column in columns] for row in rows], map_points, frame, affine, path)
-    for row, position in zip(rows, moved, strict=True):
-        for column, value in zip(columns, position, strict=True):
-            row[column] = repr(value)
-    return "".join(_csv_line(row) + "\n" for row in [*header, *rows]), len(rows)
-
-
-def _csv_line(row: list[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(row)
-    return text.getvalue()
 
 
 def _map_mesh(source: Path, target: Path, map_points: PointMap, frame: str | None, affine: np.ndarray | None) -> int:
@@ -135,8 +72,9 @@ def _map_mesh(source: Path, target: Path, map_points: PointMap, frame: str | Non
     with open(source, "rb") as file:
         said = re.search(rb"SPACE=(RAS|LPS)", file.read(2048))
     frame = said.group(1).decode() if said else (frame or "LPS")
+    to_mm = landmarks.frame_matrix(frame, affine, source)
     points = vtk_to_numpy(surface.GetPoints().GetData()).astype(np.float64)
-    mapped = np.asarray(_moved(points.tolist(), map_points, frame, affine, source))
+    mapped = apply_matrix(np.linalg.inv(to_mm), map_points(apply_matrix(to_mm, points)))
     surface.GetPoints().SetData(numpy_to_vtk(mapped, deep=True))
     # Normals belong to the surface as it was.
     for data in (surface.GetPointData(), surface.GetCellData()):

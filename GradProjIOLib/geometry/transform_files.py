@@ -18,7 +18,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import atomic_path, library_path, write_error
 from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES as IMAGE_SUFFIXES
 from GradProjIOLib.geometry.image_files import check_readable, read_sitk, write_sitk
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, lattice_points
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_points
 from GradProjIOLib.geometry.volume import lattice_of, set_lattice
 
 if TYPE_CHECKING:
@@ -29,18 +29,6 @@ WRITTEN_SUFFIXES = (*HDF5_SUFFIXES, ".tfm", ".txt")
 TRANSFORM_OF_RESULT = "transform.h5"
 READ_SUFFIXES = (*WRITTEN_SUFFIXES, ".mat", ".xfm", *IMAGE_SUFFIXES)
 RAS_TO_LPS_VECTOR = np.array([-1, -1, 1], dtype=np.float32)
-
-
-def read_linear(path: str | os.PathLike) -> np.ndarray | None:
-    """The 4x4 matrix (RAS mm, fixed → moving) of the linear ITK transform in `path`, None for any other one.
-
-    Raises InputError where the file is missing or is no ITK transform.
-    """
-    path = Path(path)
-    if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return None
-    transform = _read_transform(path)
-    return linear_from_sitk(transform) if transform.IsLinear() else None
 
 
 def linear_from_sitk(transform: SimpleITK.Transform) -> np.ndarray:
@@ -59,9 +47,9 @@ def read_transform(
     """The map x → matrix·(x + u(x)) in `path`: u [k, j, i, 3] (RAS mm), the affine (4x4) of its lattice, the matrix.
 
     The folder of a result stands for its transform.h5.
-    `matrix` (4x4) is the product of all linear parts of the transform, so that u vanishes where nothing else acts.
-    Linear transforms, and those with a single displacement field, come as they are; a linear one has u = 0. Others
-    (B-splines, several fields) are sampled on the lattice `shape` (K, J, I), `affine`. Raises InputError where the
+    `matrix` (4x4) is the product of all linear parts of the transform; u is what the other parts add. A linear
+    transform has u = 0. One with a single displacement field keeps that field's lattice. Others (B-splines, several
+    fields) are sampled on the lattice `shape` (K, J, I), `affine`. Raises InputError where the
     file is missing, unreadable, or holds something else, or where such a lattice is missing. What is undefined in a
     field is left as it is: NaN, or as large as 3.4e38.
     """
@@ -119,12 +107,20 @@ def write_transform(displacement: np.ndarray, affine: np.ndarray, matrix: np.nda
     return None
 
 
-def sitk_from_linear(matrix: np.ndarray) -> SimpleITK.AffineTransform:
-    """The SimpleITK transform (LPS mm) of the map `matrix` (4x4, RAS mm)."""
+def sitk_from_linear(matrix: np.ndarray, center: np.ndarray | None = None, rigid: bool = False) -> SimpleITK.Transform:
+    """The SimpleITK transform (LPS mm) of the map `matrix` (4x4, RAS mm), whose parameters refer to `center` (RAS mm).
+
+    The center is the origin unless given. rigid: whether it is an Euler3DTransform rather than an AffineTransform.
+    """
     import SimpleITK as sitk
 
     lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
-    return sitk.AffineTransform(lps[:3, :3].ravel().tolist(), lps[:3, 3].tolist())
+    middle = apply_matrix(RAS_TO_LPS, np.zeros(3) if center is None else center)
+    transform = sitk.Euler3DTransform() if rigid else sitk.AffineTransform(3)
+    transform.SetCenter(middle.tolist())
+    transform.SetMatrix(lps[:3, :3].ravel().tolist())
+    transform.SetTranslation((apply_matrix(lps, middle) - middle).tolist())
+    return transform
 
 
 def _parts(transform: SimpleITK.Transform) -> list[SimpleITK.Transform]:

@@ -50,7 +50,7 @@ class Volume:
         return f"Volume({self.name!r}, {describe_lattice(self.shape, self.affine, 'voxels')}, {self.array.dtype})"
 
     def read_from(self, path: Path) -> Volume:
-        """Note that the voxels were read from the file `path`; returns the volume itself."""
+        """Remember `path` as the file from which the voxels were read; returns the volume itself."""
         object.__setattr__(self, "_source", (path, self._voxel_checksum()))
         return self
 
@@ -76,9 +76,9 @@ class Volume:
 
 
 def in_ras_order(volume: Volume) -> tuple[Volume, tuple[int, int, int]]:
-    """The same image with its voxels stored along the nearest of the axes R, A and S, and how the axes moved.
+    """The same image with its voxels stored along the axes nearest to S, A and R, and the order of the axes.
 
-    Axis n of the array [k, j, i] that is returned was axis order[n] before; whether it was turned around is not said.
+    Axis n of the new array [k, j, i] was axis order[n] of the old one. Whether an axis was reversed is not returned.
     """
     from nibabel import orientations
 
@@ -103,8 +103,8 @@ def check_image(volume: Volume) -> None:
             f"{volume.name} has {size} voxels, too few to register; "
             f"choose a volume with at least {SMALLEST_AXIS} voxels along each axis."
         )
-    bad = 0 if volume.array.dtype.kind in "bui" else int((~np.isfinite(volume.array)).sum())
-    refuse_not_finite(bad, volume.array.size, volume.name)
+    if volume.array.dtype.kind not in "bui":
+        refuse_not_finite(~np.isfinite(volume.array), volume.name)
     if volume.array.min() == volume.array.max():
         raise InputError(
             f"{volume.name} has the same value ({volume.array.flat[0]:g}) everywhere; "
@@ -199,11 +199,12 @@ def lattice_of(image: SimpleITK.Image) -> np.ndarray:
     return RAS_TO_LPS @ affine
 
 
-def refuse_not_finite(bad: int, size: int, name: str) -> None:
-    """Raise InputError where `bad` of the `size` voxels are NaN or infinite."""
-    if bad:
+def refuse_not_finite(bad: np.ndarray, name: str) -> None:
+    """Raise InputError where any voxel is NaN or infinite; `bad` says which are."""
+    if bad.any():
         raise InputError(
-            f"{name} has NaN or infinity in {bad} of {size} voxels; replace them by the background value first."
+            f"{name} has NaN or infinity in {bad.sum()} of {bad.size} voxels; "
+            "replace them by the background value first."
         )
 
 

@@ -31,8 +31,8 @@ class Cascade(nn.Module):
     widths: one (encoder, decoder) per U-Net, see :class:`UNet`. halvings: how often the resolution of the
     images is halved for each of them. voxels: how many samples of the full lattice an output of 1 means;
     None makes it a tenth of the lattice's extent along each axis, as in uniGradICON. composed: whether the
-    U-Nets' fields are composed into one on the lattice of the latest, rather than at every point where the map is
-    read, as uniGradICON does; that saves most of the sampling. unet: the class of the U-Nets, FastUNet or UNet.
+    U-Nets' fields are composed into one field on the lattice of the latest U-Net. uniGradICON composes them at every
+    point where the map is read, which takes most of its sampling. unet: the class of the U-Nets, FastUNet or UNet.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Cascade(nn.Module):
         pyramid = [torch.cat([source, target], dim=1)]
         for _ in range(max(self.halvings)):
             pyramid.append(halve_resolution(pyramid[-1]))
-        unit = self._unit(lattice, source.device)
+        # What 1 in a U-Net's output means in the frame of spatial.maps.
+        per_unit = maps.voxels_per_unit(lattice, source.device).view(3, 1, 1, 1)
+        unit = torch.full_like(per_unit, 0.2) if self.voxels is None else self.voxels / per_unit
         fields: list[Tensor] = []
         for stage, halvings in zip(self.stages, self.halvings, strict=True):
             images = pyramid[halvings]
@@ -79,11 +81,3 @@ class Cascade(nn.Module):
         if self.checkpointed and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False)
         return function(*inputs)
-
-    def _unit(self, lattice: Sequence[int], device: torch.device) -> Tensor:
-        """One unit of a U-Net's output in the frame of :mod:`GradProjIOLib.spatial.maps`: [3, 1, 1, 1]."""
-        if self.voxels is None:
-            unit = torch.full((3,), 0.2, device=device)
-        else:
-            unit = self.voxels / maps.voxels_per_unit(lattice, device)
-        return unit.view(3, 1, 1, 1)

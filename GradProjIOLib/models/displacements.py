@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from GradProjIOLib.spatial import maps
 
 KNOTS_PER_DEVIATION = 0.75
-"""How far the parameters lie apart, as the standard deviation of the Gaussians over that distance.
+"""Standard deviation of the Gaussians divided by the distance between two knots.
 
-So close together the Gaussians add up to a constant but for 0.02 %.
+The Gaussians then add up to a constant within 0.02 %.
 """
 NEGLIGIBLE = 1e-8
 """What a Gaussian has less than that at its tails adds nothing in single precision."""

@@ -184,8 +184,11 @@ def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | 
     if model.url is not None:
         path = files.cached_path(name, model.url)
         if not path.exists():
-            others = [other for other in MODELS if MODELS[other].url is None]
-            raise InputError(files.missing_message(name, model.url, path, others))
+            others = ", ".join(other for other in MODELS if MODELS[other].url is None)
+            raise InputError(
+                f"The weights of {name} are not at {path}; download them with `gradprojio models download {name}`, "
+                f"or fetch {model.url} by other means and put the file there, or choose another model ({others})."
+            )
         return path
     path = Path(__file__).with_name(model.bundled)
     return path if path.exists() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -40,15 +40,6 @@ def cache_directory() -> Path:
 def cached_path(name: str, url: str) -> Path:
     """Where the weights of model `name`, published at `url`, lie in the cache. The file need not exist."""
     return cache_directory() / f"{name}-{PurePosixPath(urlsplit(url).path).name}"
-
-
-def missing_message(name: str, url: str, path: str | Path, other_models: Sequence[str] = ()) -> str:
-    """One sentence for the user whose model `name` has no weights at `path`."""
-    others = f", or choose another model ({', '.join(other_models)})" if other_models else ""
-    return (
-        f"The weights of {name} are not at {path}; download them with `gradprojio models download {name}`, "
-        f"or fetch {url} by other means and put the file there{others}."
-    )
 
 
 def download(

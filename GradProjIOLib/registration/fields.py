@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_affine, slabs
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -55,11 +54,6 @@ class Fields:
     def on_cpu(self) -> Fields:
         """The same in the memory of the processor."""
         return Fields(self.samples.cpu(), self.affine)
-
-    @classmethod
-    def of(cls, objective: Objective, affine: np.ndarray) -> Fields:
-        """What an objective's model gives now; ``affine`` is that of its lattice."""
-        return cls(objective.displacements(), affine)
 
     @classmethod
     def between(

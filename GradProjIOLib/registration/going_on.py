@@ -1,8 +1,9 @@
 """Going on with a registration that has ended, was canceled, or lies in a folder.
 
 Steps on a network's parameters go on exactly where they stopped: the optimizer's state is part of the result.
-Refinement goes on from the fields that it reached. Nothing but the finest level is run, unless something else counts
-from now on: then all are, and what a coarse level finds is added to the fields, which keep their detail.
+Refinement goes on from the fields that it reached. Only the finest level is run, unless what counts has changed
+(landmarks, labels, masks, or COUNTING_SETTINGS). Then all levels are run, and each level's change is added to the
+fields, which keep their detail.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def _settings(result: Registration, steps: int | None, changes: dict[str, Any]) 
         before_on, now_on = result.report["device"]["name"], find_device(planned.device).type
         if before_on.split(":")[0] != now_on:
             raise InputError(
-                f"The network's steps were taken on {before_on} and cannot go on on {now_on}; choose that device, or "
-                "give refine steps."
+                f"The network's steps were taken on {before_on} and cannot continue on {now_on}; choose "
+                f"{before_on}, or give refine steps."
             )
     return planned, uses_network
 
@@ -135,19 +136,9 @@ class Earlier:
     anew: bool
 
     @property
-    def optimizer(self) -> dict[str, Any] | None:
-        """The state of the network's optimizer."""
-        return self.result.reached.optimizer
-
-    @property
     def network_steps(self) -> int:
         """How many steps were taken on the network's parameters."""
         return sum(step["stage"] == "network" for step in self.result.report["steps"])
-
-    @property
-    def lattices(self) -> list[Sequence[int]]:
-        """The lattices of the refinement, in the order of the fixed image's axes."""
-        return self.result.report["levels"]
 
     @property
     def start(self) -> str | None:
@@ -160,8 +151,9 @@ class Earlier:
         return None if self.anew else self._refined_to()
 
     def _refined_to(self) -> Sequence[int] | None:
-        steps = self.result.report["steps"]
-        return self.lattices[steps[-1]["level"]] if steps and steps[-1]["stage"] == "refinement" else None
+        """The last lattice on which steps of refinement were taken, in the order of the fixed image's axes."""
+        levels, steps = self.result.report["levels"], self.result.report["steps"]
+        return levels[steps[-1]["level"]] if steps and steps[-1]["stage"] == "refinement" else None
 
     def fields(self, fixed: Volume, reorder: Reorder) -> Fields | None:
         """Those that were reached, or are made from the deformations; None where nothing was found yet.

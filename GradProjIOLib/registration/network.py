@@ -21,7 +21,6 @@ from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.preprocessing import ImagePair, LatticeImages
-from GradProjIOLib.registration.progress import Part
 from GradProjIOLib.settings import Settings
 
 OnStarted = Callable[[InstanceOptimizer, np.ndarray], None]
@@ -55,11 +54,10 @@ class NetworkStage:
         self.modes = modes_to_try(settings.memory, settings.model, self.loaded.network, self.lattice, device)
         self.mode = self.modes[0]
 
-    def part(self) -> Part:
-        """The steps to come and what one costs, as a multiple of a step of the refinement on one sample."""
-        return Part(
-            network_steps(self.settings), self.loaded.network.memory_share * COST_OF_A_SAMPLE * math.prod(self.lattice)
-        )
+    @property
+    def cost(self) -> float:
+        """What a step costs, as a multiple of a step of the refinement on one sample."""
+        return self.loaded.network.memory_share * COST_OF_A_SAMPLE * math.prod(self.lattice)
 
     def run(
         self, images: ImagePair, on_started: OnStarted, on_step: Callable[[Step], bool], on_ended: OnEnded
@@ -109,7 +107,7 @@ class NetworkStage:
                 if not on_step(step):
                     break
             on_ended(optimizer)
-            return Fields.of(objective, drawn.affine)
+            return Fields(objective.displacements(), drawn.affine)
 
 
 COST_OF_A_SAMPLE = 8.0

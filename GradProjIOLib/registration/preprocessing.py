@@ -158,7 +158,9 @@ class ImagePair:
         self.fixed_mask, self.moving_mask = _zeros_and_ones(fixed_mask), _zeros_and_ones(moving_mask)
         self.fixed = _normalized(fixed, settings.fixed_modality, self.fixed_mask)
         self.moving = _normalized(moving, settings.moving_modality, self.moving_mask)
-        self.view = _view_of(self.moving) if cuts_through(self.moving) else None
+        # Ones where the moving image's view is.
+        ones = np.ones(moving.shape, dtype=np.uint8)
+        self.view = replace(self.moving, array=ones) if cuts_through(self.moving) else None
 
     def on_lattice(self, lattice: tuple[int, int, int]) -> LatticeImages:
         """Images and masks on a lattice (K, J, I) stretched over the fixed image; they are kept.
@@ -221,8 +223,3 @@ def _normalized(volume: Volume, modality: str, mask: Volume | None) -> Volume:
         if not region.any():
             raise InputError(f"{mask.name} is empty inside {volume.name}; choose a mask with voxels there.")
     return replace(volume, array=normalize(volume, modality, region))
-
-
-def _view_of(volume: Volume) -> Volume:
-    """A volume of ones: where the image's view is."""
-    return replace(volume, array=np.ones(volume.shape, dtype=np.uint8))

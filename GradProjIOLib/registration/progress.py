@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
@@ -13,22 +12,14 @@ from GradProjIOLib.engine.optimization import Step
 RECENT_STEPS = 5
 
 
-@dataclass(frozen=True)
-class Part:
-    """Steps that cost the same: how many, and what one costs as a multiple of what one of another part costs."""
-
-    steps: int
-    cost: float
-
-
 class RemainingTime:
     """How long the steps that are left will take, from how long the latest ones took.
 
-    parts: all steps in the order in which they are taken.
+    costs: what each step costs, as a multiple of what another one costs, in the order in which they are taken.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.costs = [part.cost for part in parts for _ in range(part.steps)]
+    def __init__(self, costs: Sequence[float]) -> None:
+        self.costs = costs
         self.taken = 0
         self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
 
@@ -42,34 +33,22 @@ class RemainingTime:
         return sum(self.costs[self.taken :]) * sum(self.recent) / len(self.recent)
 
 
-class Progress:
-    """A bar with the losses and the number of conflicts, on a terminal or in a notebook.
+class Progress(tqdm):
+    """A bar with the losses and the number of conflicts, on a terminal or in a notebook."""
 
-    total: how many steps there will be. Nothing is shown where `shown` is False.
-    """
-
-    def __init__(self, total: int, shown: bool) -> None:
-        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        self.bar = tqdm(total=total, unit="step", disable=not shown, leave=False, bar_format=layout)
-        self.conflicts = 0
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
+    conflicts = 0
 
     def restart(self) -> None:
         """Count from zero again; the time until now says nothing about how long the steps will take."""
-        self.bar.reset()
+        self.reset()
         self.conflicts = 0
 
     def show(self, step: Step) -> None:
         """Count a step and show its losses and the time that is left."""
         self.conflicts += step.projected not in (None, "none")
-        self.bar.set_postfix_str(
+        self.set_postfix_str(
             f"{step.remaining_seconds:.0f} s left, {step.stage}, similarity {step.similarity:.4f}, "
             f"regularity {step.regularity:.4f}, {self.conflicts} conflicts",
             refresh=False,
         )
-        self.bar.update()
+        self.update()

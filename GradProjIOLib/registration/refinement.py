@@ -31,15 +31,15 @@ from GradProjIOLib.spatial import maps
 MANY_SAMPLES = 1_000_000
 """Levels with more samples take fewer steps, as each costs more."""
 SHARE_OF_STEPS = 0.6
-"""How many of the steps of the other levels they take."""
+"""Levels with more than MANY_SAMPLES samples take this share of the other levels' steps."""
 FEWEST_SAMPLES = 8
 """An axis is not coarsened below so many samples."""
 SEARCH_SAMPLES = 30
 """Samples along the longest axis on which a translation is searched."""
 LEAST_GAIN = 0.95
-"""A translation is taken where the loss, with what its length costs, is less than this part of the loss without."""
+"""A translation is used only if its loss plus its penalty is below this part of the loss without it."""
 SEARCH_PENALTY = 0.02
-"""How much better a translation must be, for each sample of its length, as a part of the loss without."""
+"""Penalty per sample of a translation's length, as a part of the loss without it."""
 COARSER_LEVELS = 2
 """How many levels, each with twice the spacing of the next, come before the finest."""
 
@@ -65,10 +65,10 @@ TUNINGS = {
     "mind": Tuning(20.0, 7.0, 0.06),
 }
 LEAST_SLOPE = 0.03
-"""A neighborhood whose loss changes by less than that per sample of displacement moves by less than a step.
+"""Slope of the loss, per sample of displacement, below which a neighborhood moves by less than a full step.
 
-The optimizer divides gradients by their size. Where two images are the same, or show nothing, only noise is left, and
-without this bound the fields would follow it.
+The optimizer divides gradients by their size. Where the images are equal or empty, only noise is left, and the fields
+would otherwise follow it.
 """
 SHARED_VARIANCE = 1e-4
 """See ``LNCC``; of intensities in [0, 1], so it is that of weak noise, or of 20 HU in CT."""
@@ -148,8 +148,8 @@ def check_memory(levels: Sequence[Level], device: torch.device) -> None:
 class Refinement:
     """The refinement of one pair, level after level.
 
-    keeps_detail: whether fields that begin finer than a level stay as fine, and only get the change that the level
-    found. Else they are drawn on the level's lattice.
+    keeps_detail: if true, fields finer than a level keep their lattice, and the level's change is added to them; else
+    they are resampled to the level's lattice.
     """
 
     def __init__(self, images: ImagePair, settings: Settings, device: torch.device, keeps_detail: bool = False):
@@ -230,7 +230,7 @@ class Refinement:
         objective, affine = self.objective(level.lattice, start)
 
         def reached() -> Fields:
-            found = Fields.of(objective, affine)
+            found = Fields(objective.displacements(), affine)
             if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(level.lattice):
                 return found
             begun = start.on_lattice(level.lattice).to(found.samples.device)

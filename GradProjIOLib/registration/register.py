@@ -41,7 +41,7 @@ from GradProjIOLib.registration.labels import LabelPairs, label_pairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.registration.network import NetworkStage, network_steps
 from GradProjIOLib.registration.preprocessing import ImagePair
-from GradProjIOLib.registration.progress import Part, Progress, RemainingTime
+from GradProjIOLib.registration.progress import Progress, RemainingTime
 from GradProjIOLib.registration.refinement import (
     Level,
     Refinement,
@@ -192,7 +192,7 @@ class Run:
         """All lattices of the refinement, which the steps refer to, and the levels that are run."""
         if self.earlier is None:
             return [level.lattice for level in levels], levels
-        lattices = [self._reorder(lattice) for lattice in self.earlier.lattices]
+        lattices = [self._reorder(lattice) for lattice in self.earlier.result.report["levels"]]
         lattices += [level.lattice for level in levels if level.lattice not in lattices]
         reached = self.earlier.lattice
         return lattices, levels if reached is None else from_level(levels, self._reorder(reached))
@@ -222,17 +222,18 @@ class Run:
 
     def result(self, on_step: OnStep | None, on_start: OnStart | None, progress: bool) -> Registration:
         """Optimize, and say what was found."""
-        parts = [Part(level.steps, math.prod(level.lattice)) for level in self.levels]
-        if self.network is not None:
-            parts.insert(0, self.network.part())
-        self.remaining = RemainingTime(parts)
-        with Progress(self.total, progress) as bar, convolutions(self.settings.precision):
-            self.bar, self.on_step = bar, on_step
+        costs = [] if self.network is None else [self.network.cost] * network_steps(self.settings)
+        for level in self.levels:
+            costs += [math.prod(level.lattice)] * level.steps
+        self.remaining, self.on_step = RemainingTime(costs), on_step
+        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self.bar = Progress(total=self.total, unit="step", disable=not progress, leave=False, bar_format=layout)
+        with self.bar, convolutions(self.settings.precision):
             fields, start, losses = self._refined(self._begin(on_start), on_start)
         if self.settings.lattice is not None:
             self.settings = replace(self.settings, lattice=self._as_stored(self.settings.lattice))
         forward = self._whole(fields.forward)
-        if forward.has_matrix:
+        if not np.array_equal(forward.matrix, np.eye(4)):
             forward = forward.fading()
         inverse, error = inverse_of(forward, self.fixed, self.moving)
         reached = Reached(
@@ -264,11 +265,13 @@ class Run:
             # What was computed before in another memory mode, or in an earlier process, does not count.
             self.steps.clear()
             self.bar.restart()
-            if self.earlier is not None and self.earlier.optimizer is not None:
-                optimizer.restore(self.earlier.optimizer)
+            state = None if self.earlier is None else self.earlier.result.reached.optimizer
+            if state is not None:
+                optimizer.restore(state)
             self.remaining.taken = optimizer.taken
             if on_start is not None:
-                on_start(Running(optimizer, lambda: self._whole(Fields.of(optimizer.objective, affine).forward)))
+                displacements = optimizer.objective.displacements
+                on_start(Running(optimizer, lambda: self._whole(Fields(displacements(), affine).forward)))
 
         def ended(optimizer: InstanceOptimizer) -> None:
             # Only where these were the last steps of all is there something to go on with.

@@ -111,9 +111,9 @@ class Registration:
     ) -> Registration:
         """The same registration with more steps, from where it is; this one stays as it is.
 
-        steps: how many more, of the stage that it ended with, at each level that is run. Unless given, those that were
-        left where it was stopped in the network's stage, else as many as the settings say. ``refine_steps`` instead, or
-        besides, says how many steps of refinement follow the network's.
+        steps: how many more steps to take in the stage where the registration ended (in a refinement, at each level
+        that is run). Default: the network's steps that were left when it was stopped, else the number in the settings.
+        ``refine_steps``: steps of refinement after the network's; may be given instead of `steps`, or with it.
         fixed_mask, moving_mask, fixed_points, moving_points, fixed_labels, moving_labels, guiding_labels: as for
         ``register``, in place of the earlier ones, which hold where none are given. settings: those that change; the
         others stay.
@@ -230,12 +230,12 @@ class Registration:
         folded = self.report["jacobian"]["folded_percent"]
         return (
             f"{Path(self.moving.name).name} onto {Path(self.fixed.name).name} · {self.report['model']['name']}, "
-            f"{self.settings.method}, {count_steps(self.report)} · {folded:.3g} % folded · "
+            f"{self.settings.method}, {steps_in_words(self.report)} · {folded:.3g} % folded · "
             f"{self.report['seconds']:.0f} s"
         )
 
 
-def count_steps(report: Mapping[str, Any]) -> str:
+def steps_in_words(report: Mapping[str, Any]) -> str:
     """How many steps of each stage a registration took, in words: "50 IO + 90 refinement steps"."""
     stages = Counter(step["stage"] for step in report["steps"])
     counts = [f"{stages[stage]} {word}" for stage, word in STAGE_WORDS.items() if stages[stage]]
@@ -259,8 +259,8 @@ def _jacobian_maps(
     """The determinant, the folding, and the region without what is undefined; None where that is everywhere."""
     sampled = forward.sample(fixed.shape, fixed.affine)
     where = jacobian.defined_region(sampled, region)
-    determinant = jacobian.determinant_map(sampled, fixed.shape, fixed.affine)
-    return determinant, jacobian.folding(sampled, fixed.shape, fixed.affine, region), where
+    determinant = jacobian.determinant_map(sampled)
+    return determinant, jacobian.folding(sampled, region), where
 
 
 def _figures(

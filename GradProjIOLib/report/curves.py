@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.report.canvas import new_figure
 
@@ -15,12 +17,11 @@ COLORS = ("#1f77b4", "#d95f02", "#7570b3", "#1b9e77", "#666666")
 
 @dataclass(frozen=True)
 class Curve:
-    """Values of one method at the steps `x`: of each of the `cases`, and their `mean`; NaN is a gap."""
+    """Values of one method at the steps `x`, of each of the `cases`; NaN is a gap."""
 
     name: str
     x: Sequence[float]
-    mean: Sequence[float]
-    cases: dict[str, Sequence[float]]
+    cases: Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def write_png(panels: Sequence[Panel], title: str, path: str | os.PathLike) -> N
             axes.axhline(panel.level, color="black", linewidth=0.8)
         for curve in panel.curves:
             if len(curve.cases) > 1:
-                for values in curve.cases.values():
+                for values in curve.cases:
                     axes.plot(curve.x, values, color=colors[curve.name], alpha=0.25, linewidth=0.8)
-            axes.plot(curve.x, curve.mean, color=colors[curve.name], linewidth=2, label=curve.name)
+            axes.plot(curve.x, np.mean(curve.cases, axis=0), color=colors[curve.name], linewidth=2, label=curve.name)
         if panel.curves:
             axes.legend(frameon=False)
     for axes in figure.axes[len(panels) :]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from GradProjIOLib.geometry.lattice import apply_matrix
-from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.geometry.volume import Volume, in_ras_order
 from GradProjIOLib.report.canvas import new_figure
 from GradProjIOLib.report.colors import FOLD_COLOR, LARGEST_DETERMINANT, determinant_colors, tick_labels
-from GradProjIOLib.report.orientation import anatomical_affine, to_anatomical, worst_fold
+from GradProjIOLib.report.orientation import to_anatomical, worst_fold
 from GradProjIOLib.report.steps import draw_steps
 
 if TYPE_CHECKING:
@@ -128,14 +128,9 @@ def draw_overview(
 
     `moved_before` (the moving image as the initial alignment places it), `warped`, `determinant` and the mask
     `folded` are all on the fixed image's lattice [k, j, i]. `steps` are those of report.json; none for direct
-    inference. With `deformation` (fixed → moving, RAS mm), the lines of a
-    regular grid of the moving image are drawn into the determinant map. Raises ValueError where the shapes
-    differ.
+    inference. With `deformation` (fixed → moving, RAS mm), the lines of a regular grid of the moving image are drawn
+    into the determinant map.
     """
-    for name, array in (("moved_before", moved_before.array), ("warped", warped.array),
-                        ("determinant", determinant), ("folded", folded)):  # fmt: skip
-        if array.shape != fixed.shape:
-            raise ValueError(f"expected {name} on the lattice {fixed.shape} of fixed, found {array.shape}")
     folded = folded | (determinant <= 0)
     moving_window = _window(moved_before.array)
     images = [
@@ -144,7 +139,7 @@ def draw_overview(
     ]
     determinant, folded = (to_anatomical(array, fixed.affine) for array in (determinant, folded))
     foreground = np.maximum.reduce(images) > 0.08
-    frame = _frame(anatomical_affine(fixed.affine, fixed.shape), foreground, determinant, folded)
+    frame = _frame(in_ras_order(fixed)[0].affine, foreground, determinant, folded)
     if one_kind:
         compared = [np.abs(image - images[0]) for image in images[1:]]
         means = [float(difference[foreground].mean()) if foreground.any() else 0.0 for difference in compared]

@@ -8,9 +8,9 @@ import numpy as np
 
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import read_volume
-from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.geometry.volume import Volume, in_ras_order
 from GradProjIOLib.report.colors import determinant_colors
-from GradProjIOLib.report.orientation import anatomical_affine, to_anatomical, worst_fold
+from GradProjIOLib.report.orientation import to_anatomical, worst_fold
 
 THUMBNAIL = "thumbnail.png"
 THUMBNAIL_HEIGHT = 128
@@ -34,7 +34,7 @@ def write_thumbnail(folder: Path, fixed: Volume) -> None:
     panels += [determinant_colors(determinant[:, :, level], folded[:, :, level])]
     # Radiological: the subject's right is on the left, anterior is up.
     row = np.concatenate([panel[::-1, ::-1].swapaxes(0, 1) for panel in panels], axis=1)
-    right, front, _ = np.linalg.norm(anatomical_affine(fixed.affine, fixed.shape)[:3, :3], axis=0)
+    right, front, _ = in_ras_order(fixed)[0].spacing
     height, width = row.shape[0] * front, row.shape[1] * right
     picture = Image.fromarray(np.rint(255 * row).astype(np.uint8))
     size = (max(round(THUMBNAIL_HEIGHT * width / height), 1), THUMBNAIL_HEIGHT)

@@ -32,7 +32,7 @@ Source: TypeAlias = "slicer.vtkMRMLSequenceNode | str | Path | int | Iterable[An
 
 @dataclass
 class Result:
-    """What became of one pair: its `nodes` by role, or its `folder`, or the `message` that says why neither."""
+    """The outcome of a pair: its `nodes` by role or its `folder`; `message` says why it failed."""
 
     fixed: str
     moving: str
@@ -142,8 +142,8 @@ class NodeBatch(Batch):
 class FolderBatch(Batch):
     """Registers `pairs` (fixed, moving), each a volume node or a file, into folders of their own in `folder`.
 
-    It is the batch of ``gradprojio batch`` in a process of its own: it goes on where an earlier one ended, writes a
-    summary, and uses all graphics cards. The scene stays as it is. A node that cannot be copied is an InputError.
+    A separate process runs the same batch as ``gradprojio batch``. It skips pairs that are done, writes a summary, and
+    uses all graphics cards. The scene stays as it is. A node that cannot be copied is an InputError.
     """
 
     def __init__(
@@ -269,7 +269,7 @@ def pairs_of(source: Source, fixed: Image | int | None, scene: slicer.vtkMRMLSce
 
 
 def _frames(sequence: slicer.vtkMRMLSequenceNode, scene: slicer.vtkMRMLScene) -> list[slicer.vtkMRMLScalarVolumeNode]:
-    """Copies of the frames: those in a sequence are in a scene of their own, under IDs that others may have here."""
+    """Copies of the frames. A sequence keeps its frames in its own scene, where their IDs may equal IDs in this one."""
     copies = []
     for index in range(sequence.GetNumberOfDataNodes()):
         frame = sequence.GetNthDataNode(index)
@@ -290,7 +290,7 @@ def _volumes_below(item: int, scene: slicer.vtkMRMLScene) -> list[slicer.vtkMRML
 
 def _files_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; choose one with image files.")
+        raise InputError(f"{folder} is not a folder; choose a folder with image files.")
     return sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES))
 
 

@@ -58,7 +58,7 @@ class CompareView:
         return self._pair(mode) is not None
 
     def choose(self, result: slicer.vtkMRMLNode | None) -> None:
-        """Go over to another result; None for none. The views then show the same of it, where it has that."""
+        """Switch to another result, or to none. The views then show the same image of it, where it has one."""
         mode = self.mode
         self.result = result
         if not mode:
@@ -74,8 +74,8 @@ class CompareView:
     def show(self, mode: str, opacity: float | None = None, fit: Callable[[], None] | None = None) -> None:
         """Show another image in all slice views; an empty `mode` gives the user's own layers back.
 
-        Without `opacity` it stays as it is, or is a half where the user's own layers were shown. fit: makes the views
-        show all of it. They are put back, too, unless the user has moved them since.
+        opacity: by default the current one, or 0.5 where the user's own layers were shown. fit: fits the views to the
+        image. At the end, views that the user has not moved return to their old place.
         """
         before = self.mode
         if not mode:
@@ -118,7 +118,7 @@ class CompareView:
         self._refresh_legends()
 
     def _own_place(self, node: slicer.vtkMRMLSliceNode) -> Place:
-        """Where a view was before it was fitted, or is where it was moved since."""
+        """Where a view was before it was fitted; if the user has moved it since, where it is now."""
         own, fitted = self._fitted.get(node.GetID(), (None, None))
         now = _place(node)
         return own if own is not None and now == fitted else now

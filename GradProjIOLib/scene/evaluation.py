@@ -65,7 +65,7 @@ class EvaluationInputs:
                 missing = "fixed" if fixed is None else "moving"
                 raise InputError(f"Only one of the {what} is chosen; choose the {missing} {what}, too.")
         if self.fixed_labels is None and self.fixed_points is None:
-            raise InputError("Nothing to measure with is chosen; choose labels or landmarks of both images.")
+            raise InputError("No labels or landmarks are chosen; choose some of both images.")
         kinds = {node.IsA("vtkMRMLSegmentationNode") for node in (self.fixed_labels, self.moving_labels) if node}
         if len(kinds) > 1:
             raise InputError("One of the labels is a segmentation, the other a label map; choose two of one kind.")

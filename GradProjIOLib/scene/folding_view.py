@@ -40,7 +40,7 @@ class FoldingView:
         self._figures: dict[str, float] = {}
 
     def show(self, result: slicer.vtkMRMLNode | None, structures: Structures | None = None) -> None:
-        """Show another result, or this one anew; None for none. What the views marked of others goes.
+        """Show a result, also again after it was refilled, or none. Remove the marks of other results.
 
         Grid and folds stay on or off; a first result keeps what it has, as when a scene was loaded.
         """
@@ -202,7 +202,7 @@ class FoldingView:
         folding.GetDisplayNode().SetVisibility3D(visible)
 
     def _body(self) -> np.ndarray | None:
-        """Which voxels of the map lie in the body, where the fixed image can tell."""
+        """Which voxels of the map lie in the body; None where the fixed image is missing or has another lattice."""
         fixed, jacobian = self.linked(FIXED), self.linked(JACOBIAN)
         if fixed is None or fixed.GetImageData() is None:
             return None

@@ -32,7 +32,8 @@ WORDS = {
 class ResultToGoOn:
     """A result, known by one of its nodes. Its settings are those with which it was made.
 
-    `guides` take the place of what guided it; of a kind that they do not have, the earlier ones still hold.
+    New landmarks in `guides` replace the earlier landmarks, new labels the earlier labels. A kind without new ones
+    stays.
     """
 
     node: slicer.vtkMRMLNode | None

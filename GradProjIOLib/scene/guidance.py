@@ -28,7 +28,7 @@ class Guides:
     Landmarks are point lists; points of equal name correspond, or of equal place in the list where all names differ.
     Guides are two segmentations, whose segments of equal name correspond, or two label maps, whose equal values do.
     `weights` says which of these guide, by name or value, and how much (1 is usual); all do where it is None.
-    `tolerance` is the setting landmark_tolerance with which a registration goes on; None where that stays.
+    `tolerance` is the landmark_tolerance of a registration that continues; None keeps the earlier value.
     """
 
     fixed_points: slicer.vtkMRMLMarkupsFiducialNode | None = None
@@ -122,7 +122,7 @@ NO_GUIDES = Guides()
 
 
 def structures(fixed: slicer.vtkMRMLNode | None, moving: slicer.vtkMRMLNode | None) -> dict[str, str]:
-    """What two segmentations, or two label maps, both have: what it is called, by its name or value.
+    """The structures that both nodes have: their titles by segment name, or by label value.
 
     Nothing where one of them is missing or of the other kind, or is empty.
     """
@@ -142,7 +142,7 @@ def _values(node: slicer.vtkMRMLLabelMapVolumeNode) -> np.ndarray:
     scalars = node.GetImageData().GetPointData().GetScalars() if node.GetImageData() is not None else None
     if scalars is None:
         return np.zeros(0, np.int64)
-    # A panel asks often, and no two arrays of VTK have the same time.
+    # The panel asks often. Each modification time of VTK is unique, so it identifies the array.
     time = scalars.GetMTime()
     if time not in _known_values:
         while len(_known_values) >= MOST_KNOWN:

@@ -102,13 +102,13 @@ def world_affine(node: slicer.vtkMRMLVolumeNode) -> np.ndarray | None:
 
 
 def place_like(node: slicer.vtkMRMLTransformableNode, like: slicer.vtkMRMLVolumeNode | None) -> None:
-    """Put `node` below the parent transform of `like`, with which it then moves; below none where that bends."""
+    """Give `node` the parent transform of `like`, so that they move together; no parent where it is not linear."""
     linear = like is not None and parent_matrix(like) is not None
     node.SetAndObserveTransformNodeID(like.GetTransformNodeID() if linear else None)
 
 
 def local_matrix(node: slicer.vtkMRMLTransformableNode, affine: np.ndarray) -> vtk.vtkMatrix4x4:
-    """The matrix that puts voxels below the parent of `node`, which is linear, where `affine` says in the world."""
+    """The IJK-to-RAS matrix of `node` below its linear parent that gives it `affine` in the world."""
     parent = parent_matrix(node)
     assert parent is not None
     return slicer.util.vtkMatrixFromArray(np.linalg.inv(parent) @ affine)

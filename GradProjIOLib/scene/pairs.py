@@ -145,7 +145,10 @@ def age(result: slicer.vtkMRMLNode | None) -> tuple[str, int]:
 
 
 def conflicts(report: dict[str, Any], guide: str) -> dict[str, int]:
-    """In how many of the latest steps the gradient of a guide ("landmarks" or "labels") conflicted with which other."""
+    """For each other objective, in how many of the latest steps its gradient conflicted with that of `guide`.
+
+    guide: "landmarks" or "labels".
+    """
     counts: dict[str, int] = {}
     for step in latest_steps(report):
         for one in step.get("conflicts", []):

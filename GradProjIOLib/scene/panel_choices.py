@@ -203,7 +203,7 @@ def problem(parameters: Any) -> str:
     except InputError as error:
         return str(error)
     if settings(parameters)["align"] in LANDMARK_ALIGNMENTS and not chosen.guides.has_landmarks:
-        return "The alignment from landmarks needs some of both images; place pairs under Guidance."
+        return "The alignment from landmarks needs landmarks in both images; place pairs under Guidance."
     wanted = outputs(parameters)
     if not wanted:
         return "No output is chosen; choose at least one under Outputs."

@@ -93,7 +93,7 @@ def place(
 
 @contextmanager
 def all_or_nothing(scene: slicer.vtkMRMLScene, filled: Iterable[slicer.vtkMRMLNode]) -> Iterator[None]:
-    """Where what happens inside fails, remove the nodes that it added, and give those it `filled` their content."""
+    """If the block fails, remove the nodes that it added and restore the content of `filled`."""
     before = set(nodes.nodes_of_class(scene, "vtkMRMLNode"))
     undo = [_restorer(node) for node in filled]
     try:

@@ -96,7 +96,7 @@ class SceneRegistration:
 
     @property
     def finishing(self) -> bool:
-        """Whether all steps are done, and the worker computes what they come to."""
+        """Whether all steps are done and the worker is computing the results."""
         return self.state is State.RUNNING and len(self.steps) >= self.total
 
     def check_idle(self) -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_affine, lattice_points
-from GradProjIOLib.geometry.transform_files import linear_from_sitk
+from GradProjIOLib.geometry.lattice import apply_matrix, lattice_affine, lattice_points
+from GradProjIOLib.geometry.transform_files import linear_from_sitk, sitk_from_linear
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.settings import ALIGNMENTS, LANDMARK_ALIGNMENTS
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -50,10 +50,10 @@ def align(
 ) -> np.ndarray:
     """The linear map (4x4, RAS mm) from points of `fixed` to points of `moving`.
 
-    `kind` is "none" (the identity), "centers" (only a shift, which brings what is visible in the two images
-    to the same place), "rigid" or "affine". Masks (any lattice, non-zero inside) say where the images count; the
-    coarse search looks at the whole images, as a small part fits in many places. The same `seed` gives the same matrix
-    bit for bit, on any number of cores. Raises InputError where the images cannot be aligned.
+    `kind` is "none" (the identity), "centers" (only a shift, which brings what is visible in the two images to the same
+    place), "rigid" or "affine". Masks (any lattice, non-zero inside) say where the images count; the coarse search
+    ignores the masks, because a small region matches in many places. The same `seed` gives the same matrix bit for bit,
+    on any number of cores. Raises InputError where the images cannot be aligned.
     """
     kinds = [one for one in ALIGNMENTS if one not in LANDMARK_ALIGNMENTS]
     if kind not in kinds:
@@ -240,7 +240,7 @@ def _optimized(
         maximumStepSizeInPhysicalUnits=2 * float(fixed.spacing.max()),
     )
     registration.SetOptimizerScalesFromPhysicalShift()
-    registration.SetInitialTransform(_to_transform(start, _center(fixed), kind), inPlace=False)
+    registration.SetInitialTransform(sitk_from_linear(start, _center(fixed), kind == "rigid"), inPlace=False)
     if fixed_mask is not None:
         registration.SetMetricFixedMask(_zeros_and_ones(fixed_mask))
     if moving_mask is not None:
@@ -273,19 +273,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
-
-
-def _to_transform(matrix: np.ndarray, center: np.ndarray, kind: str) -> SimpleITK.Transform:
-    """`matrix` (4x4, RAS mm) as a SimpleITK transform (LPS mm) that turns and stretches about `center`."""
-    import SimpleITK as sitk
-
-    lps = RAS_TO_LPS @ matrix @ RAS_TO_LPS
-    middle = apply_matrix(RAS_TO_LPS, center)
-    transform = sitk.Euler3DTransform() if kind == "rigid" else sitk.AffineTransform(3)
-    transform.SetCenter(middle.tolist())
-    transform.SetMatrix(lps[:3, :3].ravel().tolist())
-    transform.SetTranslation((apply_matrix(lps, middle) - middle).tolist())
-    return transform
 
 
 def _about(center: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:

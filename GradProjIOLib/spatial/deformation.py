@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -43,9 +42,9 @@ class Deformation:
     u is trilinear inside the lattice. Outside it keeps the value of the nearest point of the border, as in
     3D Slicer; ITK takes u = 0 from half a voxel outside on. The matrix goes on everywhere.
 
-    Samples that are NaN, infinite or longer than a kilometer are `undefined` [k, j, i], as well as those given (None
-    where there are none). They take the nearest defined displacement, so that they change nothing around them; nothing
-    is drawn there, and figures leave them out. Raises InputError where all are.
+    `undefined` [k, j, i] marks samples without a displacement: NaN, infinite, longer than a kilometer, or passed as
+    undefined. It is None where there are none. Such samples take the nearest defined displacement. `warp` draws the
+    background there, and measurements leave them out. Raises InputError where every sample is undefined.
     """
 
     displacement: np.ndarray
@@ -72,11 +71,6 @@ class Deformation:
     def shape(self) -> tuple[int, int, int]:
         """Number of samples of the lattice along (k, j, i)."""
         return self.displacement.shape[:3]
-
-    @property
-    def has_matrix(self) -> bool:
-        """Whether there is a linear part: the matrix is not the identity."""
-        return not np.array_equal(self.matrix, np.eye(4))
 
     @cached_property
     def is_linear(self) -> bool:
@@ -112,10 +106,6 @@ class Deformation:
             return np.zeros(points.shape[:-1], dtype=bool)
         return interpolator(self.undefined, "nearest")(apply_matrix(np.linalg.inv(self.affine), points))
 
-    def whole_displacement(self, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
-        """matrix·(x + u(x)) − x at the samples x of a lattice of `shape` (K, J, I): float32 [k, j, i, 3]."""
-        return _sampled(lambda points, _: self.map_points(points), np.eye(4), shape, affine).displacement
-
     def warp(
         self,
         volume: Volume,
@@ -145,15 +135,15 @@ class Deformation:
 
     def compose(self, inner: Deformation) -> Deformation:
         """x → self(inner(x)), on the lattice of `inner`. Its matrix is the product of both."""
+        matrix = self.matrix @ inner.matrix
+        undone = np.linalg.inv(matrix)
+        displacement = np.empty((*inner.shape, 3), dtype=np.float32)
         undefined = np.zeros(inner.shape, dtype=bool) if inner.undefined is None else inner.undefined.copy()
-
-        def mapped(points: np.ndarray, slab: slice) -> np.ndarray:
+        for slab, points in slabs(inner.shape, inner.affine):
             between = inner.map_points(points)
+            displacement[slab] = apply_matrix(undone, self.map_points(between)) - points
             undefined[slab] |= self.undefined_at(between)
-            return self.map_points(between)
-
-        whole = _sampled(mapped, self.matrix @ inner.matrix, inner.shape, inner.affine)
-        return replace(whole, undefined=undefined)
+        return Deformation(displacement, inner.affine, matrix, undefined)
 
     def then_linear(self, matrix: np.ndarray) -> Deformation:
         """x → matrix·self(x), exactly; `matrix` is 4x4 in RAS mm."""
@@ -171,7 +161,8 @@ class Deformation:
 
         So the map is the matrix far outside, for this class and 3D Slicer as for ITK, and folds nowhere on the way.
         """
-        border = np.concatenate([end for axis in range(3) for end in _ends(self.displacement, axis)])
+        ends = [self.displacement.take(end, axis).reshape(-1, 3) for axis in range(3) for end in (0, -1)]
+        border = np.concatenate(ends)
         to_index = np.linalg.inv(self.affine[:3, :3])
         i, j, k = (int(n) for n in np.ceil(2 * np.abs(border @ to_index.T).max(axis=0)) + 1)
         widths = ((k, k), (j, j), (i, i))
@@ -188,7 +179,8 @@ class Deformation:
     def inverse(self, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None) -> Deformation:
         """The inverse map, y → x with self(x) = y, on a given lattice.
 
-        Without one it is on this deformation's own lattice, as the matrix places it in the moving image.
+        Without `shape` and `affine` the inverse is on this deformation's own lattice, which the matrix moves into the
+        moving image.
 
         Each point is found to 1 % of the lattice's spacing by the iteration in `inversion.solve`. Where the
         deformation folds, several x belong to one y and there is no inverse: the iteration ends at one of
@@ -204,7 +196,7 @@ class Deformation:
         for slab, points in slabs(shape, to_index @ back @ affine):
             targets = torch.from_numpy(points.reshape(-1, 3).astype(np.float32))
             found, left = solve(in_voxels, targets, linear, TOLERANCE)
-            # With matrix·(x + u(x)) = y, the displacement x − matrix⁻¹·y comes after matrix⁻¹; before it, it turns.
+            # The inverse is x = matrix⁻¹·y + d. A Deformation adds its displacement before its matrix, so d is turned.
             displacement[slab] = ((found - targets).numpy() @ (self.matrix[:3, :3] @ to_mm).T).reshape(points.shape)
             missed += int((left.norm(dim=1) > TOLERANCE).sum())
             worst = max(worst, float(np.linalg.norm(left.numpy() @ to_mm.T, axis=1).max()))
@@ -273,26 +265,6 @@ class Deformation:
         known = np.column_stack([points - points.mean(axis=0), np.ones(len(points))])
         change, *_ = np.linalg.lstsq(known, coarse.reshape(-1, 3), rcond=None)
         return np.eye(3) + change[:3].T
-
-
-def _sampled(
-    mapped: Callable[[np.ndarray, slice], np.ndarray],
-    matrix: np.ndarray,
-    shape: tuple[int, int, int],
-    affine: np.ndarray,
-) -> Deformation:
-    """A map as matrix·(x + u(x)), with u sampled on a lattice; `mapped` gets points and which slices they are."""
-    undone = np.linalg.inv(matrix)
-    displacement = np.empty((*shape, 3), dtype=np.float32)
-    for slab, points in slabs(shape, affine):
-        displacement[slab] = apply_matrix(undone, mapped(points, slab)) - points
-    return Deformation(displacement, affine, matrix)
-
-
-def _ends(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors in the first and the last layer of `array` [k, j, i, 3] along an axis: [n, 3] each."""
-    first, last = array.take(0, axis).reshape(-1, 3), array.take(-1, axis).reshape(-1, 3)
-    return first, last
 
 
 def as_deformation(transform: Deformation | np.ndarray) -> Deformation:

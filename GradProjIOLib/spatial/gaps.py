@@ -14,7 +14,8 @@ LARGEST_DISPLACEMENT = 1e6
 def fill_gaps(displacement: np.ndarray, undefined: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
     """The field [k, j, i, 3] with its nearest defined value in every gap, and where the gaps are [k, j, i], if any.
 
-    The gaps are those given and what is no displacement. Raises InputError where nothing else is left.
+    Gaps are the samples marked in `undefined` and those that are NaN or too large. Raises InputError where every sample
+    is a gap.
     """
     # Cheap, as nearly all fields have no gap: NaN comes out of the maximum, too.
     if not max(displacement.max(), -displacement.min()) < LARGEST_DISPLACEMENT:

@@ -10,17 +10,17 @@ from GradProjIOLib.spatial.sampling import sample_at
 FIXED_POINT_STEPS = 30
 NEWTON_STEPS = 30
 LARGEST_SHARE_GOING = 0.7
-"""Points that are near enough are set aside when no more than this share of them is not."""
+"""Points that are near enough are set aside only when no more than this share of the points still moves."""
 
 
 def solve(displacement: Tensor, targets: Tensor, linear: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Points x [n, 3] with x + d(x) = `targets` [n, 3], and the residuals x + d(x) − target [n, 3] that are left.
 
     d is the `displacement` [1, 3, K, J, I]; components and points are along (i, j, k), all in single precision. The
-    first steps are x ← x − linear·(x + d(x) − target), where `linear` (3x3) inverts the linear part of the map. For
-    the identity this is the iteration of Chen et al. 2008 (Medical Physics 35(1)), which converges where the
-    displacement is a contraction. The few points where it is not get Gauss-Newton steps. A step that does not come
-    closer is halved. The steps end for points nearer than a quarter of `tolerance`.
+    first steps are x ← x − linear·(x + d(x) − target), where `linear` (3x3) inverts the linear part of the map. For the
+    identity this is the iteration of Chen et al. 2008 (Medical Physics 35(1)), which converges where the displacement
+    is a contraction. Points that are then still too far away get Gauss-Newton steps. A step that does not come closer
+    is halved. The steps end for points nearer than a quarter of `tolerance`.
     """
 
     def off(points: Tensor, aims: Tensor) -> Tensor:

@@ -46,22 +46,19 @@ class Folding:
         return 100 * self.folded_voxels / self.voxels
 
 
-def determinant_map(
-    deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray, with_affine: bool = True
-) -> np.ndarray:
-    """Jacobian determinant of the whole map at every voxel of a lattice: float32 [k, j, i].
+def determinant_map(deformation: Deformation, with_affine: bool = True) -> np.ndarray:
+    """Jacobian determinant of the whole map at every sample of the deformation's lattice: float32 [k, j, i].
 
     1 keeps the volume, 2 doubles it, 0 and below folds; it is 1 where the deformation is undefined. It may leave out
     the linear part. See `jacobian_determinant` and `gaps.determinants_beside` for the differences.
     """
-    sampled = deformation.sample(shape, affine)
-    displacement = voxel_displacement(sampled, shape, affine)
+    displacement = voxel_displacement(deformation)
     determinant = jacobian_determinant(displacement).numpy()
-    _correct_gaps(determinant, displacement, sampled)
+    _correct_gaps(determinant, displacement, deformation)
     if with_affine:
         determinant *= linear_determinant(deformation)
-    if sampled.undefined is not None:
-        determinant[sampled.undefined] = 1
+    if deformation.undefined is not None:
+        determinant[deformation.undefined] = 1
     return determinant
 
 
@@ -77,28 +74,22 @@ def linear_determinant(deformation: Deformation) -> np.float32:
     return np.float32(np.linalg.det(deformation.matrix[:3, :3]))
 
 
-def folding(
-    deformation: Deformation,
-    shape: tuple[int, int, int],
-    affine: np.ndarray,
-    region: np.ndarray | None = None,
-) -> Folding:
-    """Non-diffeomorphic volume and folded voxels of a deformation on a lattice, as LUMIR computes them.
+def folding(deformation: Deformation, region: np.ndarray | None = None) -> Folding:
+    """Non-diffeomorphic volume and folded voxels of a deformation on its lattice, as LUMIR computes them.
 
-    With `region` (bool [k, j, i], not empty) only its voxels are looked at, and nowhere those that are undefined.
-    Raises InputError where none is left.
+    Only voxels in `region` count (bool [k, j, i], not empty; all, without it); undefined voxels never count. Raises
+    InputError where no voxel is left.
 
     The displacement goes on unchanged outside the lattice, so at the lattice's border the central differences
-    are half the one-sided ones of `determinant_map`. The linear part has no part in folding; it only makes what is
-    folded larger or smaller.
+    are half the one-sided ones of `determinant_map`. The linear part does not change where the
+    deformation folds; it only scales the folded volume.
     """
-    sampled = deformation.sample(shape, affine)
-    displacement = voxel_displacement(sampled, shape, affine)
+    displacement = voxel_displacement(deformation)
     volume = non_diffeomorphic_volume(displacement).numpy() * abs(linear_determinant(deformation))
     determinant = _over_blocks(_central_determinant, _padded(displacement)).numpy()
-    _correct_gaps(determinant, displacement, sampled)
+    _correct_gaps(determinant, displacement, deformation)
     mask = determinant <= 0
-    region = defined_region(sampled, region)
+    region = defined_region(deformation, region)
     if region is not None:
         volume = volume[region]
         mask &= region
@@ -150,10 +141,10 @@ def logarithm(determinant: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(determinant, LEAST_DETERMINANT))
 
 
-def voxel_displacement(deformation: Deformation, shape: tuple[int, int, int], affine: np.ndarray) -> torch.Tensor:
-    """The displacement u [3, K, J, I] in voxels of a lattice, before the linear part; components along k, j and i."""
-    to_index = np.linalg.inv(np.asarray(affine)[:3, :3])[::-1].astype(np.float32)
-    displacement = torch.from_numpy(deformation.sample(shape, affine).displacement)
+def voxel_displacement(deformation: Deformation) -> torch.Tensor:
+    """The displacement u [3, K, J, I] in voxels of its lattice, before the linear part; components along k, j and i."""
+    to_index = np.linalg.inv(deformation.affine[:3, :3])[::-1].astype(np.float32)
+    displacement = torch.from_numpy(deformation.displacement)
     return torch.einsum("ab,kjib->akji", torch.from_numpy(np.ascontiguousarray(to_index)), displacement)
 
 

@@ -40,16 +40,16 @@ LAST_NUCLEUS = 19
 NUCLEI = [5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 17, 18, 19]
 
 
-class SyntheticPair(NamedTuple):
-    """Two images float32 [1, D, H, W] in [0, 1] and their labels uint8 [1, D, H, W]; 0 is background.
+class TrainingPair(NamedTuple):
+    """Two images float32 [1, D, H, W] in [0, 1], and label maps (integers, [1, D, H, W]) where there are any.
 
-    Equal labels are corresponding structures: `GradProjIOLib.synthetic.anatomy.STRUCTURES` in heads.
+    Equal labels are corresponding structures, 0 is background.
     """
 
     fixed: Tensor
     moving: Tensor
-    fixed_labels: Tensor
-    moving_labels: Tensor
+    fixed_labels: Tensor | None = None
+    moving_labels: Tensor | None = None
 
 
 class _Draw:
@@ -84,18 +84,18 @@ def synthetic_pair(
     lattice: Sequence[int] = (96, 112, 80),
     *,
     kind: Kind | None = None,
-) -> SyntheticPair:
+) -> TrainingPair:
     """Two images of one label map in different shape, to be registered with each other.
 
     `lattice` (D, H, W): its axes run up, to the front and to the subject's right, as those of arrays [k, j, i] of
     an image in RAS order. `kind` of map: drawn from the seed unless given. Intensities are in [0, 1], and
-    background is 0 in most pairs.
+    background is 0 in most pairs. Labels (uint8) are those of `anatomy.STRUCTURES` in heads.
     """
     draw = _Draw(seed)
     drawn = "head" if draw.chance(HEADS) else "shapes"
     make = {"head": _heads, "shapes": _shapes}[kind or drawn]
     images, labels = make(draw, lattice)
-    return SyntheticPair(*(image[None] for image in images), *(label[None] for label in labels))
+    return TrainingPair(*(image[None] for image in images), *(label[None] for label in labels))
 
 
 def _affine_change(draw: _Draw, degrees: float, scale: float, shift: float) -> tuple[Tensor, Tensor]:

@@ -7,38 +7,20 @@ network whether or not it is interrupted, and with any number of loading process
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.utils.data import Dataset
 
 from GradProjIOLib.models.registry import Lattice
-from GradProjIOLib.synthetic.pairs import synthetic_pair
+from GradProjIOLib.synthetic.pairs import TrainingPair, synthetic_pair
 
 # What random numbers are drawn for; no two purposes share them.
 TRAINING, VALIDATION, JITTER, AUGMENTATION, ORDER = range(5)
 
 
-class TrainingPair(NamedTuple):
-    """Two images float32 [1, D, H, W] in [0, 1], and label maps (integers, [1, D, H, W]) where there are any."""
-
-    fixed: Tensor
-    moving: Tensor
-    fixed_labels: Tensor | None = None
-    moving_labels: Tensor | None = None
-
-
-class PairSource(Protocol):
-    """Pairs by number: ``source[n]`` for any n from 0 on; an epoch has ``len(source)`` of them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> TrainingPair: ...
-
-
 @dataclass(frozen=True)
-class SyntheticPairs:
+class SyntheticPairs(Dataset[TrainingPair]):
     """Pairs of synthetic images (``synthetic.pairs``) on a lattice (D, H, W), each seen only once.
 
     purpose: TRAINING or VALIDATION, which have no pair in common.
@@ -53,7 +35,7 @@ class SyntheticPairs:
         return self.per_epoch
 
     def __getitem__(self, number: int) -> TrainingPair:
-        return TrainingPair(*synthetic_pair(derived_seed(self.seed, self.purpose, number), self.lattice))
+        return synthetic_pair(derived_seed(self.seed, self.purpose, number), self.lattice)
 
 
 def derived_seed(*numbers: int) -> int:

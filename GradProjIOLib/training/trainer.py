@@ -25,9 +25,11 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.models.registry import Model, state_for_file
+from GradProjIOLib.synthetic.pairs import TrainingPair
 from GradProjIOLib.training import pairs, validation
 from GradProjIOLib.training.overlap import overlap_loss
-from GradProjIOLib.training.pairs import PairSource, TrainingPair
+from GradProjIOLib.training.pairs import SyntheticPairs
+from GradProjIOLib.training.volumes import ValidationPairs, VolumePairs
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
@@ -93,8 +95,8 @@ class Trainer:
     network: Cascade
     model: Model
     plan: Plan
-    training: PairSource
-    validating: Sequence[TrainingPair] | PairSource
+    training: SyntheticPairs | VolumePairs
+    validating: Sequence[TrainingPair] | ValidationPairs
     folder: Path
     _: KW_ONLY
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -133,8 +135,7 @@ class Trainer:
         """This process' share of the coming batches: pairs with their numbers."""
         share = range(self.rank, self.plan.batch, self.processes)
         numbers = [self._first_of(step) + place for step in range(self.taken, self.steps) for place in share]
-        # PairSource has what a loader needs of a data set.
-        loaded: Any = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)  # type: ignore[arg-type]
+        loaded = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)
         numbered = zip(numbers, loaded, strict=True)
         while batch := list(itertools.islice(numbered, len(share))):
             yield batch
@@ -199,15 +200,14 @@ class Trainer:
                 return self.network(source, target)
 
         fixed, moving = (image[None].to(self.device) for image in (pair.fixed, pair.moving))
-        # Any function will do, as nothing here asks the objective for the parameters of its model.
-        return Objective(forward, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)  # type: ignore[arg-type]
+        return Objective(forward, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
 
     def _validate(self) -> None:
         if self.rank > 0 or not len(self.validating):
             return
         held_out = (self.validating[number] for number in range(len(self.validating)))
         found = [validation.measure(self._objective(pair), pair) for pair in held_out]
-        _append(self.folder / VALIDATION_LOG, {"step": self.taken, **asdict(validation.mean(found))})
+        _append(self.folder / VALIDATION_LOG, {"step": self.taken, **validation.mean(found)})
 
     def _resume(self) -> None:
         """Continue from the folder's checkpoint, and remove what the logs say of later steps."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -13,44 +12,37 @@ from torch import Tensor
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.evaluation.metrics import dice_of
 from GradProjIOLib.spatial import jacobian
-from GradProjIOLib.training.pairs import TrainingPair
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well one pair is registered, or several on average.
-
-    The losses are those of ``objective.Losses``. folded_percent: samples whose determinant is not positive, and
-    ndv_percent: non-diffeomorphic volume, both in percent of the lattice. dice and dice_before: mean over the
-    structures, after and before the registration; NaN without labels.
-    """
-
-    similarity: float
-    regularity: float
-    folded_percent: float
-    ndv_percent: float
-    dice: float
-    dice_before: float
+from GradProjIOLib.synthetic.pairs import TrainingPair
 
 
 @torch.no_grad()
-def measure(objective: Objective, pair: TrainingPair) -> Quality:
-    """Quality of the deformation fixed → moving that the network gives for a pair."""
+def measure(objective: Objective, pair: TrainingPair) -> dict[str, float]:
+    """How well the deformation fixed → moving that the network gives registers a pair.
+
+    similarity and regularity are the losses of ``objective.Losses``. folded_percent: samples whose determinant is not
+    positive, and ndv_percent: non-diffeomorphic volume, both in percent of the lattice. dice and dice_before: mean over
+    the structures, after and before the registration; NaN without labels.
+    """
     losses = objective.losses(torch.zeros_like(objective.regularity.points))
     displacement = objective.displacements()[0].flip(0).cpu()  # along (D, H, W)
     samples = displacement[0].numel()
     folded = (jacobian.jacobian_determinant(displacement) <= 0).sum().item()
     volume = jacobian.non_diffeomorphic_volume(displacement).sum().item()
-    return Quality(
-        losses.similarity.item(), losses.regularity.item(), 100 * folded / samples, 100 * volume / samples,
-        *_overlap(pair, displacement),
-    )  # fmt: skip
+    dice, dice_before = _overlap(pair, displacement)
+    return {
+        "similarity": losses.similarity.item(),
+        "regularity": losses.regularity.item(),
+        "folded_percent": 100 * folded / samples,
+        "ndv_percent": 100 * volume / samples,
+        "dice": dice,
+        "dice_before": dice_before,
+    }
 
 
-def mean(qualities: list[Quality]) -> Quality:
+def mean(found: list[dict[str, float]]) -> dict[str, float]:
     """Mean of each figure, over those pairs that have it."""
-    figures = np.ma.masked_invalid([astuple(quality) for quality in qualities])
-    return Quality(*figures.mean(axis=0).filled(np.nan).tolist())
+    figures = np.ma.masked_invalid([list(one.values()) for one in found])
+    return dict(zip(found[0], figures.mean(axis=0).filled(np.nan).tolist(), strict=True))
 
 
 def _overlap(pair: TrainingPair, displacement: Tensor) -> tuple[float, float]:

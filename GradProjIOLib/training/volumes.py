@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir
@@ -21,8 +22,9 @@ from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_labels, read
 from GradProjIOLib.geometry.volume import check_image
 from GradProjIOLib.models.registry import Lattice
 from GradProjIOLib.registration.preprocessing import normalize
+from GradProjIOLib.synthetic.pairs import TrainingPair
 from GradProjIOLib.training.augmentation import random_change
-from GradProjIOLib.training.pairs import AUGMENTATION, ORDER, TrainingPair, generator
+from GradProjIOLib.training.pairs import AUGMENTATION, ORDER, generator
 
 HELD_OUT = 0.1
 """Part of a folder's images that is for validation."""
@@ -139,7 +141,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class VolumePairs:
+class VolumePairs(Dataset[TrainingPair]):
     """Random pairs of images. In each epoch every image is the fixed one once, and the moving one once.
 
     From the epoch ``augmented_from`` on (0: always) both images of a pair are changed at random.
@@ -166,7 +168,7 @@ class VolumePairs:
 
 
 @dataclass(frozen=True)
-class ValidationPairs:
+class ValidationPairs(Dataset[TrainingPair]):
     """The given pairs, without augmentation, and with labels where both images have them."""
 
     files: Sequence[tuple[ImageFile, ImageFile]]

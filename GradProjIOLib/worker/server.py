@@ -42,8 +42,8 @@ class Connection:
     """Reads the application's requests in a thread of its own, and sends it events.
 
     `canceled` has the numbers of the requests that the application has canceled. `folder` is that of the request under
-    way, which is removed when the application ends. `kept` is the latest result, as far as going on with it exactly
-    needs more than the application has.
+    way, which is removed when the application ends. `kept` has the optimizer state of the latest result: only the
+    worker has it, and continuing exactly needs it.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ def answer(message: Mapping[str, Any], connection: Connection) -> None:
         if isinstance(request, RegisterRequest):
             _Registration(request, number, connection).run()
         elif isinstance(request, DownloadRequest):
-            if _Download(request.model, number, connection).run():
+            if _fetch(request.model, number, connection):
                 connection.send(protocol.DOWNLOADED, id=number)
         else:
             connection.send(protocol.EVALUATED, id=number, row=evaluate(request))
@@ -147,7 +147,7 @@ class _Registration:
         self._send(protocol.STARTED, total=count_steps(fixed, settings), levels=levels, before=0)
         if not self._fetch_weights(settings):
             return None
-        watched = {"on_step": self._on_step, "on_start": self._on_start()}
+        watched = {"on_step": self._on_step, "on_start": self.so_far and self.so_far.start}
         return register(fixed, moving, settings, initial_transform=initial, **watched, **masks, **guides)
 
     def _go_on(self, fixed: Volume, moving: Volume, initial: Any, masks: dict[str, Any], guides: dict[str, Any]) -> Any:
@@ -157,16 +157,13 @@ class _Registration:
         run = run_that_goes_on(self.request, self.connection.kept, fixed, moving, initial, masks, guides)
         before = run.earlier.network_steps if run.network is not None else 0
         self._send(protocol.STARTED, total=run.total, levels=run.steps_of_levels, before=before)
-        return run.result(self._on_step, self._on_start(), progress=False)
+        return run.result(self._on_step, self.so_far and self.so_far.start, progress=False)
 
     def _send(self, event: str, **content: Any) -> None:
         self.connection.send(event, id=self.number, **content)
 
     def _wanted(self) -> bool:
         return self.number not in self.connection.canceled
-
-    def _on_start(self) -> Any:
-        return None if self.so_far is None else self.so_far.start
 
     def _on_step(self, step: Any) -> bool:
         self._send(protocol.STEP, **asdict(step))
@@ -193,36 +190,32 @@ class _Registration:
             )
             self._send(protocol.FAILED, message=question, kind=protocol.WEIGHTS_MISSING)
             return False
-        return _Download(settings.model, self.number, self.connection).run()
+        return _fetch(settings.model, self.number, self.connection)
 
 
-class _Download:
-    """Fetches the weights of a model: reports its progress and ends when the application cancels it."""
+def _fetch(model: str, number: int, connection: Connection) -> bool:
+    """Fetch the weights of a model and report the progress; False, and an event, where the application cancels it."""
+    from GradProjIOLib.models import weights
+    from GradProjIOLib.models.registry import find
 
-    def __init__(self, model: str, number: int, connection: Connection) -> None:
-        self.model, self.number, self.connection = model, number, connection
-        self.last_event = 0.0
+    last_event = 0.0
 
-    def run(self) -> bool:
-        """Whether the weights are there now; else the application has been told that it was canceled."""
-        from GradProjIOLib.models import weights
-        from GradProjIOLib.models.registry import find
+    def on_progress(received: int, total: int | None) -> bool:
+        nonlocal last_event
+        if time.monotonic() - last_event > DOWNLOAD_EVENT_SECONDS:
+            last_event = time.monotonic()
+            connection.send(protocol.DOWNLOAD, id=number, received=received, total=total)
+        return number not in connection.canceled
 
-        try:
-            url = find(self.model).url
-            if url is None:
-                raise InputError(f"There is nothing to download for the model {self.model}.")
-            weights.download(self.model, url, on_progress=self._on_progress)
-        except weights.DownloadCancelled:
-            self.connection.send(protocol.CANCELED, id=self.number)
-            return False
-        return True
-
-    def _on_progress(self, received: int, total: int | None) -> bool:
-        if time.monotonic() - self.last_event > DOWNLOAD_EVENT_SECONDS:
-            self.last_event = time.monotonic()
-            self.connection.send(protocol.DOWNLOAD, id=self.number, received=received, total=total)
-        return self.number not in self.connection.canceled
+    url = find(model).url
+    if url is None:
+        raise InputError(f"There is nothing to download for the model {model}.")
+    try:
+        weights.download(model, url, on_progress=on_progress)
+    except weights.DownloadCancelled:
+        connection.send(protocol.CANCELED, id=number)
+        return False
+    return True
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, Any]:
@@ -309,7 +302,8 @@ def folded_between(registration: Any, folding: Volume) -> Volume:
     from GradProjIOLib.spatial.jacobian import non_diffeomorphic_volume, voxel_displacement
 
     fixed = registration.fixed
-    volume = non_diffeomorphic_volume(voxel_displacement(registration.forward, fixed.shape, fixed.affine)).numpy()
+    forward = registration.forward.sample(fixed.shape, fixed.affine)
+    volume = non_diffeomorphic_volume(voxel_displacement(forward)).numpy()
     near = ndimage.binary_dilation(folding.array > 0, np.ones((3, 3, 3), bool))
     return Volume(((volume > LEAST_VOLUME) & ~near).astype(np.uint8), fixed.affine)
 

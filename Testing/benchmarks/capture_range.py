@@ -65,7 +65,7 @@ def main() -> None:
         for name, settings in METHODS.items():
             found = register(fixed, source, preset=options.preset, device="cpu", **settings)
             overlap = evaluate_labels(found.forward, labels, source_labels)
-            row |= {"before": overlap.dice_before, name: overlap.dice}
+            row |= {"before": overlap["dice_before"], name: overlap["dice"]}
         rows.append(row)
         print(f"| {case} |", *(f" {row[name]:.3f} |" for name in ("before", *METHODS)), sep="", flush=True)
         if options.json:

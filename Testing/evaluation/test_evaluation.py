@@ -11,6 +11,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics as evaluation
 from GradProjIOLib.evaluation import statistics
 from GradProjIOLib.geometry.image_files import read_labels
+from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation
 
@@ -48,10 +49,11 @@ def monai_overlap(fixed: np.ndarray, warped: np.ndarray, spacing) -> tuple[float
 def test_random_labels_match_monai(seed, spacing):
     fixed, warped = blobs(seed), blobs(seed + 100)
     found = evaluation.label_overlap(fixed, warped, spacing)
-    assert [overlap.structure for overlap in found] == [1, 2, 3, 4]
+    assert [overlap["structure"] for overlap in found] == [1, 2, 3, 4]
     for overlap in found:
-        expected = monai_overlap(fixed == overlap.structure, warped == overlap.structure, spacing)
-        assert (overlap.dice, overlap.hd95) == pytest.approx(expected, rel=1e-6)
+        structure, *values = overlap.values()
+        expected = monai_overlap(fixed == structure, warped == structure, spacing)
+        assert values == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the real pair is not here")
@@ -60,11 +62,12 @@ def test_real_labels_match_monai():
     found = evaluation.label_overlap(fixed.array, moving.array, fixed.spacing)
     assert len(found) == 13
     for overlap in found:
-        if overlap.structure in (2, 10):  # the two cortices alone would take longer than all others together
+        structure, *values = overlap.values()
+        if structure in (2, 10):  # the two cortices alone would take longer than all others together
             continue
-        expected = monai_overlap(fixed.array == overlap.structure, moving.array == overlap.structure, fixed.spacing)
-        assert (overlap.dice, overlap.hd95) == pytest.approx(expected, rel=1e-6)
-    assert evaluation.mean_overlap(found)[0] == pytest.approx(0.5384, abs=5e-5)
+        expected = monai_overlap(fixed.array == structure, moving.array == structure, fixed.spacing)
+        assert values == pytest.approx(expected, rel=1e-6)
+    assert evaluation.label_columns(found, 0.0)["dice"] == pytest.approx(0.5384, abs=5e-5)
 
 
 def test_maximum_distance_of_boxes():
@@ -79,14 +82,14 @@ def test_maximum_distance_of_boxes():
 def test_identical_labels():
     labels = blobs(3)
     for overlap in evaluation.label_overlap(labels, labels, SPACING):
-        assert (overlap.dice, overlap.hd95) == (1, 0)
+        assert (overlap["dice"], overlap["hd95_mm"]) == (1, 0)
 
 
 def test_symmetry_and_order_of_structures():
     first, second = blobs(4), blobs(5)
     forward = evaluation.label_overlap(first, second, SPACING, [3, 1])
     backward = evaluation.label_overlap(second, first, SPACING, [3, 1])
-    assert [overlap.structure for overlap in forward] == [3, 1]
+    assert [overlap["structure"] for overlap in forward] == [3, 1]
     assert forward == backward
 
 
@@ -97,16 +100,18 @@ def test_absent_and_lost_structures():
     moving[moving == 3] = 0
     fixed[fixed == 4] = 0
     by_structure = {
-        overlap.structure: overlap
+        overlap["structure"]: overlap
         for overlap in evaluation.label_overlap(fixed, warped, SPACING, [1, 2, 3, 4, 9], moving)
     }
-    assert by_structure[2].dice == 0
-    assert by_structure[2].hd95 == np.inf
+    assert by_structure[2]["dice"] == 0
+    assert by_structure[2]["hd95_mm"] == np.inf
     for absent in (3, 4, 9):
-        assert np.isnan([by_structure[absent].dice, by_structure[absent].hd95]).all()
+        assert np.isnan([by_structure[absent]["dice"], by_structure[absent]["hd95_mm"]]).all()
     overlaps = list(by_structure.values())
-    assert evaluation.mean_overlap(overlaps) == (pytest.approx(by_structure[1].dice / 2), np.inf)
-    assert np.isnan(evaluation.mean_overlap(overlaps[2:])).all()
+    means = evaluation.label_columns(overlaps, 0.0)
+    assert (means["dice"], means["hd95_mm"]) == (pytest.approx(by_structure[1]["dice"] / 2), np.inf)
+    nothing = evaluation.label_columns(overlaps[2:], 0.0)
+    assert np.isnan([nothing["dice"], nothing["hd95_mm"]]).all()
 
 
 def test_background_and_negative_labels():
@@ -114,9 +119,9 @@ def test_background_and_negative_labels():
     fixed, warped = blobs(8), blobs(9)
     zero, one = evaluation.label_overlap(fixed, warped, SPACING, [0, 1])
     expected = monai_overlap(fixed == 0, warped == 0, SPACING)
-    assert (zero.dice, zero.hd95) == pytest.approx(expected, rel=1e-6)
+    assert (zero["dice"], zero["hd95_mm"]) == pytest.approx(expected, rel=1e-6)
     shifted = evaluation.label_overlap(fixed - 2, warped - 2, SPACING, [-1])
-    assert (shifted[0].dice, shifted[0].hd95) == (one.dice, one.hd95)
+    assert shifted[0] == {**one, "structure": -1}
 
 
 def test_empty_masks():
@@ -132,12 +137,6 @@ def test_labels_that_cannot_be_compared():
         evaluation.label_overlap(np.zeros((9, 9, 9), int), np.zeros((9, 9, 9), int), SPACING)
 
 
-def test_landmark_distances():
-    assert evaluation.landmark_distances([[0, 0, 0], [1, 2, 3]], [[3, 4, 0], [1, 2, 3]]).tolist() == [5, 0]
-    with pytest.raises(InputError, match="1 fixed and 2 moving"):
-        evaluation.landmark_distances(np.zeros((1, 3)), np.zeros((2, 3)))
-
-
 def test_label_centers():
     labels = np.zeros((8, 9, 10), np.uint8)
     labels[2:5, 3, 4:6] = 7
@@ -147,13 +146,13 @@ def test_label_centers():
 
 
 def test_partners_of_landmarks():
-    assert evaluation.match_landmarks(["a", "b", "c"], ["c", "a", "b"]) == [1, 2, 0]
-    assert evaluation.match_landmarks(["F-1", "F-2"], ["M-1", "M-2"]) == [0, 1]
-    assert evaluation.match_landmarks(["a", "a"], ["a", "b"]) == [0, 1]
+    assert match_landmarks(["a", "b", "c"], ["c", "a", "b"]) == [1, 2, 0]
+    assert match_landmarks(["F-1", "F-2"], ["M-1", "M-2"]) == [0, 1]
+    assert match_landmarks(["a", "a"], ["a", "b"]) == [0, 1]
     with pytest.raises(InputError, match="landmark b has no moving one"):
-        evaluation.match_landmarks(["a", "b"], ["a", "c"])
+        match_landmarks(["a", "b"], ["a", "c"])
     with pytest.raises(InputError, match="same number"):
-        evaluation.match_landmarks(["a", "b"], ["a"])
+        match_landmarks(["a", "b"], ["a"])
 
 
 def test_summary():
@@ -213,17 +212,21 @@ def test_landmark_errors_match_simpleitk(tmp_path):
     moving = fixed + generator.normal(0, 5, fixed.shape)
     to_lps = np.array([-1.0, -1.0, 1.0])
     mapped = np.array([transform.TransformPoint(point) for point in (fixed * to_lps).tolist()]) * to_lps
-    found = evaluation.evaluate_landmarks(deformation, fixed, moving)
-    assert [error.name for error in found[:2]] == ["1", "2"]
+    names = [str(number) for number in range(40)]
+    found = evaluation.evaluate_landmarks(deformation, Landmarks(names, fixed), Landmarks(names, moving))
+    assert [error["name"] for error in found["landmarks"]] == names
     expected = np.linalg.norm(mapped - moving, axis=1)
-    np.testing.assert_allclose([error.after for error in found], expected, atol=1e-4)
-    np.testing.assert_allclose([error.before for error in found], np.linalg.norm(fixed - moving, axis=1))
+    np.testing.assert_allclose([error["after_mm"] for error in found["landmarks"]], expected, atol=1e-4)
+    before = [error["before_mm"] for error in found["landmarks"]]
+    np.testing.assert_allclose(before, np.linalg.norm(fixed - moving, axis=1))
+    assert (found["tre_mm"], found["tre_before_mm"]) == pytest.approx((expected.mean(), np.mean(before)), abs=1e-4)
 
 
 def test_landmarks_are_matched_by_name():
     fixed = np.array([[0.0, 0, 0], [5, 0, 0]])
-    found = evaluation.evaluate_landmarks(evaluation.IDENTITY, fixed, fixed[::-1], ["a", "b"], ["b", "a"])
-    assert [(error.name, error.before, error.after) for error in found] == [("a", 0, 0), ("b", 0, 0)]
+    sides = Landmarks(["a", "b"], fixed), Landmarks(["b", "a"], fixed[::-1])
+    found = evaluation.evaluate_landmarks(evaluation.IDENTITY, *sides)["landmarks"]
+    assert [tuple(error.values()) for error in found] == [("a", 0, 0), ("b", 0, 0)]
 
 
 def test_labels_on_different_lattices():
@@ -233,9 +236,9 @@ def test_labels_on_different_lattices():
     moving = Volume(np.flip(fixed.array, axis=1), flipped)
     shift = Deformation(np.broadcast_to([3.0, -2.0, 4.0], (2, 2, 2, 3)), np.eye(4))
     found = evaluation.evaluate_labels(shift, fixed, moving)
-    assert (found.dice, found.hd95) == (1, 0)
-    assert 0 < found.dice_before < 0.7
-    assert len(found.structures) == 4
+    assert (found["dice"], found["hd95_mm"]) == (1, 0)
+    assert 0 < found["dice_before"] < 0.7
+    assert len(found["structures"]) == 4
 
 
 def test_folding_inside_a_mask():
@@ -250,14 +253,15 @@ def test_folding_inside_a_mask():
     box[4:12, 3:11, 3:9] = 1
     coarse = np.diag([2.0, 2.0, 2.0, 1.0])
     coarse[:3, 3] = 0.5
-    whole, inside = evaluation.evaluate_folding(deformation, reference, Volume(box, coarse))
-    _, outside = evaluation.evaluate_folding(deformation, reference, Volume(1 - box, coarse))
+    found = evaluation.evaluate_folding(deformation, reference, Volume(box, coarse))
+    outside = evaluation.evaluate_folding(deformation, reference, Volume(1 - box, coarse))
     voxels = 24 * 28 * 32
-    assert whole.ndv_percent * voxels / 100 == pytest.approx(18.774128, rel=1e-5)
-    assert inside.ndv_percent * 8 * box.sum() / 100 == pytest.approx(18.774128, rel=1e-5)
-    assert (whole.folded_voxels, inside.folded_voxels) == (96, 96)
-    assert (outside.ndv_percent, outside.folded_voxels) == (0, 0)
-    assert inside.std_log_jacobian > whole.std_log_jacobian > outside.std_log_jacobian > 0
+    assert found["ndv_percent"] * voxels / 100 == pytest.approx(18.774128, rel=1e-5)
+    assert found["ndv_percent_in_mask"] * 8 * box.sum() / 100 == pytest.approx(18.774128, rel=1e-5)
+    assert (found["folded_voxels"], found["folded_voxels_in_mask"]) == (96, 96)
+    assert (outside["ndv_percent_in_mask"], outside["folded_voxels_in_mask"]) == (0, 0)
+    spreads = found["std_log_jacobian_in_mask"], found["std_log_jacobian"], outside["std_log_jacobian_in_mask"]
+    assert spreads[0] > spreads[1] > spreads[2] > 0
 
 
 def test_mask_outside_of_the_image():

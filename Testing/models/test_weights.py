@@ -158,15 +158,16 @@ def test_models_with_equal_file_names_have_their_own_place(cache):
     assert paths == {cache / "one-Step_2_final.trch", cache / "two-Step_2_final.trch"}
 
 
-def test_missing_message_names_address_place_and_other_models():
-    message = weights.missing_message("big", "https://host/big.trch", "/cache/big.trch", ["compact", "huge"])
+def test_missing_weights_are_said_with_address_place_and_other_models(cache):
+    with pytest.raises(InputError) as caught:
+        registry.weights_path("unigradicon")
     for part in (
-        "https://host/big.trch",
-        "/cache/big.trch",
-        "compact, huge",
-        "gradprojio models download big",
+        registry.MODELS["unigradicon"].url,
+        f"{cache}/unigradicon-",
+        "(compact)",
+        "gradprojio models download unigradicon",
     ):
-        assert part in message
+        assert part in str(caught.value)
 
 
 def test_download_lands_in_the_cache_and_reports_progress(remote, trusting, cache):

@@ -16,7 +16,7 @@ import GradProjIOLib as gp
 from GradProjIOLib.commands.main import main
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_labels, write_volume
-from GradProjIOLib.geometry.lattice import apply_matrix, corner_affine
+from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.registration.going_on import Earlier, prepare
 from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.refinement import Level, from_level
@@ -178,7 +178,7 @@ class TestRefinement:
         matrix[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
         moved = replace(heads.moving, affine=matrix @ heads.moving.affine)
         write_volume(moved, tmp_path / "moving.nii.gz")
-        corners = corner_affine(heads.fixed.affine, heads.fixed.shape)
+        corners = heads.fixed.affine @ np.diag([*(n - 1 for n in reversed(heads.fixed.shape)), 1])
         field = np.zeros((2, 2, 2, 3))
         field[1] = 2.0
         initial = Deformation(field, corners, matrix) if bent else matrix

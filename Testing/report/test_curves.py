@@ -10,8 +10,8 @@ STEPS = [0, 10, 20]
 
 
 def make_panels():
-    falling = curves.Curve("IO <50>", STEPS, [0.7, 0.6, 0.5], {"a": [0.8, 0.7, 0.6], "b": [0.6, 0.5, 0.4]})
-    gap = curves.Curve("IO-GP", STEPS, [0.7, math.nan, 0.9], {"a": [0.7, math.nan, 0.9]})
+    falling = curves.Curve("IO <50>", STEPS, [[0.8, 0.7, 0.6], [0.6, 0.5, 0.4]])
+    gap = curves.Curve("IO-GP", STEPS, [[0.7, math.nan, 0.9]])
     return [curves.Panel("Dice & more", "mean", [falling, gap], 0.5), curves.Panel("Empty", "nothing", [])]
 
 

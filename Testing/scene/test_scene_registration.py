@@ -113,7 +113,8 @@ def test_moving_under_the_transform_equals_the_registered_volume(session, folder
 def nodes_displacement(node, volume):
     from GradProjIOLib.spatial.deformation import Deformation
 
-    return Deformation(*deformation_of(node, volume)).whole_displacement(volume.shape, volume.affine)
+    points = lattice_points(volume.shape, volume.affine)
+    return Deformation(*deformation_of(node, volume)).map_points(points) - points
 
 
 def deformation_of(node, volume):

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from GradProjIOLib.errors import InputError, WriteError
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
-from GradProjIOLib.geometry.transform_files import linear_from_sitk, read_linear
+from GradProjIOLib.geometry.transform_files import linear_from_sitk
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.spatial.jacobian import determinant_map
@@ -258,8 +258,8 @@ def test_far_outside_its_lattice_a_faded_deformation_is_its_linear_part(tmp_path
     np.testing.assert_allclose(itk_points(transform, everywhere), faded.map_points(everywhere), atol=1e-3)
     read = Deformation.read(tmp_path / "transform.h5")
     np.testing.assert_allclose(read.map_points(everywhere), faded.map_points(everywhere), atol=1e-4)
-    determinant = determinant_map(faded, faded.shape, faded.affine)
-    core = determinant_map(sharp, sharp.shape, sharp.affine)
+    determinant = determinant_map(faded)
+    core = determinant_map(sharp)
     assert determinant.min() > 0.1 * core.min()
 
 
@@ -354,18 +354,17 @@ def test_any_itk_transform_is_read(tmp_path, name, suffix):
     read = Deformation.read(path, *LATTICE)
     points = lattice_points(*LATTICE).reshape(-1, 3)
     np.testing.assert_allclose(read.map_points(points), itk_points(transform, points), atol=1e-3)
-    matrix = read_linear(path)
-    assert (matrix is None) == (name in ("spline", "all"))
-    if matrix is not None:
-        np.testing.assert_allclose(points @ matrix[:3, :3].T + matrix[:3, 3], itk_points(transform, points), atol=1e-9)
+    assert read.is_linear == (name not in ("spline", "all"))
+    if read.is_linear:
+        np.testing.assert_allclose(apply_matrix(read.matrix, points), itk_points(transform, points), atol=1e-9)
 
 
 def test_matlab_files_as_ants_writes_them_are_read(tmp_path):
     affine = itk_transforms()["affine"]
     sitk.WriteTransform(affine, str(tmp_path / "0GenericAffine.mat"))
     points = np.random.default_rng(0).normal(0, 50, (20, 3))
-    matrix = read_linear(tmp_path / "0GenericAffine.mat")
-    np.testing.assert_allclose(points @ matrix[:3, :3].T + matrix[:3, 3], itk_points(affine, points), atol=1e-6)
+    matrix = Deformation.read(tmp_path / "0GenericAffine.mat").matrix
+    np.testing.assert_allclose(apply_matrix(matrix, points), itk_points(affine, points), atol=1e-6)
 
 
 def write_linear(path) -> None:
@@ -377,7 +376,7 @@ def write_linear(path) -> None:
 @pytest.mark.parametrize("suffix", [".tfm", ".h5"])
 def test_linear_itk_transforms_are_read_as_matrices(tmp_path, suffix):
     write_linear(tmp_path / f"linear{suffix}")
-    np.testing.assert_allclose(read_linear(tmp_path / f"linear{suffix}"), LINEAR, atol=1e-12)
+    np.testing.assert_allclose(Deformation.read(tmp_path / f"linear{suffix}").matrix, LINEAR, atol=1e-12)
 
 
 def test_a_spline_needs_a_lattice(tmp_path):
@@ -433,7 +432,7 @@ def test_files_that_are_no_transforms(tmp_path):
         Deformation.read(tmp_path / "transform.npz")
     sitk.WriteTransform(sitk.Euler2DTransform(), str(tmp_path / "flat.tfm"))
     with pytest.raises(InputError, match="2-D"):
-        read_linear(tmp_path / "flat.tfm")
+        Deformation.read(tmp_path / "flat.tfm")
 
 
 @pytest.mark.parametrize("hole", [np.nan, np.finfo(np.float32).max])

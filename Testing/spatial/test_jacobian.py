@@ -24,10 +24,9 @@ from GradProjIOLib.spatial.jacobian import determinant_map, folding, jacobian_de
 OBLIQUE = oblique_affine((1.3, 0.7, 2.1), (20, -12, 31), (-30, 12, 50))
 
 
-def of_voxels(displacement: np.ndarray, affine: np.ndarray = OBLIQUE) -> tuple[Deformation, tuple, np.ndarray]:
-    """A deformation from a displacement [x, y, z, 3] in voxels along x, y, z, with the lattice it lives on."""
-    deformation = Deformation(displacement.transpose(2, 1, 0, 3) @ affine[:3, :3].T, affine)
-    return deformation, deformation.shape, affine
+def of_voxels(displacement: np.ndarray, affine: np.ndarray = OBLIQUE) -> Deformation:
+    """A deformation from a displacement [x, y, z, 3] in voxels along x, y, z."""
+    return Deformation(displacement.transpose(2, 1, 0, 3) @ affine[:3, :3].T, affine)
 
 
 def shear(x, y, z):
@@ -55,7 +54,7 @@ def random_field(amplitude: float, smoothness: float, shape=(10, 12, 11), seed: 
 )
 def test_folding_equals_the_reference_package(field, volume, folded, affine):
     grid = np.meshgrid(np.arange(24.0), np.arange(28.0), np.arange(32.0), indexing="ij")
-    found = folding(*of_voxels(np.stack(field(*grid), axis=-1), affine))
+    found = folding(of_voxels(np.stack(field(*grid), axis=-1), affine))
     assert found.ndv_voxels == pytest.approx(volume, rel=1e-5)
     assert found.folded_voxels == folded == found.mask.sum()
     assert found.ndv_percent == pytest.approx(100 * volume / 21504, rel=1e-5)
@@ -64,9 +63,9 @@ def test_folding_equals_the_reference_package(field, volume, folded, affine):
 
 def test_smallest_determinant_of_the_pinch():
     grid = np.meshgrid(np.arange(24.0), np.arange(28.0), np.arange(32.0), indexing="ij")
-    lattice = of_voxels(np.stack(pinch(*grid), axis=-1))
-    assert determinant_map(*lattice).min() == pytest.approx(-0.398671, abs=1e-6)
-    assert np.array_equal(determinant_map(*lattice) <= 0, folding(*lattice).mask)
+    deformation = of_voxels(np.stack(pinch(*grid), axis=-1))
+    assert determinant_map(deformation).min() == pytest.approx(-0.398671, abs=1e-6)
+    assert np.array_equal(determinant_map(deformation) <= 0, folding(deformation).mask)
 
 
 def tetrahedra_volume(displacement: np.ndarray) -> float:
@@ -88,7 +87,7 @@ def tetrahedra_volume(displacement: np.ndarray) -> float:
 def test_folded_volume_equals_that_of_the_single_tetrahedra(amplitude):
     field = random_field(amplitude, 0.5, (6, 7, 5))
     expected = tetrahedra_volume(field)
-    assert folding(*of_voxels(field)).ndv_voxels == pytest.approx(expected, rel=1e-4)
+    assert folding(of_voxels(field)).ndv_voxels == pytest.approx(expected, rel=1e-4)
     assert expected > 0
 
 
@@ -102,23 +101,23 @@ def test_a_linear_map_has_its_determinant_everywhere(degrees, scales, shift):
     matrix = oblique_affine(scales, degrees, shift)
     linear = Deformation.from_linear(matrix, (9, 8, 10), OBLIQUE)
     expected = np.linalg.det(matrix[:3, :3])
-    np.testing.assert_allclose(determinant_map(linear, (9, 8, 10), OBLIQUE), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(determinant_map(linear), expected, rtol=1e-3, atol=1e-3)
 
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), amplitude=st.floats(0, 0.3))
 def test_small_smooth_deformations_do_not_fold(seed, amplitude):
-    lattice = of_voxels(random_field(amplitude, 1.5, seed=seed))
-    found = folding(*lattice)
+    deformation = of_voxels(random_field(amplitude, 1.5, seed=seed))
+    found = folding(deformation)
     assert found.ndv_voxels == 0
     assert found.folded_voxels == 0
-    assert determinant_map(*lattice).min() > 0
+    assert determinant_map(deformation).min() > 0
 
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), amplitude=st.floats(0.5, 4))
 def test_folded_voxels_have_folded_volume(seed, amplitude):
-    found = folding(*of_voxels(random_field(amplitude, 1.0, seed=seed)))
+    found = folding(of_voxels(random_field(amplitude, 1.0, seed=seed)))
     assert found.ndv_voxels >= 0
     if found.folded_voxels:
         assert found.ndv_voxels > 0
@@ -137,7 +136,7 @@ def test_what_is_undefined_is_left_out_and_changes_nothing_beside_it(hole):
     assert np.array_equal(deformation.undefined, undefined)
     assert np.abs(deformation.displacement).max() <= np.abs(whole).max()
     expected = np.linalg.det(matrix[:3, :3])
-    determinant = determinant_map(deformation, (9, 8, 10), OBLIQUE)
+    determinant = determinant_map(deformation)
     assert (determinant[undefined] == 1).all()
     lonely = sum(
         (np.diff(np.pad(undefined, 1, constant_values=True).astype(int), 2, axis) == 2)[
@@ -146,7 +145,7 @@ def test_what_is_undefined_is_left_out_and_changes_nothing_beside_it(hole):
         for axis in range(3)
     )
     np.testing.assert_allclose(determinant[~undefined & ~(lonely > 0)], expected, rtol=1e-3)
-    found = folding(deformation, (9, 8, 10), OBLIQUE)
+    found = folding(deformation)
     assert found.voxels == undefined.size - undefined.sum()
     assert found.folded_voxels == 0
     figures = describe_jacobian(deformation, Volume(determinant, OBLIQUE))
@@ -159,13 +158,12 @@ def test_what_is_undefined_is_left_out_and_changes_nothing_beside_it(hole):
 
 
 def test_the_affine_part_can_be_left_out():
-    field = of_voxels(random_field(0.8, 1.5))[0]
+    field = of_voxels(random_field(0.8, 1.5))
     matrix = oblique_affine((1.3, 0.8, 1.1), (5, -8, 12), (3, 4, -6))
     whole = field.then_linear(matrix)
     factor = np.linalg.det(matrix[:3, :3])
-    lattice = field.shape, OBLIQUE
-    np.testing.assert_allclose(determinant_map(whole, *lattice), factor * determinant_map(field, *lattice), rtol=1e-5)
-    np.testing.assert_allclose(determinant_map(whole, *lattice, with_affine=False), determinant_map(field, *lattice))
+    np.testing.assert_allclose(determinant_map(whole), factor * determinant_map(field), rtol=1e-5)
+    np.testing.assert_allclose(determinant_map(whole, with_affine=False), determinant_map(field))
     figures = describe_jacobian(whole, Volume(np.zeros(field.shape), OBLIQUE))
     alone = describe_jacobian(field, Volume(np.zeros(field.shape), OBLIQUE))
     assert figures["affine_determinant"] == pytest.approx(factor)
@@ -175,18 +173,18 @@ def test_the_affine_part_can_be_left_out():
 
 
 def test_inner_determinants_equal_simpleitk():
-    deformation, shape, affine = of_voxels(random_field(2.0, 1.0), np.diag([1.3, 0.7, 2.1, 1.0]))
+    deformation = of_voxels(random_field(2.0, 1.0), np.diag([1.3, 0.7, 2.1, 1.0]))
     field = sitk.GetImageFromArray(deformation.displacement.astype(float), isVector=True)
     field.SetSpacing((1.3, 0.7, 2.1))
     expected = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))
-    ours = determinant_map(deformation, shape, affine)
+    ours = determinant_map(deformation)
     inner = (slice(1, -1),) * 3
     np.testing.assert_allclose(ours[inner], expected[inner], atol=1e-4)
     assert ours[inner].min() < 0.3 < 2 < ours[inner].max()
 
 
 def test_determinants_are_those_of_the_point_map_on_an_oblique_lattice():
-    deformation, _, _ = of_voxels(random_field(2.0, 2.0, (14, 15, 16)))
+    deformation = of_voxels(random_field(2.0, 2.0, (14, 15, 16)))
     shape, affine = (6, 5, 7), OBLIQUE @ np.array([[1, 0, 0, 4], [0, 1, 0, 5], [0, 0, 1, 4], [0, 0, 0, 1]])
     points = lattice_points(shape, affine)
     columns = [
@@ -194,7 +192,7 @@ def test_determinants_are_those_of_the_point_map_on_an_oblique_lattice():
     ]
     change = np.stack(columns, axis=-1) @ np.linalg.inv(affine[:3, :3])
     inner = (slice(1, -1),) * 3
-    found = determinant_map(deformation, shape, affine)
+    found = determinant_map(deformation.sample(shape, affine))
     np.testing.assert_allclose(found[inner], np.linalg.det(change)[inner], atol=1e-3)
 
 
@@ -208,14 +206,14 @@ def test_border_differences_are_one_sided():
 
 
 def test_the_size_of_the_blocks_changes_nothing(monkeypatch):
-    lattice = of_voxels(random_field(3.0, 1.0, (12, 13, 14)))
-    whole, map_whole = folding(*lattice), determinant_map(*lattice)
+    deformation = of_voxels(random_field(3.0, 1.0, (12, 13, 14)))
+    whole, map_whole = folding(deformation), determinant_map(deformation)
     for voxels in (1, 12 * 13 * 3, 12 * 13 * 5):
         monkeypatch.setattr(jacobian, "VOXELS_AT_ONCE", voxels)
-        part = folding(*lattice)
+        part = folding(deformation)
         assert part.ndv_voxels == pytest.approx(whole.ndv_voxels, rel=1e-6)
         np.testing.assert_array_equal(part.mask, whole.mask)
-        np.testing.assert_array_equal(determinant_map(*lattice), map_whole)
+        np.testing.assert_array_equal(determinant_map(deformation), map_whole)
 
 
 def test_summary_in_a_mask():

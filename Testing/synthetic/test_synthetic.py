@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from GradProjIOLib.synthetic.anatomy import STRUCTURES
-from GradProjIOLib.synthetic.pairs import SyntheticPair, synthetic_pair
+from GradProjIOLib.synthetic.pairs import TrainingPair, synthetic_pair
 from GradProjIOLib.synthetic.random_fields import (
     identity_points,
     integrate,
@@ -21,16 +21,16 @@ CORTEX, WHITE_MATTER, LEFT_VENTRICLE = 1, 2, 3
 
 
 @cache
-def pair(seed: int, kind: str | None = "head") -> SyntheticPair:
+def pair(seed: int, kind: str | None = "head") -> TrainingPair:
     return synthetic_pair(seed, LATTICE, kind=kind)
 
 
-def dice(pair: SyntheticPair, label: int) -> float:
+def dice(pair: TrainingPair, label: int) -> float:
     first, second = pair.fixed_labels == label, pair.moving_labels == label
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
-def shared_labels(pair: SyntheticPair) -> list[int]:
+def shared_labels(pair: TrainingPair) -> list[int]:
     """Labels that have at least 20 voxels in both images."""
     found = [set(labels.unique().tolist()) for labels in (pair.fixed_labels, pair.moving_labels)]
     both = (found[0] & found[1]) - {0}
@@ -40,7 +40,7 @@ def shared_labels(pair: SyntheticPair) -> list[int]:
     )  # fmt: skip
 
 
-def contrast(pair: SyntheticPair) -> tuple[np.ndarray, np.ndarray]:
+def contrast(pair: TrainingPair) -> tuple[np.ndarray, np.ndarray]:
     """Median intensity of every shared label in either image."""
     images = ((pair.fixed, pair.fixed_labels), (pair.moving, pair.moving_labels))
     labels = shared_labels(pair)

@@ -29,9 +29,10 @@ from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.models import weights as weight_files
 from GradProjIOLib.models.cascade import Cascade
+from GradProjIOLib.synthetic.pairs import TrainingPair
 from GradProjIOLib.training import augmentation, pairs, validation, volumes
 from GradProjIOLib.training.overlap import overlap_loss
-from GradProjIOLib.training.pairs import SyntheticPairs, TrainingPair
+from GradProjIOLib.training.pairs import SyntheticPairs
 from GradProjIOLib.training.trainer import Plan, Trainer
 
 LATTICE = (16, 18, 20)
@@ -369,19 +370,18 @@ def test_quality_of_a_known_shift():
         field[entry, 2] = voxels / ((LATTICE[0] - 1) / 2)
     objective = Objective(lambda source, target: [field], fixed[None], moving[None])
     quality = validation.measure(objective, TrainingPair(fixed, moving, *labels))
-    assert quality.dice == 1
-    assert quality.dice_before == pytest.approx(0.6)
-    assert quality.regularity == pytest.approx(0, abs=1e-6)
-    assert quality.folded_percent == 0
-    assert math.isnan(validation.measure(objective, TrainingPair(fixed, moving)).dice)
+    assert quality["dice"] == 1
+    assert quality["dice_before"] == pytest.approx(0.6)
+    assert quality["regularity"] == pytest.approx(0, abs=1e-6)
+    assert quality["folded_percent"] == 0
+    assert math.isnan(validation.measure(objective, TrainingPair(fixed, moving))["dice"])
     field[0, 2] *= -torch.linspace(0, 9, LATTICE[0])[:, None, None]
-    assert validation.measure(objective, TrainingPair(fixed, moving, *labels)).folded_percent > 50
+    assert validation.measure(objective, TrainingPair(fixed, moving, *labels))["folded_percent"] > 50
 
 
 def test_mean_leaves_out_what_is_not_known():
-    one = validation.Quality(1.0, 0.1, 0.0, 0.0, 0.5, 0.4)
-    other = validation.Quality(2.0, 0.3, 1.0, 2.0, math.nan, math.nan)
-    assert validation.mean([one, other]) == validation.Quality(1.5, 0.2, 0.5, 1.0, 0.5, 0.4)
+    one, other = {"regularity": 0.1, "dice": 0.5}, {"regularity": 0.3, "dice": math.nan}
+    assert validation.mean([one, other]) == {"regularity": 0.2, "dice": 0.5}
 
 
 # --- parts of a cascade ---

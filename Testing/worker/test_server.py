@@ -75,7 +75,7 @@ def test_folds_between_voxels_are_those_that_only_the_volume_shows(amplitude):
     displacement[..., 0] = amplitude * sign
     fixed = Volume(np.zeros(shape, np.float32), np.eye(4), "fixed")
     registration = types.SimpleNamespace(fixed=fixed, forward=Deformation(displacement, np.eye(4)))
-    mask = jacobian.folding(registration.forward, shape, np.eye(4)).mask
+    mask = jacobian.folding(registration.forward).mask
     between = server.folded_between(registration, Volume(mask, np.eye(4), "folding"))
     inner = between.array[3:-3, 3:-3, 3:-3]
     assert not mask[3:-3, 3:-3, 3:-3].any()
