@@ -233,12 +233,12 @@ def test_curves_hold_what_was_measured(compared):
     rows = {(row["case"], row["group"]): row for row in rows_of(compared / "out")}
     vanilla = dice.curves[0]
     assert list(vanilla.x) == [0, 1, 2, 3, 4]
-    assert vanilla.cases["two"][4] == rows["two", "vanilla:4"]["dice"]
-    assert vanilla.mean[0] == pytest.approx(np.mean([rows[case, "direct"]["dice"] for case in ("one", "two")]))
-    assert folding.curves[1].cases["one"][2] == rows["one", "projected:2"]["ndv_percent"]
+    assert vanilla.cases[1][4] == rows["two", "vanilla:4"]["dice"]
+    assert [values[0] for values in vanilla.cases] == [rows[case, "direct"]["dice"] for case in ("one", "two")]
+    assert folding.curves[1].cases[0][2] == rows["one", "projected:2"]["ndv_percent"]
     assert [curve.name for curve in cosine.curves] == ["projected"]
-    known = np.array(cosine.curves[0].cases["one"])
-    np.testing.assert_allclose(conflicts.curves[0].cases["one"], np.cumsum(known < 0) / np.arange(1, 5))
+    known = np.array(cosine.curves[0].cases[0])
+    np.testing.assert_allclose(conflicts.curves[0].cases[0], np.cumsum(known < 0) / np.arange(1, 5))
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,7 @@ def test_a_result_is_measured_with_labels(panel, application):
     assert not ui.evaluateButton.isEnabled()
     assert "no result" in ui.evaluationLabel.property("text")
     register(panel)
-    assert "Nothing to measure" in ui.evaluationLabel.property("text")
+    assert "No labels or landmarks" in ui.evaluationLabel.property("text")
     for role, node in (("Fixed", parameters.fixedVolume), ("Moving", parameters.movingVolume)):
         volume = mrml.volume_from_node(node)
         labels = Volume((volume.array > 400).astype(np.uint8), volume.affine, f"{role} labels")

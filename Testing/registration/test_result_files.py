@@ -42,14 +42,14 @@ def test_files_of_an_earlier_result_that_this_one_does_not_have_are_removed(resu
 
 
 def test_a_picture_that_cannot_be_drawn_is_a_warning(result, tmp_path, monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **keywords):
         raise RuntimeError("no fonts")
 
     monkeypatch.setattr(overview, "draw_overview", fail)
     for _ in range(2):
         result.write(tmp_path / "result")
         report = json.loads((tmp_path / "result" / "report.json").read_text())
-        assert report["warnings"].count("The picture overview.png could not be drawn (no fonts).") == 1
+        assert report["warnings"].count("A picture of the result could not be drawn (no fonts).") == 1
     assert (tmp_path / "result" / "warped.nii.gz").exists()
     assert not (tmp_path / "result" / "overview.png").exists()
 

@@ -131,7 +131,7 @@ def test_a_choice_that_cannot_be_measured_is_explained(result, worker):
     for measured, words in (
         (EvaluationInputs(None, labels, labels), "no result"),
         (EvaluationInputs(fixed, labels, labels), "no result"),
-        (EvaluationInputs(jacobian), "Nothing to measure"),
+        (EvaluationInputs(jacobian), "No labels or landmarks"),
         (EvaluationInputs(jacobian, labels), "moving labels"),
         (EvaluationInputs(jacobian, None, None, None, points), "fixed landmarks"),
         (EvaluationInputs(jacobian, labels, segmentation), "two of one kind"),
