@@ -31,7 +31,7 @@ from GradProjIOLib.geometry.image_files import read_labels, read_volume
 from GradProjIOLib.geometry.pairs import Pair, check_cases
 from GradProjIOLib.geometry.volume import Volume, check_image
 from GradProjIOLib.models import registry
-from GradProjIOLib.registration.beginning import LEAST_OVERLAP
+from GradProjIOLib.registration.initial_transform import LEAST_OVERLAP
 from GradProjIOLib.spatial import alignment
 from GradProjIOLib.spatial.deformation import read_initial
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir
-from GradProjIOLib.geometry import point_files, transform_files
+from GradProjIOLib.geometry import mapped_points, transform_files
 from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES, read_volume, write_vectors
 from GradProjIOLib.geometry.landmarks import FRAMES
 from GradProjIOLib.geometry.lattice import is_rectangular
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points",
         metavar="FILE",
-        help=f"map these points or this surface ({', '.join(point_files.SUFFIXES)}): from the fixed to the moving "
+        help=f"map these points or this surface ({', '.join(mapped_points.SUFFIXES)}): from the fixed to the moving "
         "image, or with --invert from the moving to the fixed one",
     )
     parser.add_argument(
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     lattice = () if reference is None else (reference.shape, reference.affine)
     maps = [Deformation(*transform_files.read_transform(path, *lattice)) for path in arguments.transforms]
     if arguments.points:
-        count = point_files.map_file(
+        count = mapped_points.map_file(
             arguments.points,
             arguments.output,
             functools.partial(_through, maps, arguments.invert),

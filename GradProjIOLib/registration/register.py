@@ -33,9 +33,10 @@ from GradProjIOLib.geometry.files import path_text
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.lattice import is_rectangular
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order, straightened
-from GradProjIOLib.registration.beginning import initial_of, with_modalities, with_model
+from GradProjIOLib.registration.automatic import with_modalities, with_model
 from GradProjIOLib.registration.described import describe_image, describe_points
 from GradProjIOLib.registration.fields import Fields
+from GradProjIOLib.registration.initial_transform import initial_of
 from GradProjIOLib.registration.inverse import inverse_of
 from GradProjIOLib.registration.labels import LabelPairs, label_pairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs

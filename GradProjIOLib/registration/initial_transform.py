@@ -1,48 +1,20 @@
-"""What a registration begins with: settings that depend on the images, and the initial transform."""
+"""Where a registration starts: the given transform, or an alignment, and how much of the images then overlaps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.models import registry
 from GradProjIOLib.registration.landmarks import LandmarkPairs
-from GradProjIOLib.registration.preprocessing import modality_of
 from GradProjIOLib.settings import LANDMARK_ALIGNMENTS, Settings
 from GradProjIOLib.spatial import alignment
 from GradProjIOLib.spatial.deformation import Deformation
 
 LEAST_OVERLAP = 0.01
 GOOD_OVERLAP = 0.5
-
-
-def with_model(settings: Settings, warnings: list[str]) -> Settings:
-    """The settings with a model instead of "auto"."""
-    if settings.model != "auto":
-        return settings
-    name = registry.chosen_model(settings)
-    if name in registry.SUBSTITUTE_NOTES:
-        warnings.append(registry.SUBSTITUTE_NOTES[name])
-    return replace(settings, model=name)
-
-
-def with_modalities(settings: Settings, fixed: Volume, moving: Volume, warnings: list[str]) -> Settings:
-    """The settings with modalities instead of "auto"."""
-    found: dict[str, Any] = {}
-    for name, volume in (("fixed_modality", fixed), ("moving_modality", moving)):
-        if getattr(settings, name) == "auto":
-            found[name] = modality_of(volume)
-            if found[name] == "ct":
-                warnings.append(
-                    f"{volume.name} looks like CT, so its intensities are taken as Hounsfield units; "
-                    "choose the modality mri if they are something else."
-                )
-    return replace(settings, **found)
 
 
 def initial_of(
