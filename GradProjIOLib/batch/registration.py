@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,10 @@ from GradProjIOLib.batch import summary
 from GradProjIOLib.batch.summary import REPORT, read_report
 from GradProjIOLib.batch.tasks import Job, Outcome, Task, images_of
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.files import staging_folder
 from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.registration.register import register
-from GradProjIOLib.registration.result import Reached
+from GradProjIOLib.registration.result import RESULT_FILES, Reached
 
 LABELS = "warped_labels.nii.gz"
 NEEDED = (
@@ -24,7 +27,7 @@ NEEDED = (
     "folding.nii.gz",
     REPORT,
 )
-"""The files of a whole result, beside LABELS where they are wanted, and pictures, which cannot always be drawn."""
+"""The files of a whole result, without LABELS, which are there where wanted, and pictures, which may not be drawn."""
 FINGERPRINT = "request"
 """Where the report has the fingerprint."""
 
@@ -46,8 +49,24 @@ class Registration(Job):
         # The optimizer's state would be four times as large as the network, for each pair.
         result = replace(result, reached=Reached())
         result.report[FINGERPRINT] = task.fingerprint
-        result.write(task.folder / task.pair.case, inputs.get("moving_labels"), thumbnail=True)
+        with staging_folder(task.folder) as temporary:
+            whole = temporary / "result"
+            result.write(whole, inputs.get("moving_labels"), thumbnail=True)
+            _take_over(whole, task.folder / task.pair.case, temporary / "outdated")
 
     def write_summary(self, outcomes: Sequence[Outcome], folder: Path) -> None:
         """Write the table and the page of all pairs."""
         summary.write(outcomes, folder)
+
+
+def _take_over(whole: Path, folder: Path, outdated: Path) -> None:
+    """Make ``whole`` the folder of results; files that are no results stay.
+
+    In between there is no such folder, so whoever looks, or kills, finds a whole result or none.
+    """
+    if folder.exists():
+        for path in folder.iterdir():
+            if path.name not in RESULT_FILES:
+                shutil.copytree(path, whole / path.name) if path.is_dir() else shutil.copy2(path, whole)
+        os.replace(folder, outdated)
+    os.replace(whole, folder)

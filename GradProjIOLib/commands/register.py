@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         images=(fixed, moving),
         help="folder of a result to go on with; FIXED and MOVING are then those of its report unless given, and so are "
         "masks, landmarks, labels and settings. --steps says how many more steps are taken of the stage that it ended "
-        "with; --refine-steps how many on the finest fields",
+        "with, --refine-steps how many refine the fields, the finest alone unless something counts that did not before",
     )
     add_output_option(parser, "folder for the results")
     parser.add_argument(
@@ -130,9 +130,11 @@ def _labels_of(earlier: Registration, arguments: argparse.Namespace) -> Volume |
     described = earlier.report["inputs"].get("moving_labels")
     if arguments.moving_labels or described is None:
         return read_labels(arguments.moving_labels) if arguments.moving_labels else None
-    path = Path(described["path"] or described["name"])
-    if not path.is_file() or checksum(path) != described["sha256"]:
-        raise InputError(f"{path}, the moving labels of {arguments.earlier}, is gone or has changed; give them anew.")
+    path = described["path"]
+    if path is None or not Path(path).is_file() or checksum(path) != described["sha256"]:
+        print(f"note: {path or described['name']} is gone or has changed, so no labels are warped; give --moving-labels.",
+              file=sys.stderr)  # fmt: skip
+        return None
     return read_labels(path)
 
 

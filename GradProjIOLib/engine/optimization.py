@@ -19,6 +19,7 @@ from GradProjIOLib.engine.amsgrad import AMSGrad
 from GradProjIOLib.engine.folding import CORNERS
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.projection import Weighting, combine_, gram_matrix, weighting
+from GradProjIOLib.settings import METHODS
 
 WEIGHT_DECAY = 1e-3
 EPSILON = 1e-8
@@ -68,7 +69,8 @@ class InstanceOptimizer:
     ``restore(state())``.
 
     method "direct" takes no step, whatever ``steps`` says. The same seed gives the same steps, bit for bit on a
-    CPU with the same number of threads. Raises FloatingPointError when a loss is no longer finite.
+    CPU with the same number of threads. Raises ValueError for an unknown method, and
+    FloatingPointError when a loss is no longer finite.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class InstanceOptimizer:
         projection: str = "random",
         seed: int = 0,
     ):
+        if method not in METHODS:
+            raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
         self.objective = objective
         self.method = method
         self.steps = 0 if method == "direct" else steps

@@ -16,6 +16,7 @@ from GradProjIOLib.geometry.files import checksum
 from GradProjIOLib.geometry.image_files import read_labels, read_volume
 from GradProjIOLib.geometry.landmarks import Landmarks, read_landmarks
 from GradProjIOLib.geometry.tables import read_table
+from GradProjIOLib.geometry.transform_files import TRANSFORM_OF_RESULT
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation
 
@@ -81,9 +82,9 @@ def read_result(path: Path, fixed_labels: Volume | None = None) -> tuple[Deforma
     the fixed labels give the lattice, without them its own. Raises InputError.
     """
     if path.is_dir():
-        if not (path / "transform.h5").exists():
-            raise InputError(f"{path} holds no transform.h5; choose a result of `gradprojio register`.")
-        return Deformation.read(path / "transform.h5"), read_volume(path / "warped.nii.gz")
+        if not (path / TRANSFORM_OF_RESULT).exists():
+            raise InputError(f"{path} holds no {TRANSFORM_OF_RESULT}; choose a result of `gradprojio register`.")
+        return Deformation.read(path), read_volume(path / "warped.nii.gz")
     if fixed_labels is not None:
         return Deformation.read(path, fixed_labels.shape, fixed_labels.affine), fixed_labels
     deformation = Deformation.read(path)

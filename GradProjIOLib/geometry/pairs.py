@@ -12,6 +12,7 @@ from typing import Any
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES
 from GradProjIOLib.geometry.tables import read_table
+from GradProjIOLib.geometry.transform_files import transform_in
 from GradProjIOLib.settings import Settings
 
 IMAGES = ("fixed", "moving")
@@ -40,7 +41,8 @@ class Pair:
     def __post_init__(self) -> None:
         for role, path in self.files.items():
             # Another process may work in another folder.
-            object.__setattr__(self, role, Path(path).expanduser().absolute())
+            path = Path(path).expanduser().absolute()
+            object.__setattr__(self, role, transform_in(path) if role == "initial_transform" else path)
         if self.initial_transform is not None:
             object.__setattr__(self, "settings", replace(self.settings, align="none"))
         if self.case in ("", ".", "..") or Path(self.case).name != self.case or self.case.startswith("."):

@@ -31,6 +31,12 @@ READ_SUFFIXES = (*WRITTEN_SUFFIXES, ".mat", ".xfm", *IMAGE_SUFFIXES)
 RAS_TO_LPS_VECTOR = np.array([-1, -1, 1], dtype=np.float32)
 
 
+def transform_in(path: str | os.PathLike) -> Path:
+    """The file of a transform: the path itself, or transform.h5 in it, where it is the folder of a result."""
+    inside = Path(path) / TRANSFORM_OF_RESULT
+    return inside if inside.is_file() else Path(path)
+
+
 def linear_from_sitk(transform: SimpleITK.Transform) -> np.ndarray:
     """The 4x4 matrix (RAS mm) of a linear SimpleITK transform (LPS mm), also of a composite of such."""
     corners = np.vstack([np.zeros(3), np.eye(3)])
@@ -53,9 +59,7 @@ def read_transform(
     file is missing, unreadable, or holds something else, or where such a lattice is missing. What is undefined in a
     field is left as it is: NaN, or as large as 3.4e38.
     """
-    path = Path(path)
-    if path.is_dir() and (path / TRANSFORM_OF_RESULT).exists():
-        path = path / TRANSFORM_OF_RESULT
+    path = transform_in(path)
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return *_read_field_image(path), np.eye(4)
     transform = _read_transform(path)

@@ -28,7 +28,13 @@ from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.labels import LabelPairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.register import Run
-from GradProjIOLib.registration.result import INITIAL_TRANSFORM, OPTIMIZER_STATE, Reached, Registration
+from GradProjIOLib.registration.result import (
+    CHANGES_VOLUMES,
+    INITIAL_TRANSFORM,
+    OPTIMIZER_STATE,
+    Reached,
+    Registration,
+)
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
@@ -172,12 +178,13 @@ class Earlier:
         """The report of the whole, from that of what came after."""
         before = self.result.report
         steps = before["steps"]
+        warnings = [warning for warning in before["warnings"] if not warning.startswith(CHANGES_VOLUMES)]
         kept = {} if self.uses_network else {name: before[name] for name in ("model", "memory_mode")}
         return report | kept | {
             "steps": [*steps, *report["steps"]],
             "continued_after": [*before.get("continued_after", []), len(steps)],
             "seconds": before["seconds"] + report["seconds"],
-            "warnings": list(dict.fromkeys([*before["warnings"], *report["warnings"]])),
+            "warnings": list(dict.fromkeys([*warnings, *report["warnings"]])),
         }  # fmt: skip
 
 

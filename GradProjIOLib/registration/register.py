@@ -51,7 +51,7 @@ from GradProjIOLib.registration.refinement import (
     lattice_for,
     plan_levels,
 )
-from GradProjIOLib.registration.result import OnStep, Reached, Registration
+from GradProjIOLib.registration.result import CHANGES_VOLUMES, OnStep, Reached, Registration
 from GradProjIOLib.settings import Settings, preset_values
 from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
@@ -337,11 +337,14 @@ class Run:
     ) -> dict[str, Any]:
         forward, figures = found.forward, found.describe_jacobian()
         if figures["std_log"] > LARGE_SPREAD:
+            least, most = (max(figures[f"without_affine_percentile_{n}"], 0) for n in (1, 99))
+            kinds = (
+                "" if self.settings.similarity == "mind" else "the similarity mind, if they are of different kinds, or "
+            )
             self.warnings.append(
-                f"The deformation changes volumes a lot: at one voxel in a hundred to more than "
-                f"{figures['without_affine_percentile_99']:.1f} times or less than "
-                f"{figures['without_affine_percentile_1']:.2f} times the size. Look at the Jacobian map. If the images "
-                "are of different kinds, choose the similarity mind; else a larger regularity weight or an alignment."
+                f"{CHANGES_VOLUMES}: one voxel in a hundred grows to more than {most:.1f} times its size, and one shrinks "
+                f"to less than {least:.2f} times. Look at the Jacobian map. If the images do not explain that, choose "
+                f"{kinds}a larger regularity weight, or an alignment."
             )
         loaded = None if self.network is None else self.network.loaded
         inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks

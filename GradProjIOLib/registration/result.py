@@ -31,6 +31,8 @@ from GradProjIOLib.spatial.jacobian import Folding
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+CHANGES_VOLUMES = "The deformation changes volumes a lot"
+"""How the warning about this result, and not about those before it went on, begins."""
 OPTIMIZER_STATE = "optimizer_state.pt"
 INITIAL_TRANSFORM = "initial_transform.h5"
 RESULT_FILES = (
@@ -211,7 +213,6 @@ class Registration:
         write_volume(determinant, folder / "jacobian.nii.gz", "Jacobian determinant")
         write_volume(folding, folder / "folding.nii.gz")
         if labels is not None:
-            self.report["inputs"].setdefault("moving_labels", describe_image(labels))
             write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
         try:
             self._draw(warped, determinant, folding).savefig(folder / "overview.png")
@@ -223,7 +224,10 @@ class Registration:
             warning = f"A picture of the result could not be drawn ({error})."
             if warning not in self.report["warnings"]:
                 self.report["warnings"].append(warning)
-        (folder / "report.json").write_text(json_text(self.report, indent=1) + "\n", encoding="utf-8")
+        report = self.report
+        if labels is not None and not report.get("labels"):
+            report = report | {"inputs": report["inputs"] | {"moving_labels": describe_image(labels)}}
+        (folder / "report.json").write_text(json_text(report, indent=1) + "\n", encoding="utf-8")
 
     def title(self) -> str:
         """One line that says what was registered, how, and with which folding."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-ROUNDING = 1e-4
-"""Similarity losses that differ by less are the same to the digits that are shown."""
-
 
 def summary_line(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
     """One line about a registration, from its report (see Docs/metrics.md); what is missing there is left out.
@@ -46,8 +43,8 @@ def guidance(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
 
 
 def is_worse(report: Mapping[str, Any]) -> bool:
-    """Whether the images match worse than before the deformable registration, by more than rounding."""
-    return "similarity_before" in report and report["similarity"] > report["similarity_before"] + ROUNDING
+    """Whether the images match worse than before the deformable registration, as far as the digits shown tell."""
+    return "similarity_before" in report and round(report["similarity"], 4) > round(report["similarity_before"], 4)
 
 
 def _similarity(report: Mapping[str, Any], _: Callable[[str], str]) -> str:

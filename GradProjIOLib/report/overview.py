@@ -148,7 +148,7 @@ def draw_overview(
     else:
         squares = _checkerboard(frame, images[0].shape)
         compared = [np.where(squares, images[0], image) for image in images[1:]]
-        titles, notes, scale = CHECKERBOARDS, ["edges should go on", "across the squares"], {"cmap": "gray", "vmax": 1}
+        titles, notes, scale = CHECKERBOARDS, ["", "edges should meet"], {"cmap": "gray", "vmax": 1}
 
     footer = 3.55 if steps else 1.35
     figure, panels = _layout(frame, title, footer)
@@ -282,7 +282,7 @@ def _draw_legends(figure: Figure, footer: float, lowest: np.ndarray, folded: np.
     if one_kind:
         axes = _bar(figure, footer, lowest[3], lowest[4])
         bar = figure.colorbar(lowest[3].images[0], cax=axes, orientation="horizontal")
-        bar.set_label("difference of gray values as shown, from 0 (black) to 1 (white)", fontsize=9)
+        bar.set_label("difference of gray values (black is 0, white is 1 in the images)", fontsize=9)
     count = int(folded.sum())
     text = f"folded: {count:,} voxels ({100 * count / folded.size:.2g} %)" if count else "no folded voxels"
     axes = _bar(figure, footer, lowest[5], lowest[5])

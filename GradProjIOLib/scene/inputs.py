@@ -21,6 +21,7 @@ from GradProjIOLib.worker.protocol import INVERSE, JACOBIAN, TRANSFORM, WARPED, 
 # Where less of the fixed image lies inside the moving one, an alignment is suggested.
 GOOD_OVERLAP = 0.7
 OVERLAP_SAMPLES = 16
+SINGULAR = 1e-12
 
 # The wanted results, each with the node to fill, or None for a new one.
 Outputs = Mapping[str, slicer.vtkMRMLNode | None]
@@ -81,7 +82,10 @@ class Inputs:
 def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> dict[str, Any]:
     """The record of an initial transform: a matrix where it is linear, else a field over the fixed image."""
     if node.IsTransformToWorldLinear():
-        return {"matrix": np.linalg.inv(slicer.util.arrayFromTransformMatrix(node, toWorld=True)).tolist()}
+        matrix = slicer.util.arrayFromTransformMatrix(node, toWorld=True)
+        if abs(np.linalg.det(matrix)) < SINGULAR:
+            raise InputError(f"{node.GetName()} maps everything into a plane; choose another initial transform.")
+        return {"matrix": np.linalg.inv(matrix).tolist()}
     shape, affine = coarse_lattice(fixed.shape, fixed.affine)
     displacement, matrix = transforms.deformation_from_node(node, shape, affine)
     if not np.isfinite(displacement).all():
@@ -100,7 +104,7 @@ def overlap(fixed: slicer.vtkMRMLVolumeNode | None, moving: slicer.vtkMRMLVolume
         if image is None or min(image.GetDimensions()) < 1:
             return None
         affines.append(nodes.world_affine(node))
-    if affines[0] is None or affines[1] is None or abs(np.linalg.det(affines[1])) < 1e-12:
+    if affines[0] is None or affines[1] is None or abs(np.linalg.det(affines[1])) < SINGULAR:
         return None
     steps = [np.linspace(-0.5, size - 0.5, OVERLAP_SAMPLES) for size in fixed.GetImageData().GetDimensions()]
     index = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1)

@@ -226,6 +226,23 @@ def test_no_file_of_an_outdated_result_stays(images, tmp_path):
     assert not (tmp_path / "pair0" / "initial_transform.h5").exists()
 
 
+def test_a_batch_killed_while_it_replaces_a_result_leaves_a_whole_one_or_none(images, finished, tmp_path, monkeypatch):
+    output = shutil.copytree(finished, tmp_path / "out")
+    replaced = []
+
+    def killed(source, target):
+        replaced.append(target)
+        if Path(target) == output / "pair0":
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    monkeypatch.setattr("GradProjIOLib.batch.registration.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run([pair(images, 0, Settings(model="compact", refine_steps=0, steps=0))], output, here)
+    assert output / "pair0" in map(Path, replaced)
+    assert not (output / "pair0").exists()
+
+
 def test_folders_of_others_are_left_alone(images, tmp_path):
     (tmp_path / "pair0").mkdir()
     (tmp_path / "pair0" / "thesis.txt").write_text("all of it")

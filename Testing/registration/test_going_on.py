@@ -21,6 +21,7 @@ from GradProjIOLib.registration.going_on import Earlier, prepare
 from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.refinement import Level, from_level
 from GradProjIOLib.registration.register import register
+from GradProjIOLib.registration.result import CHANGES_VOLUMES
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.synthetic import phantom
 
@@ -339,8 +340,14 @@ class TestCommand:
         # They guide nothing.
         assert found.reached.labels is None
         labels.unlink()
-        assert main(again) == 2
-        assert "labels.nii.gz, the moving labels of" in capsys.readouterr().err
+        assert main(again) == 0
+        assert "labels.nii.gz is gone or has changed" in capsys.readouterr().err
+        assert not (result / "warped_labels.nii.gz").exists()
+
+    def test_what_is_said_of_volumes_is_about_the_last_result(self, heads):
+        wild = register(heads.fixed, heads.moving, **REFINED | {"refine_steps": 2})
+        wild.report["warnings"] = [f"{CHANGES_VOLUMES}: 20 times", "Another warning."]
+        assert wild.go_on(1).report["warnings"] == ["Another warning."]
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

@@ -99,3 +99,13 @@ def test_masks_can_be_registered_and_are_warned_of(fixed_volume, moving_volume):
     masks = [replace(labels_of(volume), name=f"mask {n}") for n, volume in enumerate((fixed_volume, moving_volume))]
     warnings = register(*masks, DIRECT).report["warnings"]
     assert [sum(f"mask {n} looks like a label map" in warning for warning in warnings) for n in (0, 1)] == [1, 1]
+
+
+def test_a_report_names_the_labels_that_were_warped_with_it(result, tmp_path):
+    labels = [Volume((result.moving.array > level).astype(np.uint8), result.moving.affine, f"labels {level}")
+              for level in (0, 1)]  # fmt: skip
+    for name, given in (("first", labels[0]), ("second", labels[1]), ("none", None)):
+        result.write(tmp_path / name, given)
+    written = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "second", "none")]
+    named = [report["inputs"].get("moving_labels", {}).get("name") for report in written]
+    assert named == ["labels 0", "labels 1", None]

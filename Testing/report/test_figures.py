@@ -273,12 +273,26 @@ def test_stages_and_levels_are_marked_and_numbered_in_a_row() -> None:
     assert "refinement" not in words(Picture(scene()))
 
 
+def test_images_of_different_kinds_are_compared_by_checkerboards() -> None:
+    fixed = scene()
+    inverted = Volume(fixed.array.max() - fixed.array, fixed.affine, "inverted")
+    picture = Picture(fixed, moved_before=inverted, warped=inverted, one_kind=False)
+    board, own, other = (picture.panel(AXIAL, column) for column in (DIFFERENCE_AFTER, FIXED, WARPED))
+    is_own, is_other = (np.abs(board - image).max(axis=-1) < 0.02 for image in (own, other))
+    differ = np.abs(own - other).max(axis=-1) > 0.1
+    assert (is_own | is_other)[differ].mean() > 0.95
+    assert 0.3 < is_own[differ].mean() < 0.7
+    assert "mean" not in words(picture)
+
+
+@pytest.mark.parametrize("one_kind", [True, False])
 @pytest.mark.parametrize("steps", [STEPS, REFINED, GUIDED, []])
-def test_texts_do_not_overlap_and_lie_within_the_picture(steps: list) -> None:
+def test_texts_do_not_overlap_and_lie_within_the_picture(steps: list, one_kind: bool) -> None:
     fixed = Volume(scene().array, scene().affine, "a_very_long_$file_name$_of_a_subject_at_baseline.nii.gz")
     determinant = np.ones(fixed.shape, dtype=np.float32)
     determinant[10:14, 10:14, 10:14] = -1
-    picture = Picture(fixed, determinant=determinant, steps=steps, title="moving_$1$ → fixed, " * 12)
+    picture = Picture(fixed, determinant=determinant, steps=steps, title="moving_$1$ → fixed, " * 12,
+                      one_kind=one_kind)  # fmt: skip
     found = picture.texts()
     boxes = [text.get_window_extent() for text in found]
     for number, box in enumerate(boxes):
