@@ -338,13 +338,13 @@ class Run:
         forward, figures = found.forward, found.describe_jacobian()
         if figures["std_log"] > LARGE_SPREAD:
             least, most = (max(figures[f"without_affine_percentile_{n}"], 0) for n in (1, 99))
-            kinds = (
-                "" if self.settings.similarity == "mind" else "the similarity mind, if they are of different kinds, or "
+            other = (
+                "" if self.settings.similarity == "mind" else "the similarity mind (for images of different kinds), "
             )
             self.warnings.append(
-                f"{CHANGES_VOLUMES}: one voxel in a hundred grows to more than {most:.1f} times its size, and one shrinks "
-                f"to less than {least:.2f} times. Look at the Jacobian map. If the images do not explain that, choose "
-                f"{kinds}a larger regularity weight, or an alignment."
+                f"{CHANGES_VOLUMES}: one voxel in a hundred grows to more than {most:.1f} times its size, and one "
+                f"shrinks to less than {least:.2f} times. Look at the Jacobian map. If the images do not explain that, "
+                f"choose {other}a larger regularity weight, or an alignment."
             )
         loaded = None if self.network is None else self.network.loaded
         inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks
