@@ -132,8 +132,8 @@ def _labels_of(earlier: Registration, arguments: argparse.Namespace) -> Volume |
         return read_labels(arguments.moving_labels) if arguments.moving_labels else None
     path = described["path"]
     if path is None or not Path(path).is_file() or checksum(path) != described["sha256"]:
-        print(f"note: {path or described['name']} is gone or has changed, so no labels are warped; give --moving-labels.",
-              file=sys.stderr)  # fmt: skip
+        gone = path or described["name"]
+        print(f"note: {gone} is gone or has changed, so no labels are warped; give --moving-labels.", file=sys.stderr)
         return None
     return read_labels(path)
 
