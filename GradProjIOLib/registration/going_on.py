@@ -28,8 +28,8 @@ from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.labels import LabelPairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.register import Run
+from GradProjIOLib.registration.report import CHANGES_VOLUMES
 from GradProjIOLib.registration.result import (
-    CHANGES_VOLUMES,
     INITIAL_TRANSFORM,
     OPTIMIZER_STATE,
     Reached,

@@ -7,34 +7,26 @@ RAS mm.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from GradProjIOLib import __version__
-from GradProjIOLib.engine.devices import describe_device, find_device
-from GradProjIOLib.engine.memory import peak_memory
+from GradProjIOLib.engine.devices import find_device
 from GradProjIOLib.engine.optimization import InstanceOptimizer, Step, copied
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
-from GradProjIOLib.geometry.files import path_text
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.lattice import is_rectangular
 from GradProjIOLib.geometry.volume import Volume, check_image, image_warnings, in_ras_order, straightened
 from GradProjIOLib.registration.automatic import with_modalities, with_model
-from GradProjIOLib.registration.described import describe_image, describe_points
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.initial_transform import initial_of
 from GradProjIOLib.registration.inverse import inverse_of
@@ -51,7 +43,8 @@ from GradProjIOLib.registration.refinement import (
     lattice_for,
     plan_levels,
 )
-from GradProjIOLib.registration.result import CHANGES_VOLUMES, OnStep, Reached, Registration
+from GradProjIOLib.registration.report import report_of
+from GradProjIOLib.registration.result import OnStep, Reached, Registration
 from GradProjIOLib.settings import Settings, preset_values
 from GradProjIOLib.spatial.deformation import Deformation, read_initial
 
@@ -60,11 +53,6 @@ if TYPE_CHECKING:
 
 USUAL_SPACINGS = 2.0
 """Spacing of a lattice for which nothing else says one, in spacings of the image's finest axis."""
-LARGE_SPREAD = 0.5
-"""Where the standard deviation of the determinant's logarithm is larger, the user is told.
-
-It was 0.31 to 0.35 where brains were matched well, and more than 0.7 where LNCC was used on images of different kinds.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +204,7 @@ class Run:
         k, j, i = (lattice[axis] for axis in self.order)
         return k, j, i
 
-    def _as_stored(self, lattice: Sequence[int]) -> tuple[int, int, int]:
+    def as_stored(self, lattice: Sequence[int]) -> tuple[int, int, int]:
         """The opposite: a lattice in the order of the fixed image's axes."""
         k, j, i = (lattice[self.order.index(axis)] for axis in range(3))
         return k, j, i
@@ -232,7 +220,7 @@ class Run:
         with self.bar, convolutions(self.settings.precision):
             fields, start, losses = self._refined(self._begin(on_start), on_start)
         if self.settings.lattice is not None:
-            self.settings = replace(self.settings, lattice=self._as_stored(self.settings.lattice))
+            self.settings = replace(self.settings, lattice=self.as_stored(self.settings.lattice))
         forward = self._whole(fields.forward)
         if not np.array_equal(forward.matrix, np.eye(4)):
             forward = forward.fading()
@@ -243,7 +231,8 @@ class Run:
         found = Registration(
             self.settings, self.fixed, self.moving, self.initial, forward, inverse, report={}, reached=reached
         )
-        found.report.update(self._report(found, error, start, losses))
+        report = report_of(self, found, error, start, losses)
+        found.report.update(report if self.earlier is None else self.earlier.continued(report))
         return found
 
     def _take(self, step: Step, stage: str, level: int) -> bool:
@@ -331,64 +320,3 @@ class Run:
         if isinstance(self.initial, Deformation):
             return self.initial if forward.is_linear else self.initial.compose(forward)
         return forward.then_linear(self.initial)
-
-    def _report(
-        self, found: Registration, inverse_error: dict[str, float | None], start: str, losses: dict[str, float]
-    ) -> dict[str, Any]:
-        forward, figures = found.forward, found.describe_jacobian()
-        if figures["std_log"] > LARGE_SPREAD:
-            least, most = (max(figures[f"without_affine_percentile_{n}"], 0) for n in (1, 99))
-            other = (
-                "" if self.settings.similarity == "mind" else "the similarity mind (for images of different kinds), "
-            )
-            self.warnings.append(
-                f"{CHANGES_VOLUMES}: one voxel in a hundred grows to more than {most:.1f} times its size, and one "
-                f"shrinks to less than {least:.2f} times. Look at the Jacobian map. If the images do not explain that, "
-                f"choose {other}a larger regularity weight, or an alignment."
-            )
-        loaded = None if self.network is None else self.network.loaded
-        inputs = {"fixed": self.fixed, "moving": self.moving} | self.masks
-        if self.labels is not None:
-            inputs |= dict(zip(("fixed_labels", "moving_labels"), self.labels.sources, strict=True))
-        points = {}
-        if self.landmarks is not None:
-            for role, source in zip(("fixed_points", "moving_points"), self.landmarks.sources, strict=True):
-                points[role] = describe_points(source)
-        report = {
-            "version": __version__,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": [path_text(word) for word in sys.argv],
-            "settings": json.loads(json.dumps(asdict(self.settings))),
-            "model": {
-                "name": self.settings.model,
-                "weights": loaded and loaded.weights,
-                "sha256": loaded and loaded.sha256,
-            },
-            "device": {"name": str(self.device), "description": describe_device(self.device)},
-            "software": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "system": platform.platform(),
-                "threads": torch.get_num_threads(),
-            },
-            "seed": self.settings.seed,
-            "memory_mode": "full" if self.network is None else self.network.mode,
-            "inputs": {role: describe_image(volume) for role, volume in inputs.items() if volume is not None} | points,
-            "initial_transform": None if isinstance(self.initial, Deformation) else self.initial.tolist(),
-            "overlap": self.overlap,
-            "start": start,
-            "levels": [list(self._as_stored(lattice)) for lattice in self.lattices],
-            "steps": [asdict(step) | {"conflicts": list(step.conflicts)} for step in self.steps],
-            "continued_after": [],
-            "landmarks": None if self.landmarks is None else self.landmarks.report(self.initial, forward),
-            "labels": None if self.labels is None else self.labels.report(self.initial, forward),
-            "stopped": self.stopped,
-            **losses,
-            "jacobian": figures,
-            "inverse_error_mm": inverse_error,
-            "seconds": time.perf_counter() - self.started,
-            "peak_memory_bytes": peak_memory(self.device),
-            "warnings": self.warnings,
-        }
-        return report if self.earlier is None else self.earlier.continued(report)

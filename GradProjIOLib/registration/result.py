@@ -19,10 +19,10 @@ from GradProjIOLib.geometry.files import json_text, staging_folder, write_error
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.described import describe_image
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.labels import LabelPairs, label_pairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
+from GradProjIOLib.registration.report import describe_image
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -31,8 +31,6 @@ from GradProjIOLib.spatial.jacobian import Folding
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHANGES_VOLUMES = "The deformation changes volumes a lot"
-"""How the warning about this result, and not about those before it went on, begins."""
 OPTIMIZER_STATE = "optimizer_state.pt"
 INITIAL_TRANSFORM = "initial_transform.h5"
 RESULT_FILES = (

@@ -21,7 +21,7 @@ from GradProjIOLib.registration.going_on import Earlier, prepare
 from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.refinement import Level, from_level
 from GradProjIOLib.registration.register import register
-from GradProjIOLib.registration.result import CHANGES_VOLUMES
+from GradProjIOLib.registration.report import CHANGES_VOLUMES
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.synthetic import phantom
 

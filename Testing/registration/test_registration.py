@@ -19,7 +19,8 @@ from GradProjIOLib.models import registry
 from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.registration.network import NetworkStage
 from GradProjIOLib.registration.preprocessing import normalize
-from GradProjIOLib.registration.register import LARGE_SPREAD, register
+from GradProjIOLib.registration.register import register
+from GradProjIOLib.registration.report import LARGE_SPREAD
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.synthetic import phantom
