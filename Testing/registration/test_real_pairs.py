@@ -42,9 +42,13 @@ def test_inverted_contrast_with_mind(brains):
     fixed, moving, labels, moving_labels = brains
     inverted = replace(moving, array=moving.array.max() - moving.array.astype(np.float32))
     result = register(fixed, inverted, model="none", similarity="mind", device="cpu")
-    assert overlap(result, labels, moving_labels) >= 0.70
+    found = overlap(result, labels, moving_labels)
+    print(f"Dice {found:.4f}, {result.report['seconds']:.0f} s")
+    assert found >= 0.70
 
 
 def test_a_brain_registered_to_itself_stays_where_it_is(brains):
-    result = register(brains[0], brains[0], model="compact", device="cpu")
-    assert np.linalg.norm(result.forward.displacement, axis=-1).mean() < 0.05
+    result = register(brains[0], brains[0], model="none", device="cpu")
+    moved = np.linalg.norm(result.forward.displacement, axis=-1)
+    print(f"moved by {moved.mean():.4f} mm on average, {moved.max():.4f} mm at most")
+    assert moved.mean() < 0.05
