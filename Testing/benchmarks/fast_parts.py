@@ -1,6 +1,6 @@
 """What each part of the fast network gains in a step, in seconds and in memory.
 
-    python Testing/benchmarks/fast_parts.py [--lattice 96] [--repeats 5] [--threads 2] [--model unigradicon]
+    python Testing/benchmarks/fast_parts.py [--lattice 96] [--repeats 5] [--model unigradicon] [--only PART]
 
 One optimizer takes all steps. In each step one part is replaced by its plain counterpart, or all of them are. The
 rounds are interleaved, so that other load on the machine slows all of them alike, and processor seconds tell it apart.
@@ -94,20 +94,22 @@ def main() -> None:
     parser.add_argument("--memory", default="full", choices=("full", "lean"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=tuple(WITHOUT), help="the part to leave out (each of them)")
     options = parser.parse_args()
+    parts = {name: WITHOUT[name] for name in WITHOUT if options.only in (None, name) or name == "nothing"}
     torch.set_num_threads(options.threads)
     device, lattice = torch.device("cpu"), (options.lattice,) * 3
     network = random_network(options.model)
     network.checkpointed = options.memory == "lean"
     objective = Objective(network, image(lattice, 1, device), image(lattice, 2, device))
     steps = iter(InstanceOptimizer(objective, learning_rate=2e-5, steps=10**6, method=options.method))
-    seconds: dict[str, list[float]] = {name: [] for name in WITHOUT}
-    processor: dict[str, list[float]] = {name: [] for name in WITHOUT}
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    processor: dict[str, list[float]] = {name: [] for name in parts}
     peaks: dict[str, int] = {}
     with memory.recycled_memory(device, memory.needed_memory(network, lattice, options.memory, device)):
         next(steps)
         for repeat in range(options.repeats + 1):
-            for name, replacements in WITHOUT.items():
+            for name, replacements in parts.items():
                 with ExitStack() as stack:
                     for replacement in replacements:
                         stack.enter_context(mock.patch.object(*replacement))
