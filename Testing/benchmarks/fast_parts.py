@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from io_step import image, random_network
 from live_tensors import peak_of
+from refinement_step import LOSSES, SMOOTHING
 from torch import Tensor
 
 from GradProjIOLib.engine import memory, regularity
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer
 from GradProjIOLib.models import fast_unet, registry
+from GradProjIOLib.models.displacements import Displacements
 from GradProjIOLib.models.fast_unet import FastUNet
 from GradProjIOLib.models.unet import UNet, crop, double_resolution, halve_resolution
 from GradProjIOLib.spatial import maps
@@ -95,13 +97,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=tuple(WITHOUT), help="the part to leave out (each of them)")
+    parser.add_argument("--refinement", action="store_true", help="steps on displacement fields instead of a network")
     options = parser.parse_args()
     parts = {name: WITHOUT[name] for name in WITHOUT if options.only in (None, name) or name == "nothing"}
     torch.set_num_threads(options.threads)
     device, lattice = torch.device("cpu"), (options.lattice,) * 3
     network = random_network(options.model)
     network.checkpointed = options.memory == "lean"
-    objective = Objective(network, image(lattice, 1, device), image(lattice, 2, device))
+    images = image(lattice, 1, device), image(lattice, 2, device)
+    if options.refinement:
+        fields = Displacements(torch.zeros(2, 3, *lattice), SMOOTHING)
+        objective = Objective(fields, *images, on_lattice=True, **LOSSES)
+    else:
+        objective = Objective(network, *images)
     steps = iter(InstanceOptimizer(objective, learning_rate=2e-5, steps=10**6, method=options.method))
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     processor: dict[str, list[float]] = {name: [] for name in parts}
@@ -120,7 +128,9 @@ def main() -> None:
                     next(steps)
                     seconds[name].append(time.perf_counter() - wall)
                     processor[name].append(time.process_time() - busy)
-    print(f"{options.model} on {options.lattice}³, {options.method}, {options.memory}, {options.threads} threads")
+    print(
+        f"{'refinement' if options.refinement else options.model} on {options.lattice}³, {options.method}, {options.memory}, {options.threads} threads"
+    )
     print(f"{'without':34}{'seconds':>9}{'processor s':>13}{'ratio':>7}{'tensors GB':>12}{'ratio':>7}")
     whole = statistics.median(processor["nothing"])
     for name, peak in peaks.items():
