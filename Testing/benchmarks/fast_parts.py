@@ -128,9 +128,8 @@ def main() -> None:
                     next(steps)
                     seconds[name].append(time.perf_counter() - wall)
                     processor[name].append(time.process_time() - busy)
-    print(
-        f"{'refinement' if options.refinement else options.model} on {options.lattice}³, {options.method}, {options.memory}, {options.threads} threads"
-    )
+    what = "refinement" if options.refinement else options.model
+    print(f"{what} on {options.lattice}³, {options.method}, {options.memory}, {options.threads} threads")
     print(f"{'without':34}{'seconds':>9}{'processor s':>13}{'ratio':>7}{'tensors GB':>12}{'ratio':>7}")
     whole = statistics.median(processor["nothing"])
     for name, peak in peaks.items():
