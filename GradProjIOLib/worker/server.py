@@ -147,7 +147,7 @@ class _Registration:
         self._send(protocol.STARTED, total=count_steps(fixed, settings), levels=levels, before=0)
         if not self._fetch_weights(settings):
             return None
-        watched = {"on_step": self._on_step, "on_start": self.so_far and self.so_far.start}
+        watched = {"on_step": self._on_step, "on_start": self._on_start()}
         return register(fixed, moving, settings, initial_transform=initial, **watched, **masks, **guides)
 
     def _go_on(self, fixed: Volume, moving: Volume, initial: Any, masks: dict[str, Any], guides: dict[str, Any]) -> Any:
@@ -157,13 +157,16 @@ class _Registration:
         run = run_that_goes_on(self.request, self.connection.kept, fixed, moving, initial, masks, guides)
         before = run.earlier.network_steps if run.network is not None else 0
         self._send(protocol.STARTED, total=run.total, levels=run.steps_of_levels, before=before)
-        return run.result(self._on_step, self.so_far and self.so_far.start, progress=False)
+        return run.result(self._on_step, self._on_start(), progress=False)
 
     def _send(self, event: str, **content: Any) -> None:
         self.connection.send(event, id=self.number, **content)
 
     def _wanted(self) -> bool:
         return self.number not in self.connection.canceled
+
+    def _on_start(self) -> Any:
+        return None if self.so_far is None else self.so_far.start
 
     def _on_step(self, step: Any) -> bool:
         self._send(protocol.STEP, **asdict(step))
