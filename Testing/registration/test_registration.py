@@ -257,6 +257,8 @@ class TestReport:
             "report.json", "transform.h5", "warped.nii.gz", "warped_labels.nii.gz",
         ]  # fmt: skip
         report = json.loads((tmp_path / "out" / "report.json").read_text())
+        # What was warped belongs to the files.
+        assert report["inputs"].pop("moving_labels")["name"] == "volume"
         assert report == found.report
         assert report["seed"] == 5
         assert [step["index"] for step in report["steps"]] == [0, 1]
