@@ -229,9 +229,10 @@ class Registration:
 
     def title(self) -> str:
         """One line that says what was registered, how, and with which folding."""
-        folded = self.report["jacobian"]["folded_percent"]
+        folded, model = self.report["jacobian"]["folded_percent"], self.report["model"]["name"]
         return (
-            f"{Path(self.moving.name).name} onto {Path(self.fixed.name).name} · {self.report['model']['name']}, "
+            f"{Path(self.moving.name).name} onto {Path(self.fixed.name).name} · "
+            f"{'no network' if model == 'none' else model}, "
             f"{self.settings.method}, {steps_in_words(self.report)} · {folded:.3g} % folded · "
             f"{self.report['seconds']:.0f} s"
         )
