@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from GradProjIOLib.registration.result import Registration, steps_in_words
+from GradProjIOLib.registration.result import Registration, model_in_words, steps_in_words
 from GradProjIOLib.report.line import guidance, is_worse
 
 
@@ -13,9 +13,8 @@ def print_summary(result: Registration, folder: Path) -> None:
     """What came out, and what the user should know about it, in a few lines."""
     report = result.report
     found = report["jacobian"]
-    name = report["model"]["name"]
     print(
-        f"{'no network' if name == 'none' else name}, {report['settings']['method']}, {steps_in_words(report)} on "
+        f"{model_in_words(report)}, {report['settings']['method']}, {steps_in_words(report)} on "
         f"{report['device']['name']} in {report['seconds']:.1f} s"
     )
     print(

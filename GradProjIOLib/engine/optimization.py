@@ -19,7 +19,7 @@ from GradProjIOLib.engine.amsgrad import AMSGrad
 from GradProjIOLib.engine.folding import CORNERS
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.projection import Weighting, combine_, gram_matrix, weighting
-from GradProjIOLib.settings import METHODS
+from GradProjIOLib.settings import METHODS, PROJECTION_RULES
 
 WEIGHT_DECAY = 1e-3
 EPSILON = 1e-8
@@ -69,7 +69,7 @@ class InstanceOptimizer:
     ``restore(state())``.
 
     method "direct" takes no step, whatever ``steps`` says. The same seed gives the same steps, bit for bit on a
-    CPU with the same number of threads. Raises ValueError for an unknown method, and
+    CPU with the same number of threads. Raises ValueError for settings that make no sense and
     FloatingPointError when a loss is no longer finite.
     """
 
@@ -87,6 +87,10 @@ class InstanceOptimizer:
     ):
         if method not in METHODS:
             raise ValueError(f"The method is one of {', '.join(METHODS)}, not {method!r}.")
+        if projection not in PROJECTION_RULES:
+            raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {projection!r}.")
+        if steps < 0 or learning_rate <= 0:
+            raise ValueError("Steps cannot be negative, and the learning rate must be positive.")
         self.objective = objective
         self.method = method
         self.steps = 0 if method == "direct" else steps

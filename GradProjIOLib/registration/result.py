@@ -229,13 +229,19 @@ class Registration:
 
     def title(self) -> str:
         """One line that says what was registered, how, and with which folding."""
-        folded, model = self.report["jacobian"]["folded_percent"], self.report["model"]["name"]
+        folded = self.report["jacobian"]["folded_percent"]
         return (
             f"{Path(self.moving.name).name} onto {Path(self.fixed.name).name} · "
-            f"{'no network' if model == 'none' else model}, "
+            f"{model_in_words(self.report)}, "
             f"{self.settings.method}, {steps_in_words(self.report)} · {folded:.3g} % folded · "
             f"{self.report['seconds']:.0f} s"
         )
+
+
+def model_in_words(report: Mapping[str, Any]) -> str:
+    """The name of the network that a registration used."""
+    name = report["model"]["name"]
+    return "no network" if name == "none" else name
 
 
 def steps_in_words(report: Mapping[str, Any]) -> str:

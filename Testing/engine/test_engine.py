@@ -396,6 +396,12 @@ class TestOptimization:
             early = objective.displacements()
         assert torch.equal(early, self.run(self.objective(), steps=2)[1])
 
+    @pytest.mark.parametrize("options", [{"steps": -1}, {"learning_rate": 0}, {"method": "magic"},
+                                         {"projection": "none"}])  # fmt: skip
+    def test_senseless_settings_are_refused(self, options):
+        with pytest.raises(ValueError, match=r"negative|positive|one of"):
+            InstanceOptimizer(self.objective(), **({"learning_rate": 1e-3, "steps": 1} | options))
+
     def test_losses_that_are_not_finite_end_it(self):
         objective = self.objective()
         with torch.no_grad():
