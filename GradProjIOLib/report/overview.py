@@ -129,8 +129,12 @@ def draw_overview(
     `moved_before` (the moving image as the initial alignment places it), `warped`, `determinant` and the mask
     `folded` are all on the fixed image's lattice [k, j, i]. `steps` are those of report.json; none for direct
     inference. With `deformation` (fixed → moving, RAS mm), the lines of a regular grid of the moving image are drawn
-    into the determinant map.
+    into the determinant map. Raises ValueError where the shapes differ.
     """
+    for name, array in (("moved_before", moved_before.array), ("warped", warped.array),
+                        ("determinant", determinant), ("folded", folded)):  # fmt: skip
+        if array.shape != fixed.shape:
+            raise ValueError(f"expected {name} on the lattice {fixed.shape} of fixed, found {array.shape}")
     folded = folded | (determinant <= 0)
     moving_window = _window(moved_before.array)
     images = [

@@ -320,3 +320,9 @@ def test_pyplot_stays_unloaded() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_another_lattice_is_refused() -> None:
+    fixed = scene()
+    with pytest.raises(ValueError, match="expected warped on the lattice"):
+        Picture(fixed, warped=Volume(fixed.array[:-1], fixed.affine))
