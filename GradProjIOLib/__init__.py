@@ -15,31 +15,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from GradProjIOLib.errors import InputError, WriteError
-    from GradProjIOLib.geometry.image_files import read_labels, read_volume, write_volume
-    from GradProjIOLib.geometry.volume import Volume
-    from GradProjIOLib.registration.going_on import load_result
-    from GradProjIOLib.registration.register import register
-    from GradProjIOLib.registration.result import Registration
-    from GradProjIOLib.settings import Settings
-    from GradProjIOLib.spatial.deformation import Deformation
+    from GradProjIOLib.errors import InputError as InputError
+    from GradProjIOLib.errors import WriteError as WriteError
+    from GradProjIOLib.geometry.image_files import read_labels as read_labels
+    from GradProjIOLib.geometry.image_files import read_volume as read_volume
+    from GradProjIOLib.geometry.image_files import write_volume as write_volume
+    from GradProjIOLib.geometry.volume import Volume as Volume
+    from GradProjIOLib.registration.going_on import load_result as load_result
+    from GradProjIOLib.registration.register import register as register
+    from GradProjIOLib.registration.result import Registration as Registration
+    from GradProjIOLib.settings import Settings as Settings
+    from GradProjIOLib.spatial.deformation import Deformation as Deformation
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Deformation",
-    "InputError",
-    "Registration",
-    "Settings",
-    "Volume",
-    "WriteError",
-    "__version__",
-    "load_result",
-    "read_labels",
-    "read_volume",
-    "register",
-    "write_volume",
-]
 
 _MODULES = {
     "Deformation": "spatial.deformation",
@@ -55,6 +43,8 @@ _MODULES = {
     "write_volume": "geometry.image_files",
 }
 """The module that defines each public name."""
+
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
