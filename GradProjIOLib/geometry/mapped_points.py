@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -57,8 +56,11 @@ def _suffix(path: Path) -> str:
 
 
 def _map_mesh(source: Path, target: Path, map_points: PointMap, frame: str | None, affine: np.ndarray | None) -> int:
-    vtk = _vtk()
-    from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+    try:
+        import vtk
+        from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+    except ImportError as error:
+        raise InputError("Surfaces need the package vtk; install it (pip install vtk).") from error
 
     kind = {".vtk": "PolyData", ".vtp": "XMLPolyData", ".ply": "PLY", ".stl": "STL"}[_suffix(source)]
     reader = getattr(vtk, f"vtk{kind}Reader")()
@@ -93,11 +95,3 @@ def _map_mesh(source: Path, target: Path, map_points: PointMap, frame: str | Non
         if not writer.Write():
             raise OSError("vtk could not write it")
     return len(mapped)
-
-
-def _vtk() -> Any:
-    try:
-        import vtk
-    except ImportError as error:
-        raise InputError("Surfaces need the package vtk; install it (pip install vtk).") from error
-    return vtk
