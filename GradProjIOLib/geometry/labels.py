@@ -44,9 +44,7 @@ def as_labels(labels: Labels | Image, role: str) -> Labels:
     if not isinstance(labels, Labels):
         volume = as_volume(labels, role)
         labels = Labels(volume, {} if volume.path is None else segment_names(volume.path))
-    whole = whole_numbers_of(labels.volume)
-    if whole is not labels.volume:
-        labels = replace(labels, volume=whole)
+    labels = replace(labels, volume=whole_numbers_of(labels.volume))
     if not labels.volume.array.any():
         raise InputError(f"{labels.volume.name} holds no label: all its values are 0; choose another label map.")
     return labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES
 from GradProjIOLib.geometry.tables import read_table
 from GradProjIOLib.geometry.transform_files import transform_in
-from GradProjIOLib.settings import Settings
+from GradProjIOLib.settings import SETTING_NAMES, Settings
 
 IMAGES = ("fixed", "moving")
-SETTING_FIELDS = {one.name: one for one in fields(Settings)}
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def read_pairs(
     Raises InputError where the file is no such table, a case is there twice, or ``settings`` make no sense.
     """
     Settings.from_mapping(settings)
-    columns = ("case", *roles, "preset", *(name for name in SETTING_FIELDS if name not in without))
+    columns = ("case", *roles, "preset", *(name for name in SETTING_NAMES if name not in without))
     rows = list(read_table(path, columns, required).values())
     pairs, unusable = [], {}
     for case, row in zip(_cases(path, rows), rows, strict=True):
@@ -127,15 +126,15 @@ def _pair(
         if not row[role]:
             raise InputError(f"The row names no file for {role.replace('_', ' ')}; fill it in.")
     files = {role: folder / Path(cell).expanduser() for role in ROLES if (cell := row.get(role))}
-    values = {name: _value(name, cell, folder) for name in SETTING_FIELDS if (cell := row.get(name))}
+    values = {one.name: _value(one, cell, folder) for one in fields(Settings) if (cell := row.get(one.name))}
     if preset := row.get("preset"):
         values["preset"] = preset
     return Pair(case, settings=Settings.from_mapping({**settings, **values}), **files)
 
 
-def _value(name: str, cell: str, folder: Path) -> Any:
+def _value(setting: Field, cell: str, folder: Path) -> Any:
     """The value of a setting in a cell; where it is no such value, the cell itself, which Settings refuses."""
-    rules = SETTING_FIELDS[name].metadata
+    rules = setting.metadata
     if rules["is_path"]:
         return str((folder / Path(cell).expanduser()).absolute())
     try:
