@@ -89,6 +89,11 @@ def write_error(path: Path, error: Exception) -> WriteError:
     )
 
 
+def incomplete(path: Path) -> InputError:
+    """The error for an image file that lacks a part of what it should hold."""
+    return InputError(f"{path} is incomplete or damaged; copy or export it again.")
+
+
 def json_text(value: Any, indent: int | None = None, **options: Any) -> str:
     """`value` as standard JSON, which knows neither NaN nor infinity; see `jsonable`. Options are json.dumps's."""
     return json.dumps(jsonable(value), indent=indent, allow_nan=False, **options)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import shutil
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError, WriteError
-from GradProjIOLib.geometry.files import atomic_path, library_path, path_text, write_error
+from GradProjIOLib.geometry.files import atomic_path, incomplete, library_path, path_text, write_error
 from GradProjIOLib.geometry.lattice import badly_placed, is_rectangular
-from GradProjIOLib.geometry.nifti import check_place, is_complete, is_nifti, is_packed, straightened_file
+from GradProjIOLib.geometry.nifti import check_place, complete_header, is_nifti, readable_file
 from GradProjIOLib.geometry.volume import (
     SKEW_NOTE,
     Volume,
@@ -61,7 +57,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
 def read_sitk(
     path: Path,
     accept: Callable[[SimpleITK.ImageFileReader], None],
-    on_not_finite: Callable[[np.ndarray, str], None] | None = None,
+    on_not_finite: Callable[[np.ndarray, str], None] = refuse_not_finite,
 ) -> SimpleITK.Image:
     """The image in the NIfTI, NRRD or MetaImage file `path` as SimpleITK reads it.
 
@@ -73,16 +69,16 @@ def read_sitk(
 
     check_readable(path, WRITTEN_SUFFIXES)
     _check_data_file(path)
-    with _unpacked(path) as unpacked, straightened_file(unpacked, path) as (readable, header):
+    with readable_file(path) as (readable, header, repaired):
         reader = sitk.ImageFileReader()
         reader.SetFileName(library_path(readable))
         try:
             reader.ReadImageInformation()
             accept(reader)
-            _check_values(unpacked, header, path_text(path), on_not_finite or refuse_not_finite)
+            _check_values(readable, header, path_text(path), on_not_finite)
             image = reader.Execute()
             check_place(image, header, path)
-            if readable != unpacked:
+            if repaired:
                 image.SetMetaData(REPAIRED, "yes")
             return image
         except RuntimeError as error:
@@ -175,7 +171,7 @@ def write_sitk(image: SimpleITK.Image, path: str | os.PathLike) -> None:
         except RuntimeError as error:
             raise write_error(path, error) from error
         # ITK's NIfTI writer says nothing when the disk is full.
-        if not is_complete(temporary):
+        if is_nifti(path) and complete_header(temporary) is None:
             raise write_error(path, OSError("the disk is full or the file is too large"))
 
 
@@ -190,35 +186,7 @@ def check_readable(path: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> No
     if not path.name.lower().endswith(suffixes):
         raise InputError(f"{path} has an unsupported format; convert it to one of {', '.join(suffixes)}.")
     if path.stat().st_size == 0:
-        raise _incomplete(path)
-
-
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """A complete file that ITK can read: `path`, or for a .nii.gz a temporary file with what it holds.
-
-    Unpacking takes longer than anything else, so it is done only once. Raises InputError.
-    """
-    if not is_packed(path):
-        if not is_complete(path):
-            raise _incomplete(path)
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
-        unpacked = Path(folder) / "image.nii"
-        try:
-            with gzip.open(path) as packed, open(unpacked, "wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise _incomplete(path) from error
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be unpacked in {folder} ({error.strerror}); free some space, or set TMPDIR to "
-                "another folder."
-            ) from error
-        if not is_complete(unpacked):
-            raise _incomplete(path)
-        yield unpacked
+        raise incomplete(path)
 
 
 def _check_data_file(path: Path) -> None:
@@ -265,10 +233,6 @@ def _check_values(
     on_not_finite(~np.isfinite(values), name)
 
 
-def _incomplete(path: Path) -> InputError:
-    return InputError(f"{path} is incomplete or damaged; copy or export it again.")
-
-
 def _read_freesurfer(path: Path) -> Volume:
     import nibabel
 
@@ -277,4 +241,4 @@ def _read_freesurfer(path: Path) -> Volume:
     except InputError:
         raise
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise _incomplete(path) from error
+        raise incomplete(path) from error

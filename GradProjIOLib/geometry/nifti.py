@@ -9,14 +9,14 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.files import path_text
+from GradProjIOLib.geometry.files import incomplete, path_text
 from GradProjIOLib.geometry.lattice import RAS_TO_LPS, badly_placed, straight_affine
 
 if TYPE_CHECKING:
@@ -32,21 +32,6 @@ MILLIMETERS = {1: 1000.0, 2: 1.0, 3: 0.001}
 """A NIfTI header's unit of length in mm; ITK converts it."""
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a NIfTI file holds all the data its header promises (ITK reads the missing part as zeros).
-
-    Files of other formats count as complete: their readers notice missing data themselves.
-    """
-    if not is_nifti(path):
-        return True
-    try:
-        with gzip.open(path) if is_packed(path) else open(path, "rb") as file:
-            header = read_header(file.read(540))
-            return header is not None and file.seek(0, os.SEEK_END) >= _nifti_length(header)
-    except (OSError, EOFError, zlib.error):
-        return False
-
-
 def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
@@ -55,31 +40,62 @@ def is_packed(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-@contextmanager
-def straightened_file(path: Path, source: Path) -> Iterator[tuple[Path, nibabel.Nifti1Header | None]]:
-    """An unpacked image that ITK can read: `path`, or where the axes of a NIfTI file are a little skewed, a copy.
-
-    With it comes its NIfTI header; None where it has none. Raises InputError, which names the `source`, for a NIfTI
-    file whose place in space is no number.
-    """
-    header = None
-    if is_nifti(path):
-        with open(path, "rb") as file:
+def complete_header(path: Path) -> nibabel.Nifti1Header | None:
+    """The header of a NIfTI file; None where the file lacks data that it promises, which ITK reads as zeros."""
+    try:
+        with gzip.open(path) if is_packed(path) else open(path, "rb") as file:
             header = read_header(file.read(540))
-    if header is not None and not all(np.isfinite(header[name]).all() for name in PLACE):
-        raise badly_placed(path_text(source))
-    better = None if header is None or not header["sform_code"] else straight_affine(header.get_sform())
-    if header is None or better is None:
-        yield path, header
+            return header if header is not None and file.seek(0, os.SEEK_END) >= _nifti_length(header) else None
+    except (OSError, EOFError, zlib.error):
+        return None
+
+
+@contextmanager
+def readable_file(path: Path) -> Iterator[tuple[Path, nibabel.Nifti1Header | None, bool]]:
+    """A file that ITK can read with the image in `path`, its NIfTI header, and whether its axes were straightened.
+
+    It is `path` itself, or a temporary copy of a NIfTI file that is packed or whose axes are a little skewed. The
+    header is None for other formats, whose readers notice missing data themselves. Raises InputError for a NIfTI file
+    that is not complete, or whose place in space is no number.
+    """
+    if not is_nifti(path):
+        yield path, None, False
         return
+    with ExitStack() as stack:
+        # Unpacking takes longer than anything else, so it is done only once.
+        readable = stack.enter_context(_copy(path)) if is_packed(path) else path
+        header = complete_header(readable)
+        if header is None:
+            raise incomplete(path)
+        if not all(np.isfinite(header[name]).all() for name in PLACE):
+            raise badly_placed(path_text(path))
+        better = straight_affine(header.get_sform()) if header["sform_code"] else None
+        if better is not None:
+            if readable == path:
+                readable = stack.enter_context(_copy(path))
+            header.set_sform(better, int(header["sform_code"]))
+            header.set_qform(better, int(header["sform_code"]))
+            with open(readable, "r+b") as file:
+                file.write(header.binaryblock)
+        yield readable, header, better is not None
+
+
+@contextmanager
+def _copy(path: Path) -> Iterator[Path]:
+    """A temporary copy of a NIfTI file, unpacked. Raises InputError."""
     with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
         copy = Path(folder) / "image.nii"
-        shutil.copyfile(path, copy)
-        header.set_sform(better, int(header["sform_code"]))
-        header.set_qform(better, int(header["sform_code"]))
-        with open(copy, "r+b") as file:
-            file.write(header.binaryblock)
-        yield copy, header
+        try:
+            with gzip.open(path) if is_packed(path) else open(path, "rb") as source, open(copy, "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise incomplete(path) from error
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be unpacked in {folder} ({error.strerror}); free some space, or set TMPDIR to "
+                "another folder."
+            ) from error
+        yield copy
 
 
 def check_place(image: SimpleITK.Image, header: nibabel.Nifti1Header | None, source: Path) -> None:
