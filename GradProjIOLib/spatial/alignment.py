@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -245,11 +243,16 @@ def _optimized(
         registration.SetMetricFixedMask(_zeros_and_ones(fixed_mask))
     if moving_mask is not None:
         registration.SetMetricMovingMask(_zeros_and_ones(moving_mask))
+    # With more threads the metric adds up in changing order, and two runs differ. It follows only SimpleITK's global
+    # number of threads, not the registration's own.
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        with _one_thread():
-            found = registration.Execute(to_sitk(fixed), to_sitk(moving))
+        found = registration.Execute(to_sitk(fixed), to_sitk(moving))
     except RuntimeError:
         return None
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     return -registration.GetMetricValue(), linear_from_sitk(found)
 
 
@@ -257,22 +260,6 @@ def _zeros_and_ones(mask: Volume) -> SimpleITK.Image:
     if not mask.array.any():
         raise InputError(f"{mask.name} is empty; choose a mask with voxels in it.")
     return to_sitk(replace(mask, array=(mask.array != 0).astype(np.uint8)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let SimpleITK compute in one thread. With more of them the metric adds up in changing order, and two runs differ.
-
-    The metric follows only SimpleITK's global number of threads, not the registration's own.
-    """
-    import SimpleITK as sitk
-
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _about(center: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
