@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from GradProjIOLib.errors import InputError
 
@@ -58,9 +59,7 @@ def lattice_affine(affine: np.ndarray, size: tuple[int, int, int], lattice: tupl
     (n + 0.5)·size/lattice − 0.5, which is torch's `align_corners=False`.
     """
     scale = np.array(size[::-1], dtype=np.float64) / np.array(lattice[::-1], dtype=np.float64)
-    stretch = np.diag([*scale, 1.0])
-    stretch[:3, 3] = 0.5 * scale - 0.5
-    return np.asarray(affine, dtype=np.float64) @ stretch
+    return np.asarray(affine, dtype=np.float64) @ affine_of(np.diag(scale), 0.5 * scale - 0.5)
 
 
 def coarse_lattice(size: tuple[int, int, int], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -105,6 +104,13 @@ def slabs(shape: tuple[int, int, int], affine: np.ndarray) -> Iterator[tuple[sli
     for first in range(0, shape[0], thickness):
         last = min(first + thickness, shape[0])
         yield slice(first, last), lattice_points(shape, affine, first, last)
+
+
+def affine_of(linear: np.ndarray, shift: ArrayLike) -> np.ndarray:
+    """The affine map x → linear·x + shift as one matrix (4x4)."""
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = linear, shift
+    return matrix
 
 
 def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

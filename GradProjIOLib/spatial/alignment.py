@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import apply_matrix, lattice_affine, lattice_points
+from GradProjIOLib.geometry.lattice import affine_of, apply_matrix, lattice_affine, lattice_points
 from GradProjIOLib.geometry.transform_files import linear_from_sitk, sitk_from_linear
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.settings import ALIGNMENTS, LANDMARK_ALIGNMENTS
@@ -62,7 +62,7 @@ def align(
     spacing = max(float(extent.max()) / LONGEST_SIDE, float(fixed.spacing.min()))
     fine = _reduced(fixed, spacing), _reduced(moving, spacing)
     if kind == "centers":
-        return _translation(_center(fine[1]) - _center(fine[0]))
+        return affine_of(np.eye(3), _center(fine[1]) - _center(fine[0]))
     coarse = _reduced(fine[0], SEARCH_SHRINK * spacing), _reduced(fine[1], SEARCH_SHRINK * spacing)
     attempts = [_optimized(*coarse, start, "rigid", (1,), seed) for start in _starts(*coarse)]
     reached = [result for result in attempts if result is not None]
@@ -107,8 +107,7 @@ def align_landmarks(fixed: np.ndarray, moving: np.ndarray, kind: str) -> np.ndar
         linear = Rotation.align_vectors(around[1], around[0])[0].as_matrix()
     else:
         linear = np.linalg.lstsq(around[0], around[1], rcond=None)[0].T
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = linear, centers[1] - linear @ centers[0]
+    matrix = affine_of(linear, centers[1] - linear @ centers[0])
     if _stretches(matrix) or np.linalg.det(linear) < 0:
         raise InputError(
             "The landmarks would stretch or mirror the moving image beyond recognition; check that partners have the "
@@ -194,7 +193,7 @@ def _starts(fixed: Volume, moving: Volume) -> list[np.ndarray]:
     scored = []
     for degrees in itertools.product(SEARCH_DEGREES, repeat=3):
         rotation = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
-        candidates = [_about(center, rotation, shift) for shift in shifts]
+        candidates = [affine_of(rotation, center + shift - rotation @ center) for shift in shifts]
         scores = [_fit(fixed, moving, points, matrix) for matrix in candidates]
         scored.append((max(scores), candidates[int(np.argmax(scores))]))
     return [matrix for _, matrix in sorted(scored, key=itemgetter(0), reverse=True)[:STARTS]]
@@ -260,19 +259,6 @@ def _zeros_and_ones(mask: Volume) -> SimpleITK.Image:
     if not mask.array.any():
         raise InputError(f"{mask.name} is empty; choose a mask with voxels in it.")
     return to_sitk(replace(mask, array=(mask.array != 0).astype(np.uint8)))
-
-
-def _about(center: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The map (4x4) that turns about `center` and then shifts."""
-    matrix = _translation(center + shift - rotation @ center)
-    matrix[:3, :3] = rotation
-    return matrix
-
-
-def _translation(shift: np.ndarray) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    return matrix
 
 
 def _failure(fixed: Volume, moving: Volume, reason: str) -> InputError:

@@ -17,6 +17,7 @@ import torch
 
 from GradProjIOLib.geometry import transform_files
 from GradProjIOLib.geometry.lattice import (
+    affine_of,
     apply_matrix,
     check_affine,
     coarse_lattice,
@@ -171,10 +172,8 @@ class Deformation:
             size = self.shape[axis]
             ramp = np.concatenate([np.arange(before) / before, np.ones(size), np.arange(after)[::-1] / after])
             displacement *= np.expand_dims(ramp, [n for n in range(4) if n != axis]).astype(np.float32)
-        moved = np.eye(4)
-        moved[:3, 3] = -i, -j, -k
         undefined = None if self.undefined is None else np.pad(self.undefined, widths)
-        return Deformation(displacement, self.affine @ moved, self.matrix, undefined)
+        return Deformation(displacement, self.affine @ affine_of(np.eye(3), (-i, -j, -k)), self.matrix, undefined)
 
     def inverse(self, shape: tuple[int, int, int] | None = None, affine: np.ndarray | None = None) -> Deformation:
         """The inverse map, y → x with self(x) = y, on a given lattice.
