@@ -11,10 +11,10 @@ import numpy as np
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir
 from GradProjIOLib.geometry import mapped_points, transform_files
-from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES, read_volume, write_vectors
+from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES, read_volume, write_sitk
 from GradProjIOLib.geometry.landmarks import FRAMES
 from GradProjIOLib.geometry.lattice import is_rectangular
-from GradProjIOLib.geometry.volume import Volume
+from GradProjIOLib.geometry.volume import Volume, sitk_image
 from GradProjIOLib.spatial.deformation import Deformation
 
 CONVENTIONS = ("mm", "voxels", "lumir")
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         lumir.write_displacement(lumir.voxel_displacement(whole, fixed, moving), whole.affine, arguments.output)
     else:
         in_voxels = lumir.voxel_displacement(whole, fixed, fixed).transpose(2, 1, 0, 3)
-        write_vectors(np.ascontiguousarray(in_voxels), whole.affine, arguments.output)
+        write_sitk(sitk_image(np.ascontiguousarray(in_voxels), whole.affine), arguments.output)
     return 0
 
 

@@ -25,7 +25,6 @@ from GradProjIOLib.geometry.volume import (
     from_sitk,
     lattice_of,
     refuse_not_finite,
-    set_lattice,
     straightened,
     to_sitk,
 )
@@ -144,15 +143,6 @@ def write_volume(volume: Volume, path: str | os.PathLike, note: str = "") -> Non
     image = to_sitk(volume)
     if note:
         image.SetMetaData("ITK_FileNotes", note)
-    write_sitk(image, path)
-
-
-def write_vectors(vectors: np.ndarray, affine: np.ndarray, path: str | os.PathLike) -> None:
-    """Write an image of vectors [k, j, i, 3], as they are, on the lattice `affine`. Raises WriteError."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(vectors.astype(np.float32), isVector=True)
-    set_lattice(image, affine)
     write_sitk(image, path)
 
 

@@ -18,8 +18,8 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import atomic_path, library_path, write_error
 from GradProjIOLib.geometry.image_files import WRITTEN_SUFFIXES as IMAGE_SUFFIXES
 from GradProjIOLib.geometry.image_files import check_readable, read_sitk, write_sitk
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, apply_matrix, lattice_points
-from GradProjIOLib.geometry.volume import lattice_of, set_lattice
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, affine_of, apply_matrix, lattice_points
+from GradProjIOLib.geometry.volume import lattice_of, sitk_image
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -41,10 +41,7 @@ def linear_from_sitk(transform: SimpleITK.Transform) -> np.ndarray:
     """The 4x4 matrix (RAS mm) of a linear SimpleITK transform (LPS mm), also of a composite of such."""
     corners = np.vstack([np.zeros(3), np.eye(3)])
     images = np.array([transform.TransformPoint(point) for point in corners.tolist()])
-    matrix = np.eye(4)
-    matrix[:3, :3] = (images[1:] - images[0]).T
-    matrix[:3, 3] = images[0]
-    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
+    return RAS_TO_LPS @ affine_of((images[1:] - images[0]).T, images[0]) @ RAS_TO_LPS
 
 
 def read_transform(
@@ -93,12 +90,13 @@ def write_transform(displacement: np.ndarray, affine: np.ndarray, matrix: np.nda
     if suffix not in WRITTEN_SUFFIXES:
         linear_part = lattice_points(displacement.shape[:3], (matrix - np.eye(4)) @ affine)
         whole = (displacement @ matrix[:3, :3].T + linear_part).astype(np.float32)
-        return write_sitk(_to_sitk(whole, affine), path)
+        return write_sitk(sitk_image(whole * RAS_TO_LPS_VECTOR, affine), path)
     parts: list[SimpleITK.Transform] = []
     if not np.array_equal(matrix, np.eye(4)):
         parts.append(sitk_from_linear(matrix))
     if displacement.any() or not parts:
-        parts.append(sitk.DisplacementFieldTransform(sitk.Cast(_to_sitk(displacement, affine), sitk.sitkVectorFloat64)))
+        field = sitk_image(displacement * RAS_TO_LPS_VECTOR, affine)
+        parts.append(sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64)))
     transform = parts[0] if len(parts) == 1 else sitk.CompositeTransform(parts)
     bytes_per_number = 8 if suffix in HDF5_SUFFIXES else 25
     with atomic_path(path) as temporary:
@@ -180,8 +178,6 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _read_field_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import SimpleITK as sitk
-
     def accept(reader: SimpleITK.ImageFileReader) -> None:
         if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 3:
             raise InputError(
@@ -190,10 +186,10 @@ def _read_field_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     found: list[np.ndarray] = []
     image = read_sitk(path, accept, lambda bad, _: found.append(bad))
-    displacement = sitk.GetArrayFromImage(image).astype(np.float32)
+    displacement, affine = _from_sitk(image)
     for bad in found:
         displacement[bad.reshape(3, *displacement.shape[:3]).any(axis=0)] = np.nan
-    return displacement * RAS_TO_LPS_VECTOR, lattice_of(image)
+    return displacement, affine
 
 
 def _from_sitk(field: SimpleITK.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -204,22 +200,12 @@ def _from_sitk(field: SimpleITK.Image) -> tuple[np.ndarray, np.ndarray]:
         return sitk.GetArrayFromImage(field).astype(np.float32) * RAS_TO_LPS_VECTOR, lattice_of(field)
 
 
-def _to_sitk(displacement: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(displacement * RAS_TO_LPS_VECTOR, isVector=True)
-    set_lattice(image, affine)
-    return image
-
-
 def _sampled(transforms: list[SimpleITK.Transform], shape: tuple[int, int, int], affine: np.ndarray) -> SimpleITK.Image:
     """The displacement of any transforms, the last one applied first, on a lattice, as a vector image."""
     import SimpleITK as sitk
 
-    lattice = sitk.Image([int(n) for n in shape[::-1]], sitk.sitkUInt8)
-    set_lattice(lattice, affine)
     to_field = sitk.TransformToDisplacementFieldFilter()
-    to_field.SetReferenceImage(lattice)
+    to_field.SetReferenceImage(sitk_image(np.zeros(shape, np.uint8), affine))
     to_field.SetOutputPixelType(sitk.sitkVectorFloat64)
     return to_field.Execute(sitk.CompositeTransform(transforms))
 

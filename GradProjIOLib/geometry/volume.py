@@ -1,7 +1,7 @@
 """Three-dimensional images in physical space: the array, its affine, its validation.
 
 Inside the package every coordinate is RAS mm. ITK's files and objects use LPS mm; the sign changes here, in
-`to_sitk` and `from_sitk`, and nowhere else.
+`sitk_image` and `from_sitk`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import RAS_TO_LPS, check_affine, describe_lattice, straight_affine
+from GradProjIOLib.geometry.lattice import RAS_TO_LPS, affine_of, check_affine, describe_lattice, straight_affine
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -161,12 +161,8 @@ def from_nibabel(image: SpatialImage, name: str) -> Volume:
 
 def to_sitk(volume: Volume) -> SimpleITK.Image:
     """`volume` as a SimpleITK image, in LPS mm. Booleans become 8-bit, half floats single."""
-    import SimpleITK as sitk
-
     stored = {"bool": np.uint8, "float16": np.float32}.get(volume.array.dtype.name, volume.array.dtype)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array, dtype=stored))
-    set_lattice(image, volume.affine)
-    return image
+    return sitk_image(np.ascontiguousarray(volume.array, dtype=stored), volume.affine)
 
 
 def from_sitk(image: SimpleITK.Image, name: str = "volume") -> Volume:
@@ -182,21 +178,26 @@ def from_sitk(image: SimpleITK.Image, name: str = "volume") -> Volume:
     return Volume(sitk.GetArrayFromImage(image), lattice_of(image), name)
 
 
-def set_lattice(image: SimpleITK.Image, affine: np.ndarray) -> None:
-    """Place the 3-D SimpleITK `image` in space by the `affine` (4x4) from its index to RAS mm."""
+def sitk_image(array: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
+    """The SimpleITK image of an `array` [k, j, i], or of vectors [k, j, i, 3], which stay as they are.
+
+    `affine` (4x4) from the index to RAS mm places it in space.
+    """
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
     placed = RAS_TO_LPS @ affine
     spacing = np.linalg.norm(placed[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(placed[:3, 3].tolist())
     image.SetDirection((placed[:3, :3] / spacing).ravel().tolist())
+    return image
 
 
 def lattice_of(image: SimpleITK.Image) -> np.ndarray:
     """The affine (4x4) from the index of the 3-D SimpleITK `image` to RAS mm."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return RAS_TO_LPS @ affine
+    axes = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    return RAS_TO_LPS @ affine_of(axes, image.GetOrigin())
 
 
 def refuse_not_finite(bad: np.ndarray, name: str) -> None:
