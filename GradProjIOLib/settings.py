@@ -213,22 +213,21 @@ def _checked(one: Field, value: Any) -> Any:
         raise InputError(f"The setting {name} cannot be {value!r}; {suggestion(value, rules['choices'])}")
     if rules["is_path"] and hasattr(value, "__fspath__"):
         value = str(value)
-    if kind is tuple:
-        if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(_fits(rules, int, n) for n in value)):
-            raise InputError(f"The setting {name} is {value!r}; it must be three whole numbers, {allowed_range(one)}.")
-    elif not _fits(rules, kind, value):
+    if not _fits(rules, kind, value):
         wanted = ", ".join(filter(None, (_KINDS[kind], allowed_range(one))))
         raise InputError(f"The setting {name} is {value!r}; it must be {wanted}.")
     return kind(value)
 
 
-_KINDS = {str: "a text", int: "a whole number", float: "a number"}
+_KINDS = {str: "a text", int: "a whole number", float: "a number", tuple: "three whole numbers"}
 
 
 def _fits(rules: Mapping[str, Any], kind: type, value: Any) -> bool:
     """Whether a value is of the kind and within the bounds."""
     if kind is str:
         return isinstance(value, str)
+    if kind is tuple:
+        return isinstance(value, (list, tuple)) and len(value) == 3 and all(_fits(rules, int, n) for n in value)
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         return False
     return (
