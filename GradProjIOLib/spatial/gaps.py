@@ -28,12 +28,14 @@ def fill_gaps(displacement: np.ndarray, undefined: np.ndarray | None) -> tuple[n
     return displacement, undefined if undefined is not None and undefined.any() else None
 
 
-def determinants_beside(displacement: np.ndarray, undefined: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """The voxels (k, j, i) beside gaps, each [n], and the Jacobian determinants of i → i + d(i) there [n].
+def correct_beside(determinant: np.ndarray, displacement: np.ndarray, undefined: np.ndarray | None) -> None:
+    """Compute the Jacobian determinants [k, j, i] of i → i + d(i) beside gaps anew, without what is filled in there.
 
     `displacement` d is [k, j, i, 3] in voxels along k, j and i. The differences leave out what is undefined or outside:
     they are one-sided where one neighbor is missing. Where both are, d counts as constant along that axis.
     """
+    if undefined is None:
+        return
     index = np.argwhere(ndimage.binary_dilation(undefined) & ~undefined)
     here = displacement[tuple(index.T)]
     columns = []
@@ -50,4 +52,4 @@ def determinants_beside(displacement: np.ndarray, undefined: np.ndarray) -> tupl
         column = (ends[0] - ends[1]) / np.maximum(steps, 1)[:, None]
         column[:, axis] += 1
         columns.append(column)
-    return tuple(index.T), np.linalg.det(np.stack(columns, axis=-1))
+    determinant[tuple(index.T)] = np.linalg.det(np.stack(columns, axis=-1))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.spatial.deformation import Deformation
-from GradProjIOLib.spatial.gaps import determinants_beside
+from GradProjIOLib.spatial.gaps import correct_beside
 
 VOXELS_AT_ONCE = 1 << 17
 """How many voxels are computed at the same time, which bounds the memory."""
@@ -50,23 +50,16 @@ def determinant_map(deformation: Deformation, with_affine: bool = True) -> np.nd
     """Jacobian determinant of the whole map at every sample of the deformation's lattice: float32 [k, j, i].
 
     1 keeps the volume, 2 doubles it, 0 and below folds; it is 1 where the deformation is undefined. It may leave out
-    the linear part. See `jacobian_determinant` and `gaps.determinants_beside` for the differences.
+    the linear part. See `jacobian_determinant` and `gaps.correct_beside` for the differences.
     """
     displacement = voxel_displacement(deformation)
     determinant = jacobian_determinant(displacement).numpy()
-    _correct_gaps(determinant, displacement, deformation)
+    correct_beside(determinant, displacement.movedim(0, -1).numpy(), deformation.undefined)
     if with_affine:
         determinant *= linear_determinant(deformation)
     if deformation.undefined is not None:
         determinant[deformation.undefined] = 1
     return determinant
-
-
-def _correct_gaps(determinant: np.ndarray, displacement: torch.Tensor, sampled: Deformation) -> None:
-    """Compute the determinants beside gaps anew, without what is filled in there."""
-    if sampled.undefined is not None:
-        voxels, values = determinants_beside(displacement.movedim(0, -1).numpy(), sampled.undefined)
-        determinant[voxels] = values
 
 
 def linear_determinant(deformation: Deformation) -> np.float32:
@@ -87,7 +80,7 @@ def folding(deformation: Deformation, region: np.ndarray | None = None) -> Foldi
     displacement = voxel_displacement(deformation)
     volume = non_diffeomorphic_volume(displacement).numpy() * abs(linear_determinant(deformation))
     determinant = _over_blocks(_central_determinant, _padded(displacement)).numpy()
-    _correct_gaps(determinant, displacement, deformation)
+    correct_beside(determinant, displacement.movedim(0, -1).numpy(), deformation.undefined)
     mask = determinant <= 0
     region = defined_region(deformation, region)
     if region is not None:
