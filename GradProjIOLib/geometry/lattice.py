@@ -85,14 +85,12 @@ def badly_placed(name: str) -> InputError:
     )
 
 
-def lattice_points(
-    shape: tuple[int, int, int], affine: np.ndarray, first: int = 0, last: int | None = None
-) -> np.ndarray:
+def lattice_points(shape: tuple[int, int, int], affine: np.ndarray, slab: slice = slice(None)) -> np.ndarray:
     """Where `affine` (4x4) puts the indices of a lattice of `shape` (K, J, I): [k, j, i, 3], float64.
 
-    `first` and `last` choose the slices k that are computed.
+    `slab` chooses the slices k that are computed.
     """
-    k, j, i = np.arange(first, shape[0] if last is None else last), np.arange(shape[1]), np.arange(shape[2])
+    k, j, i = np.arange(shape[0])[slab], np.arange(shape[1]), np.arange(shape[2])
     return k[:, None, None, None] * affine[:3, 2] + (
         j[:, None, None] * affine[:3, 1] + (i[:, None] * affine[:3, 0] + affine[:3, 3])
     )
@@ -102,8 +100,8 @@ def slabs(shape: tuple[int, int, int], affine: np.ndarray) -> Iterator[tuple[sli
     """Runs of slices k of a lattice with their points, few enough to stay small in memory."""
     thickness = max(1, POINTS_AT_ONCE // (shape[1] * shape[2]))
     for first in range(0, shape[0], thickness):
-        last = min(first + thickness, shape[0])
-        yield slice(first, last), lattice_points(shape, affine, first, last)
+        slab = slice(first, first + thickness)
+        yield slab, lattice_points(shape, affine, slab)
 
 
 def affine_of(linear: np.ndarray, shift: ArrayLike) -> np.ndarray:
@@ -111,6 +109,14 @@ def affine_of(linear: np.ndarray, shift: ArrayLike) -> np.ndarray:
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = linear, shift
     return matrix
+
+
+def in_view(index: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Which voxel indices [..., 3] (i, j, k) lie in the field of view of an image of `shape` (K, J, I): [...].
+
+    It ends half a voxel outside the centers of the outermost voxels.
+    """
+    return np.asarray(((index >= -0.5) & (index <= np.array(shape[::-1]) - 0.5)).all(axis=-1))
 
 
 def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

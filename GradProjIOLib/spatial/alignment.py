@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from GradProjIOLib.errors import InputError
-from GradProjIOLib.geometry.lattice import affine_of, apply_matrix, lattice_affine, lattice_points
+from GradProjIOLib.geometry.lattice import affine_of, apply_matrix, in_view, lattice_affine, lattice_points
 from GradProjIOLib.geometry.transform_files import linear_from_sitk, sitk_from_linear
 from GradProjIOLib.geometry.volume import Volume, to_sitk
 from GradProjIOLib.settings import ALIGNMENTS, LANDMARK_ALIGNMENTS
@@ -128,7 +128,7 @@ def overlap(fixed: Volume, moving: Volume, transform: Deformation | np.ndarray) 
     lattice = (24, 24, 24)
     points = lattice_points(lattice, lattice_affine(fixed.affine, fixed.shape, lattice))
     mapped = as_deformation(transform).map_points(points)
-    return float(_inside(apply_matrix(np.linalg.inv(moving.affine), mapped), moving).mean())
+    return float(in_view(apply_matrix(np.linalg.inv(moving.affine), mapped), moving.shape).mean())
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
@@ -138,11 +138,6 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     seen = joint > 0
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
-
-
-def _inside(index: np.ndarray, volume: Volume) -> np.ndarray:
-    """Which of the voxel indices [..., 3] (i, j, k) lie in the field of view: [...]."""
-    return np.asarray(((index >= -0.5) & (index <= np.array(volume.shape[::-1]) - 0.5)).all(axis=-1))
 
 
 def _reduced(volume: Volume, spacing: float) -> Volume:
@@ -202,7 +197,7 @@ def _starts(fixed: Volume, moving: Volume) -> list[np.ndarray]:
 def _fit(fixed: Volume, moving: Volume, points: np.ndarray, matrix: np.ndarray) -> float:
     """Mutual information of `fixed` and the moving image under `matrix`, 0 outside the moving image."""
     index = apply_matrix(np.linalg.inv(moving.affine) @ matrix, points)
-    warped = sample_linear(moving.array[..., None], index)[..., 0] * _inside(index, moving)
+    warped = sample_linear(moving.array[..., None], index)[..., 0] * in_view(index, moving.shape)
     return mutual_information(fixed.array, warped)
 
 

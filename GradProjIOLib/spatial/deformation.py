@@ -22,6 +22,7 @@ from GradProjIOLib.geometry.lattice import (
     check_affine,
     coarse_lattice,
     describe_lattice,
+    in_view,
     lattice_points,
     slabs,
 )
@@ -125,12 +126,11 @@ class Deformation:
         if background is None:
             background = 0 if interpolation == "nearest" else volume.array.min()
         to_index = np.linalg.inv(volume.affine)
-        upper = np.array(volume.shape[::-1]) - 0.5
         warped = np.empty(shape, dtype=volume.array.dtype)
         for slab, points in slabs(shape, affine):
             index = apply_matrix(to_index, self.map_points(points))
             values = to_type(interpolate(index), warped.dtype)
-            inside = ((index >= -0.5) & (index <= upper)).all(axis=-1) & ~self.undefined_at(points)
+            inside = in_view(index, volume.shape) & ~self.undefined_at(points)
             warped[slab] = np.where(inside, values, np.asarray(background, dtype=warped.dtype))
         return Volume(warped, affine, volume.name)
 
