@@ -56,6 +56,8 @@ def read_transform(
     file is missing, unreadable, or holds something else, or where such a lattice is missing. What is undefined in a
     field is left as it is: NaN, or as large as 3.4e38.
     """
+    import SimpleITK as sitk
+
     path = transform_in(path)
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return *_read_field_image(path), np.eye(4)
@@ -72,8 +74,11 @@ def read_transform(
             f"{path} holds a {transform.GetName()}, which needs an image that says where to sample it; "
             "give the fixed image, too."
         )
+    to_field = sitk.TransformToDisplacementFieldFilter()
+    to_field.SetReferenceImage(sitk_image(np.zeros(shape, np.uint8), affine))
+    to_field.SetOutputPixelType(sitk.sitkVectorFloat64)
     undone = sitk_from_linear(np.linalg.inv(matrix))
-    return *_from_sitk(_sampled([undone, transform], shape, affine)), matrix
+    return *_from_sitk(to_field.Execute(sitk.CompositeTransform([undone, transform]))), matrix
 
 
 def write_transform(displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray, path: str | os.PathLike) -> None:
@@ -198,16 +203,6 @@ def _from_sitk(field: SimpleITK.Image) -> tuple[np.ndarray, np.ndarray]:
     # ANTs marks what is undefined by the largest number there is.
     with np.errstate(over="ignore"):
         return sitk.GetArrayFromImage(field).astype(np.float32) * RAS_TO_LPS_VECTOR, lattice_of(field)
-
-
-def _sampled(transforms: list[SimpleITK.Transform], shape: tuple[int, int, int], affine: np.ndarray) -> SimpleITK.Image:
-    """The displacement of any transforms, the last one applied first, on a lattice, as a vector image."""
-    import SimpleITK as sitk
-
-    to_field = sitk.TransformToDisplacementFieldFilter()
-    to_field.SetReferenceImage(sitk_image(np.zeros(shape, np.uint8), affine))
-    to_field.SetOutputPixelType(sitk.sitkVectorFloat64)
-    return to_field.Execute(sitk.CompositeTransform(transforms))
 
 
 def _require_space(path: Path, size: int) -> None:
