@@ -125,8 +125,7 @@ def remove_abandoned(parent: Path) -> None:
     """Remove the staging folders in `parent` whose processes are gone."""
     import filelock
 
-    with os.scandir(parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(STAGING_PREFIX)]
+    names = [name for name in os.listdir(parent) if name.startswith(STAGING_PREFIX)]
     for name in names:
         lock = parent / f"{name.removesuffix('.lock')}.lock"
         # A folder without a lock file may belong to another program that is about to fill it.
