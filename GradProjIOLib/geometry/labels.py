@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,15 +49,14 @@ def as_labels(labels: Labels | Image, role: str) -> Labels:
     return labels
 
 
-def segment_names(path: str | os.PathLike) -> dict[int, str]:
+def segment_names(path: Path) -> dict[int, str]:
     """The names of a label map's values in the header of an NRRD file that Slicer wrote; of other files none."""
     import SimpleITK as sitk
 
-    path = Path(path)
     if not path.name.lower().endswith((".nrrd", ".nhdr")):
         return {}
     reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
+    reader.SetFileName(str(path))
     reader.ReadImageInformation()
     names = {}
     for key in reader.GetMetaDataKeys():
