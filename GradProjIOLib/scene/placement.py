@@ -69,7 +69,7 @@ def place(
             node = node_for(role, outputs[role])
             if role in (TRANSFORM, INVERSE):
                 displacement, affine, matrix = result[role]
-                transforms.deformation_to_node(displacement, affine, node, matrix)
+                transforms.deformation_to_node(displacement, affine, matrix, node)
             elif role == WARPED_LABELS:
                 labels.labels_to_segmentation(result[role], node, fixed, source)
             else:

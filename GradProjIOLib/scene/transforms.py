@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 import slicer
@@ -12,8 +13,6 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
 from GradProjIOLib.scene.nodes import mapped
-
-IDENTITY_MATRIX = np.eye(4)
 
 
 def deformation_from_node(
@@ -26,18 +25,14 @@ def deformation_from_node(
     """
     transform = vtk.vtkGeneralTransform()
     node.GetTransformFromWorld(transform)
-    linear = [part for part in _flat(transform) if isinstance(part, vtk.vtkLinearTransform)]
-    matrix = functools.reduce(np.matmul, map(_matrix, linear), np.eye(4))
+    matrix = _product(part for part in _flat(transform) if isinstance(part, vtk.vtkLinearTransform))
     points = lattice_points(shape, affine).reshape(-1, 3)
     displacement = apply_matrix(np.linalg.inv(matrix), mapped(transform, points)) - points
     return displacement.astype(np.float32).reshape(*shape, 3), matrix
 
 
 def deformation_to_node(
-    displacement: np.ndarray,
-    affine: np.ndarray,
-    node: slicer.vtkMRMLTransformNode,
-    matrix: np.ndarray = IDENTITY_MATRIX,
+    displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray, node: slicer.vtkMRMLTransformNode
 ) -> None:
     """Put the map x → matrix·(x + u(x)) in the world (fixed → moving) into the transform node `node`.
 
@@ -48,7 +43,7 @@ def deformation_to_node(
     """
     grid = _grid_transform(displacement, affine)
     node.SetAndObserveTransformNodeID(None)
-    if np.array_equal(matrix, IDENTITY_MATRIX):
+    if np.array_equal(matrix, np.eye(4)):
         node.SetAndObserveTransformFromParent(grid)
         return
     linear = vtk.vtkTransform()
@@ -82,8 +77,7 @@ def deformation_from_result(node: slicer.vtkMRMLTransformNode) -> tuple[np.ndarr
     affine[:3, 3] = grid.GetOrigin()
     values = vtk_to_numpy(grid.GetPointData().GetScalars()).reshape(*grid.GetDimensions()[::-1], 3)
     displacement = values * grid_transform.GetDisplacementScale() + grid_transform.GetDisplacementShift()
-    matrix = functools.reduce(np.matmul, map(_matrix, parts[:-1]), np.eye(4))
-    return displacement.astype(np.float32), affine, matrix
+    return displacement.astype(np.float32), affine, _product(parts[:-1])
 
 
 def _grid_transform(displacement: np.ndarray, affine: np.ndarray) -> slicer.vtkOrientedGridTransform:
@@ -112,9 +106,9 @@ def _flat(transform: vtk.vtkAbstractTransform | None) -> list[vtk.vtkAbstractTra
     return [parts.GetItemAsObject(number) for number in reversed(range(parts.GetNumberOfItems()))]
 
 
-def _matrix(transform: vtk.vtkLinearTransform) -> np.ndarray:
-    transform.Update()
-    return slicer.util.arrayFromVTKMatrix(transform.GetMatrix())
+def _product(transforms: Iterable[vtk.vtkLinearTransform]) -> np.ndarray:
+    matrices = (slicer.util.arrayFromVTKMatrix(transform.GetMatrix()) for transform in transforms)
+    return functools.reduce(np.matmul, matrices, np.eye(4))
 
 
 def is_under(node: slicer.vtkMRMLTransformableNode, transform: slicer.vtkMRMLTransformNode) -> bool:

@@ -116,7 +116,7 @@ def test_parents_that_bend_or_shear_resample_to_what_slicer_shows(scene, kind):
     node = volume_node(scene, Volume(smooth_image((20, 26, 28), affine), affine, "bent"))
     if kind == "grid":
         parent = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-        transforms.deformation_to_node(bump((20, 26, 28), affine), affine, parent)
+        transforms.deformation_to_node(bump((20, 26, 28), affine), affine, np.eye(4), parent)
     else:
         shear = np.eye(4)
         shear[0, 1] = 0.3
@@ -180,7 +180,7 @@ def test_moving_under_the_transform_lies_where_the_deformation_says(scene, paren
     lattice = affine @ np.diag([2, 2, 2, 1.0])
     displacement = bump((12, 15, 14), lattice)
     transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
-    transforms.deformation_to_node(displacement, lattice, transform)
+    transforms.deformation_to_node(displacement, lattice, np.eye(4), transform)
     moving.HardenTransform()
     moving.SetAndObserveTransformNodeID(transform.GetID())
     assert transforms.is_under(moving, transform)
@@ -204,7 +204,7 @@ def test_a_transform_node_is_written_as_itk_reads_it(scene, tmp_path):
     affine = affine_of((2, 2.5, 3), rotation(10, 20, 30), (-10, -12, -14))
     displacement = bump((10, 11, 12), affine)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-    transforms.deformation_to_node(displacement, affine, node)
+    transforms.deformation_to_node(displacement, affine, np.eye(4), node)
     storage = scene.AddNewNodeByClass("vtkMRMLTransformStorageNode")
     storage.SetFileName(str(tmp_path / "transform.h5"))
     assert storage.WriteData(node)
@@ -225,7 +225,7 @@ def test_initial_transforms_are_read_as_point_maps_fixed_to_moving(scene, tmp_pa
     affine = affine_of((3, 3, 3), np.eye(3), (-20, -20, -20))
     displacement = bump((12, 13, 14), affine)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")
-    transforms.deformation_to_node(displacement, affine, node)
+    transforms.deformation_to_node(displacement, affine, np.eye(4), node)
     sampled, linear = transforms.deformation_from_node(node, (12, 13, 14), affine)
     assert np.array_equal(linear, np.eye(4))
     assert np.abs(sampled - displacement).max() < 1e-4
@@ -238,7 +238,7 @@ def test_a_grid_and_a_linear_map_are_one_node(scene, tmp_path):
     linear = affine_of((1.1, 0.9, 1), rotation(-8, 5, 12), (4, -6, 9))
     displacement = bump((10, 11, 12), affine)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
-    transforms.deformation_to_node(displacement, affine, node, linear)
+    transforms.deformation_to_node(displacement, affine, linear, node)
     assert slicer_save(scene, tmp_path)
     transform = sitk.ReadTransform(str(next(tmp_path.glob("T.*"))))
     again = slicer.vtkMRMLScene()
@@ -667,7 +667,7 @@ def test_a_saved_scene_holds_how_its_results_were_made(scene, tmp_path):
     affine = affine_of((2, 2, 2), rotation(3, 4, 5), (0, 0, 0))
     displacement = bump((10, 11, 12), affine)
     transform = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "T")
-    transforms.deformation_to_node(displacement, affine, transform)
+    transforms.deformation_to_node(displacement, affine, np.eye(4), transform)
     nodes.remember(transform, report=report)
     _, jacobian, determinant = folded_map(scene)
     jacobian_colors.color_jacobian(jacobian)

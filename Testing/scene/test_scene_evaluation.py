@@ -58,7 +58,7 @@ def test_a_grid_comes_back_as_it_was_put_into_a_node():
     scene = slicer.vtkMRMLScene()
     displacement = np.random.default_rng(0).normal(size=(4, 5, 6, 3)).astype(np.float32)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "grid")
-    deformation_to_node(displacement, right_angled(OBLIQUE), node)
+    deformation_to_node(displacement, right_angled(OBLIQUE), np.eye(4), node)
     found, affine, matrix = deformation_from_result(node)
     np.testing.assert_array_equal(matrix, np.eye(4))
     np.testing.assert_allclose(found, displacement)

@@ -57,7 +57,7 @@ def a_result(scene, fixed, moving, matrix):
     affine = right_angled(OBLIQUE)
     deformation = Deformation(rng.normal(0, 2, (14, 15, 16, 3)).astype(np.float32), affine, matrix)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "Transform")
-    deformation_to_node(deformation.displacement, affine, node, matrix)
+    deformation_to_node(deformation.displacement, affine, matrix, node)
     node.SetAttribute("GradProjIO.role", "transform")
     for role, linked in (("fixed", fixed), ("moving", moving)):
         node.SetNodeReferenceID(f"GradProjIO.{role}", linked.GetID())
