@@ -42,7 +42,7 @@ class ResultToGoOn:
     @property
     def report(self) -> Mapping[str, Any]:
         """The report of the result; empty where there is none."""
-        return (nodes.recall(self.node, "report") if self.node is not None else None) or {}
+        return nodes.recall(self.node, "report") or {}
 
     @property
     def inputs(self) -> Inputs:

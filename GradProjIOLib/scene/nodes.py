@@ -192,9 +192,9 @@ def remember(node: slicer.vtkMRMLNode, **records: Any) -> None:
         node.SetAttribute(ATTRIBUTE_PREFIX + key, json_text(record, sort_keys=True))
 
 
-def recall(node: slicer.vtkMRMLNode, key: str) -> Any:
-    """The record `key` that `remember` kept at `node`; None where there is none."""
-    text = node.GetAttribute(ATTRIBUTE_PREFIX + key)
+def recall(node: slicer.vtkMRMLNode | None, key: str) -> Any:
+    """The record `key` that `remember` kept at `node`; None where there is none, or no `node`."""
+    text = node.GetAttribute(ATTRIBUTE_PREFIX + key) if node is not None else None
     return None if text is None else json.loads(text)
 
 

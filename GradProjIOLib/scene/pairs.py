@@ -54,8 +54,8 @@ def maps_of(
 ) -> Maps:
     """The maps for two images. A result, known by one of its nodes, counts where it is one of these images."""
     transform = nodes.member(result, TRANSFORM)
-    report = nodes.recall(result, "report") if transform is not None and result is not None else None
-    if not report or not _is_of(transform, report, {"fixed": fixed, "moving": moving}):
+    report = nodes.recall(result, "report")
+    if transform is None or not report or not _is_of(transform, report, {"fixed": fixed, "moving": moving}):
         return Maps(_map_of(initial_transform))
     matrix = report.get("initial_transform")
     before = (
