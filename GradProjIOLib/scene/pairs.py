@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -149,14 +150,8 @@ def conflicts(report: dict[str, Any], guide: str) -> dict[str, int]:
 
     guide: "landmarks" or "labels".
     """
-    counts: dict[str, int] = {}
-    for step in latest_steps(report):
-        for one in step.get("conflicts", []):
-            names = one.split("–")
-            if guide in names:
-                other = names[1 - names.index(guide)]
-                counts[other] = counts.get(other, 0) + 1
-    return counts
+    pairs = [one.split("–") for step in latest_steps(report) for one in step.get("conflicts", [])]
+    return Counter(second if first == guide else first for first, second in pairs if guide in (first, second))
 
 
 def latest_steps(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -200,13 +195,14 @@ class PairPlacing:
 
     def __init__(self, scene: slicer.vtkMRMLScene) -> None:
         self.scene = scene
-        self._lists: tuple[slicer.vtkMRMLMarkupsFiducialNode, slicer.vtkMRMLMarkupsFiducialNode] | None = None
+        # The fixed and the moving list while a pair is placed, and how many points the fixed one had.
+        self._lists: tuple[slicer.vtkMRMLMarkupsFiducialNode, ...] = ()
         self._known = 0
 
     @property
     def active(self) -> bool:
         """Whether the next click in a view places a landmark."""
-        if self._lists is None or any(node.GetScene() is not self.scene for node in self._lists):
+        if not self._there():
             return False
         interaction, selection = self._node("Interaction"), self._node("Selection")
         placing = interaction.GetCurrentInteractionMode() == interaction.Place
@@ -215,56 +211,49 @@ class PairPlacing:
     def start(self, fixed: slicer.vtkMRMLMarkupsFiducialNode, moving: slicer.vtkMRMLMarkupsFiducialNode) -> None:
         """Place the next landmark of `fixed`, and its partner in `moving`."""
         self._lists, self._known = (fixed, moving), len(placed_points(fixed))
-        selection, interaction = self._node("Selection"), self._node("Interaction")
+        selection = self._node("Selection")
         selection.SetReferenceActivePlaceNodeClassName(POINTS)
         selection.SetActivePlaceNodeID(fixed.GetID())
-        interaction.SetPlaceModePersistence(0)
-        interaction.SetCurrentInteractionMode(interaction.Place)
+        self._node("Interaction").SwitchToSinglePlaceMode()
 
     def stop(self) -> None:
         """Place nothing after all."""
         if self.active:
-            interaction = self._node("Interaction")
-            interaction.SetCurrentInteractionMode(interaction.ViewTransform)
-        self._lists = None
+            self._node("Interaction").SwitchToViewTransformMode()
+        self._lists = ()
 
     def poll(self, maps: Callable[[], Maps]) -> bool:
         """Propose the partner of a landmark that has been placed. True where that happened, or placing has ended."""
-        if self._lists is None:
+        if not self._lists:
             return False
-        fixed, moving = self._lists
-        there = fixed.GetScene() is self.scene and moving.GetScene() is self.scene
-        placed = placed_points(fixed) if there else []
+        placed = placed_points(self._lists[0]) if self._there() else []
         new = placed[self._known :]
         for number in new:
-            propose_partner(fixed, number, moving, maps().proposing)
+            self._propose(number, maps().proposing)
         self._known = len(placed)
         if not self.active:
-            self._lists = None
-        return bool(new) or self._lists is None
+            self._lists = ()
+        return bool(new) or not self._lists
+
+    def _there(self) -> bool:
+        """Whether there are lists, and both are still in the scene."""
+        return bool(self._lists) and all(node.GetScene() is self.scene for node in self._lists)
+
+    def _propose(self, number: int, point_map: PointMap) -> None:
+        """Add the partner of a control point of the fixed list, under the same name, where the map puts it."""
+        fixed, moving = self._lists
+        point = np.array(fixed.GetNthControlPointPositionWorld(number))
+        others = {fixed.GetNthControlPointLabel(one) for one in placed_points(fixed) if one != number}
+        position = vtk.vtkVector3d(*point_map(point[None])[0])
+        if others and others != set(point_names(moving)):
+            # They are paired by their order, which a single equal name would break.
+            moving.AddControlPointWorld(position)
+        else:
+            moving.AddControlPointWorld(position, fixed.GetNthControlPointLabel(number))
 
     def _node(self, kind: str) -> Any:
         name = f"vtkMRML{kind}Node"
         return self.scene.GetFirstNodeByClass(name) or self.scene.AddNewNodeByClass(name)
-
-
-def propose_partner(
-    fixed: slicer.vtkMRMLMarkupsFiducialNode,
-    number: int,
-    moving: slicer.vtkMRMLMarkupsFiducialNode,
-    point_map: PointMap,
-) -> None:
-    """Add to `moving` the partner of a control point of `fixed`, under the same name, where the map puts it."""
-    point = np.array(fixed.GetNthControlPointPositionWorld(number))
-    label = fixed.GetNthControlPointLabel(number)
-    others = [fixed.GetNthControlPointLabel(one) for one in placed_points(fixed) if one != number]
-    partners = [moving.GetNthControlPointLabel(one) for one in placed_points(moving)]
-    position = vtk.vtkVector3d(*point_map(point[None])[0])
-    if others and set(others) != set(partners):
-        # They are paired by their order, which a single equal name would break.
-        moving.AddControlPointWorld(position)
-    else:
-        moving.AddControlPointWorld(position, label)
 
 
 def remove_pair(fixed: slicer.vtkMRMLMarkupsFiducialNode, moving: slicer.vtkMRMLMarkupsFiducialNode, row: int) -> None:
@@ -277,5 +266,4 @@ def remove_pair(fixed: slicer.vtkMRMLMarkupsFiducialNode, moving: slicer.vtkMRML
 
 def center_views(scene: slicer.vtkMRMLScene, point: np.ndarray) -> None:
     """Center the slice views on a point in the world."""
-    for node in nodes.nodes_of_class(scene, "vtkMRMLSliceNode"):
-        node.JumpSliceByCentering(*map(float, point))
+    slicer.vtkMRMLSliceNode.JumpAllSlices(scene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
