@@ -19,6 +19,7 @@ from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import Record
 
 ROLES = ("fixed_points", "moving_points", "fixed_guide", "moving_guide")
+"""The members of `Guides` that are nodes."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,9 @@ class Guides:
     tolerance: float | None = None
 
     @property
-    def nodes(self) -> dict[str, slicer.vtkMRMLNode | None]:
-        """The nodes by role."""
-        return {role: getattr(self, role) for role in ROLES}
-
-    @property
     def has_landmarks(self) -> bool:
         """Whether there is a pair of landmarks."""
         return bool(self.fixed_points and self.moving_points and placed_points(self.fixed_points))
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether there are segmentations or label maps of both images."""
-        return self.fixed_guide is not None and self.moving_guide is not None
 
     def check(self, initial_transform: slicer.vtkMRMLTransformNode | None = None) -> None:
         """Raise InputError where the choice cannot guide a registration. Looks at no voxels."""
@@ -69,14 +60,14 @@ class Guides:
                     f"{moving.GetName()} lies under {initial_transform.GetName()}, which would count twice; "
                     "take it out of there."
                 )
-        if self.fixed_points is not None and self.moving_points is not None:
-            match_landmarks(*(point_names(node) for node in (self.fixed_points, self.moving_points)))
-        if self.fixed_guide is not None and self.moving_guide is not None:
+        if self.fixed_points is not None:
+            match_landmarks(point_names(self.fixed_points), point_names(self.moving_points))
+        if self.fixed_guide is not None:
             self._check_labels()
 
     def _check_labels(self) -> None:
-        both = [self.fixed_guide, self.moving_guide]
-        kinds = {node.IsA("vtkMRMLSegmentationNode") for node in both if node is not None}
+        both = self.fixed_guide, self.moving_guide
+        kinds = {node.IsA("vtkMRMLSegmentationNode") for node in both}
         if len(kinds) > 1:
             raise InputError(
                 "One of the guiding segments is a segmentation, the other a label map; choose two of one kind."
@@ -91,15 +82,15 @@ class Guides:
     def records(
         self, fixed: slicer.vtkMRMLScalarVolumeNode, moving: slicer.vtkMRMLScalarVolumeNode, folder: Path
     ) -> dict[str, Any]:
-        """What `RegisterRequest` takes, in the world (RAS mm). Segmentations are sampled on the voxels of their images.
+        """What `RegisterRequest` takes, in the world (RAS mm), where `check` finds no fault.
 
-        Raises InputError.
+        Segmentations are sampled on the voxels of their images. Raises InputError.
         """
         found: dict[str, Any] = {}
         if self.has_landmarks:
             found["fixed_points"] = protocol.write_points(landmarks_from_node(self.fixed_points))
             found["moving_points"] = protocol.write_points(landmarks_from_node(self.moving_points))
-        if self.has_labels:
+        if self.fixed_guide is not None:
             found["fixed_guide"] = self._labels(self.fixed_guide, fixed, folder, "fixed_guide")
             found["moving_guide"] = self._labels(self.moving_guide, moving, folder, "moving_guide")
             found["guiding_labels"] = self.weights

@@ -14,7 +14,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import apply_matrix, coarse_lattice
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import labels, nodes, transforms
-from GradProjIOLib.scene.guidance import NO_GUIDES, Guides
+from GradProjIOLib.scene.guidance import NO_GUIDES, ROLES, Guides
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.protocol import INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, RegisterRequest
 
@@ -44,7 +44,7 @@ class Inputs:
     def nodes(self) -> dict[str, slicer.vtkMRMLNode | None]:
         """All nodes by role."""
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "guides"}
-        return own | self.guides.nodes
+        return own | {role: getattr(self.guides, role) for role in ROLES}
 
     def check(self) -> None:
         """Raise InputError, naming the node, where the choice cannot work. Looks at no voxels."""
