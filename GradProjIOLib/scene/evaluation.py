@@ -33,8 +33,6 @@ FIGURES = (
     ("folded_voxels", "Folded voxels"),
     ("std_log_jacobian", "Standard deviation of log|J|"),
 )
-# A result whose affine has changed by more than this has been moved.
-MOVED_MM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class EvaluationInputs:
                 )
         affine = (nodes.recall(self.jacobian, "report") or {}).get("inputs", {}).get("fixed", {}).get("affine")
         now = nodes.world_affine(self.jacobian)
-        if affine is not None and (now is None or not np.allclose(now, affine, atol=MOVED_MM)):
+        if affine is not None and (now is None or not np.allclose(now, affine, atol=nodes.MOVED_MM)):
             raise InputError(
                 f"{self.jacobian.GetName()} has been moved since the registration; undo that, or register again."
             )

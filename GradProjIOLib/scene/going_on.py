@@ -12,7 +12,6 @@ import slicer
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.scene import nodes, transforms
-from GradProjIOLib.scene.evaluation import MOVED_MM
 from GradProjIOLib.scene.guidance import NO_GUIDES, Guides
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
 from GradProjIOLib.worker import protocol
@@ -98,7 +97,7 @@ class ResultToGoOn:
         for role, node in (("fixed", inputs.fixed), ("moving", inputs.moving)):
             volume, described = nodes.volume_from_node(node, f"{role} image"), report["inputs"][role]
             same = list(volume.shape) == described["shape"]
-            if not same or not np.allclose(volume.affine, described["affine"], atol=MOVED_MM):
+            if not same or not np.allclose(volume.affine, described["affine"], atol=nodes.MOVED_MM):
                 raise InputError(
                     f"{node.GetName()} has been moved since the registration; put it back, or register again."
                 )

@@ -22,6 +22,8 @@ from GradProjIOLib.geometry.lattice import apply_matrix, check_affine, is_rectan
 from GradProjIOLib.geometry.volume import Volume
 
 ATTRIBUTE_PREFIX = "GradProjIO."
+# What lies no farther from its place than this has not been moved.
+MOVED_MM = 1e-3
 # vtkImageData in Slicer has no 64-bit integers or booleans that every module can read.
 STORED_TYPES = {"bool": np.uint8, "int64": np.int32, "uint64": np.uint32, "float16": np.float32}
 

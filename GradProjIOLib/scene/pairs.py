@@ -26,7 +26,6 @@ from GradProjIOLib.worker.protocol import TRANSFORM
 POINTS = "vtkMRMLMarkupsFiducialNode"
 # Colors that also readers without red or green cones tell apart.
 COLORS = {"fixed": (0.0, 0.62, 0.92), "moving": (0.95, 0.6, 0.0)}
-MOVED_MM = 1e-3
 
 PointMap = Callable[[np.ndarray], np.ndarray]
 
@@ -75,7 +74,7 @@ def _is_of(
         if image is None or nodes.linked(transform, role) is not image:
             return False
         then, now = report.get("inputs", {}).get(role, {}).get("affine"), nodes.world_affine(image)
-        if then is not None and now is not None and not np.allclose(now, then, atol=MOVED_MM):
+        if then is not None and now is not None and not np.allclose(now, then, atol=nodes.MOVED_MM):
             return False
     return True
 
@@ -130,7 +129,7 @@ def _conflicted(report: dict[str, Any], fixed: np.ndarray, moving: np.ndarray) -
         one for one in report.get("landmarks") or [] if pulled and one["after_mm"] > one.get("tolerance_mm", tolerance)
     ]
     known = np.array([[*one["fixed"], *one["moving"]] for one in apart]).reshape(-1, 6)
-    return [bool(np.isclose(known, both, atol=MOVED_MM).all(axis=1).any()) for both in np.hstack([fixed, moving])]
+    return [bool(np.isclose(known, both, atol=nodes.MOVED_MM).all(axis=1).any()) for both in np.hstack([fixed, moving])]
 
 
 def points_in(node: slicer.vtkMRMLMarkupsFiducialNode | None) -> list[tuple[str, tuple[float, float, float]]]:
