@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import slicer
@@ -31,7 +31,7 @@ class Structures:
     """Labels [k, j, i] on the lattice of a Jacobian map, and the names of their values."""
 
     labels: np.ndarray
-    names: Mapping[int, str] = field(default_factory=dict)
+    names: Mapping[int, str]
 
     def name(self, value: int) -> str:
         """The structure with this value; empty for none."""
@@ -62,8 +62,7 @@ def fill_statistics(
         if not inside.size:
             rows.append((0, *[math.nan] * (len(COLUMNS) - 2), 0))
             continue
-        low, middle, high = np.percentile(inside, [1, 50, 99])
-        extremes = inside.min(), low, middle, high, inside.max()
-        rows.append((inside.size, inside.mean(dtype=float), *map(float, extremes), int((inside <= 0).sum())))
+        percentiles = np.percentile(inside, [0, 1, 50, 99, 100])
+        rows.append((inside.size, inside.mean(dtype=float), *percentiles, (inside <= 0).sum()))
     columns = {title: [float(row[number]) for row in rows] for number, title in enumerate(COLUMNS)}
     fill_columns(node, "Segment", list(structures.names.values()), columns)
