@@ -16,7 +16,6 @@ import vtk
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_volume, write_volume
 from GradProjIOLib.geometry.pairs import image_stem
-from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import Inputs
@@ -199,12 +198,10 @@ class FolderBatch(Batch):
 
     def _as_files(self, pairs: Pairs) -> list[dict[str, str]]:
         """The pairs as the process wants them; images of nodes are copied to files, each once."""
-        paths: dict[Image, str] = {}
+        images = dict.fromkeys(itertools.chain(*pairs))
+        paths = {image: str(self._as_file(image, self._copies / str(number))) for number, image in enumerate(images)}
         found = []
         for fixed, moving in pairs:
-            for image in (fixed, moving):
-                if image not in paths:
-                    paths[image] = str(self._as_file(image, self._copies / str(len(paths))))
             name = _file_name(f"{_name(moving)} to {_name(fixed)}")
             names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
             case = next(name for name in names if name not in self._open)
@@ -276,8 +273,7 @@ def _frames(sequence: slicer.vtkMRMLSequenceNode, scene: slicer.vtkMRMLScene) ->
         name = f"{sequence.GetName()} {sequence.GetIndexName()} {sequence.GetNthIndexValue(index)}"
         mrml.check_image_node(frame, "moving image")
         volume = mrml.volume_from_node(frame)
-        node = mrml.add_node(scene, "vtkMRMLScalarVolumeNode", name)
-        copies.append(mrml.volume_to_node(Volume(volume.array, volume.affine, name), node))
+        copies.append(mrml.volume_to_node(volume, mrml.add_node(scene, "vtkMRMLScalarVolumeNode", name)))
     return copies
 
 
