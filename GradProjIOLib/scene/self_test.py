@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import slicer
 
-from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes as mrml
 
 SIZE = 24
@@ -39,5 +38,4 @@ def _add_blob(name: str, width: float) -> slicer.vtkMRMLScalarVolumeNode:
     ripples = 0.3 * np.cos(6 * radius) + 0.1 * np.sin(i / 2) * np.cos(j / 3)
     array = (1000 * np.clip(body * (0.7 + ripples), 0, None)).astype(np.float32)
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
-    node = mrml.add_node(slicer.mrmlScene, "vtkMRMLScalarVolumeNode", name)
-    return mrml.volume_to_node(Volume(array, affine, name), node)
+    return slicer.util.addVolumeFromArray(array, affine, name)
