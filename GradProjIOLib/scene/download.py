@@ -50,7 +50,11 @@ class ModelDownload:
         """Handle the worker's events since the last call, without waiting. True where something changed."""
         events = [event for event in self.client.poll() if event.get("id") == self._number is not None]
         for event in events:
-            self._handle(event)
+            if event["event"] == protocol.DOWNLOAD:
+                sentence = _("Downloading: {received:.0f} of {total:.0f} MB.")
+                self.message = sentence.format(received=event["received"] / 1e6, total=(event["total"] or 0) / 1e6)
+            elif event["event"] in protocol.LAST_EVENTS:
+                self._end(event)
         return bool(events)
 
     def close(self) -> None:
@@ -58,16 +62,11 @@ class ModelDownload:
         self.client.close()
         self._number, self.message = None, ""
 
-    def _handle(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == protocol.DOWNLOAD:
-            sentence = _("Downloading: {received:.0f} of {total:.0f} MB.")
-            self.message = sentence.format(received=event["received"] / 1e6, total=(event["total"] or 0) / 1e6)
-        elif event["event"] in protocol.LAST_EVENTS:
-            self._number = None
-            self.client.close()
-            if event["event"] == protocol.DOWNLOADED:
-                self.done, self.message = self._model, ""
-            elif event["event"] == protocol.CANCELED:
-                self.message = _("The download was canceled.")
-            else:
-                self.message = event.get("message") or _("The download ended unexpectedly; try again.")
+    def _end(self, event: Mapping[str, Any]) -> None:
+        self.close()
+        if event["event"] == protocol.DOWNLOADED:
+            self.done = self._model
+        elif event["event"] == protocol.CANCELED:
+            self.message = _("The download was canceled.")
+        else:
+            self.message = event.get("message") or _("The download ended unexpectedly; try again.")
