@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TORCH_VERSION = ">=2.6"
+TORCH = f"torch{TORCH_VERSION}"
 # What to ask pip for, and about how many megabytes are downloaded.
 MEGABYTES = {
-    f"torch{TORCH_VERSION}": "200 MB for the processor, 2500 MB for an NVIDIA graphics card",
+    TORCH: "200 MB for the processor, 2500 MB for an NVIDIA graphics card",
     "filelock>=3.12": "1 MB",
     "scipy>=1.11": "40 MB",
     "matplotlib>=3.7": "10 MB",
@@ -28,7 +29,6 @@ MEGABYTES = {
     "tqdm>=4.60": "1 MB",
     "loky>=3.4": "1 MB",
 }
-TORCH, *OTHERS = MEGABYTES
 # Replacing these under a running Slicer breaks it, or makes passing images to SimpleITK slow.
 KEPT = ("numpy", "SimpleITK", "vtk")
 

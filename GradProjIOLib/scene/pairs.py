@@ -243,12 +243,10 @@ class PairPlacing:
         fixed, moving = self._lists
         point = np.array(fixed.GetNthControlPointPositionWorld(number))
         others = {fixed.GetNthControlPointLabel(one) for one in placed_points(fixed) if one != number}
-        position = vtk.vtkVector3d(*point_map(point[None])[0])
-        if others and others != set(point_names(moving)):
-            # They are paired by their order, which a single equal name would break.
-            moving.AddControlPointWorld(position)
-        else:
-            moving.AddControlPointWorld(position, fixed.GetNthControlPointLabel(number))
+        # Where the lists are paired by their order, a single equal name would break that; MRML makes up another one.
+        by_order = bool(others) and others != set(point_names(moving))
+        label = "" if by_order else fixed.GetNthControlPointLabel(number)
+        moving.AddControlPointWorld(point_map(point[None])[0], label)
 
     def _node(self, kind: str) -> Any:
         name = f"vtkMRML{kind}Node"

@@ -98,12 +98,10 @@ def _grid_transform(displacement: np.ndarray, affine: np.ndarray) -> slicer.vtkO
 
 
 def _flat(transform: vtk.vtkAbstractTransform | None) -> list[vtk.vtkAbstractTransform]:
-    """The simple transforms that make up a transform; the last one maps points first."""
-    if transform is None:
-        return []
+    """The simple transforms that make up a transform, none where it is None; the last one maps points first."""
     parts = vtk.vtkCollection()
     slicer.vtkMRMLTransformNode.FlattenGeneralTransform(parts, transform)
-    return [parts.GetItemAsObject(number) for number in reversed(range(parts.GetNumberOfItems()))]
+    return list(parts)[::-1]
 
 
 def _product(transforms: Iterable[vtk.vtkLinearTransform]) -> np.ndarray:
