@@ -180,11 +180,10 @@ def add_list(scene: slicer.vtkMRMLScene, side: str, image: slicer.vtkMRMLVolumeN
     node.SetControlPointLabelFormat("%d")
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
-    if display is not None:
-        display.SetSelectedColor(*COLORS[side])
-        display.SetActiveColor(*COLORS[side])
-        # A partner hardly ever lies in the same slice.
-        display.SetSliceProjection(True)
+    display.SetSelectedColor(*COLORS[side])
+    display.SetActiveColor(*COLORS[side])
+    # A partner hardly ever lies in the same slice.
+    display.SetSliceProjection(True)
     nodes.place_like(node, image)
     return node
 
