@@ -176,16 +176,15 @@ class FolderBatch(Batch):
             protocol.DIED: _("The registration process ended unexpectedly."),
         }
         try:
-            ended = False
-            while not ended:
+            while True:
                 yield
                 for event in self._client.poll():
                     if event["event"] == "outcome":
                         self._end(event["case"], event["message"])
                     elif event["event"] in protocol.LAST_EVENTS:
-                        ended = True
                         for case in list(self._open):
                             self._end(case, endings.get(event["event"]) or event["message"])
+                        return
         finally:
             self._client.close()
             protocol.remove_folder(self._copies)
