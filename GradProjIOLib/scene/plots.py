@@ -14,17 +14,12 @@ STEP = "Step"
 # How far the value axis reaches beyond the losses, as a factor.
 MARGIN = 1.3
 HISTOGRAM_BINS = 120
-COLORS = {
-    "Similarity loss": (0.12, 0.47, 0.71),
-    "Regularity loss": (0.89, 0.45, 0.13),
-    "Landmark loss": (0.17, 0.55, 0.25),
-    "Segment loss": (0.55, 0.36, 0.72),
-}
+# The losses in a step of report.json, each with its title and its color.
 LOSSES = {
-    "similarity": "Similarity loss",
-    "regularity": "Regularity loss",
-    "landmarks": "Landmark loss",
-    "labels": "Segment loss",
+    "similarity": ("Similarity loss", (0.12, 0.47, 0.71)),
+    "regularity": ("Regularity loss", (0.89, 0.45, 0.13)),
+    "landmarks": ("Landmark loss", (0.17, 0.55, 0.25)),
+    "labels": ("Segment loss", (0.55, 0.36, 0.72)),
 }
 ALWAYS = ("similarity", "regularity")
 
@@ -57,15 +52,14 @@ class LossPlot:
             self._rows.append([loss if loss is not None and loss > 0 else math.nan for loss in found])
         losses = np.array(self._rows).reshape(-1, len(LOSSES))
         columns = {STEP: np.arange(len(losses), dtype=float)}
-        for key, column in zip(LOSSES, losses.T, strict=True):
+        for (key, (title, _)), column in zip(LOSSES.items(), losses.T, strict=True):
             if key in ALWAYS or np.isfinite(column).any():
-                columns[LOSSES[key]] = column
-        was_modified = self.table.StartModify()
-        slicer.util.updateTableFromArray(self.table, list(columns.values()), list(columns))
-        self.table.EndModify(was_modified)
-        for title in columns:
-            if title != STEP and title not in self._series:
-                series = _add_series(self.chart, self.table, STEP, title, COLORS[title])
+                columns[title] = column
+        with slicer.util.NodeModify(self.table):
+            slicer.util.updateTableFromArray(self.table, list(columns.values()), list(columns))
+        for title, color in LOSSES.values():
+            if title in columns and title not in self._series:
+                series = _add_series(self.chart, self.table, STEP, title, color)
                 series.SetMarkerStyle(series.MarkerStyleCircle)
                 self._series[title] = series
         for series in self._series.values():
@@ -91,7 +85,7 @@ def add_histogram(scene: slicer.vtkMRMLScene, name: str, determinant: np.ndarray
     title = "Jacobian determinant; 0 or less folds"
     chart = _add_chart(scene, f"Histogram {name}", title, "volume in moving / in fixed", "Voxels")
     chart.SetLegendVisibility(False)
-    series = _add_series(chart, table, "Determinant", "Voxels", COLORS["Similarity loss"])
+    series = _add_series(chart, table, "Determinant", "Voxels", LOSSES["similarity"][1])
     series.SetMarkerStyle(series.MarkerStyleNone)
     series.SetLineStyle(series.LineStyleSolid)
     return chart
