@@ -7,10 +7,10 @@ from slicer.i18n import tr as _
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.report.colors import RANGES
 from GradProjIOLib.scene import nodes
-from GradProjIOLib.scene.compare_view import AFTER, BEFORE, MAP, OPACITY, CompareView
+from GradProjIOLib.scene.compare_view import OPACITY, CompareView
 from GradProjIOLib.scene.folding_view import FoldingView, rounded
 from GradProjIOLib.scene.jacobian_colors import current_range, set_range
-from GradProjIOLib.scene.placement import TABLE
+from GradProjIOLib.scene.placement import MOVING, TABLE
 from GradProjIOLib.scene.plots import add_histogram
 from GradProjIOLib.scene.session import Tone
 from GradProjIOLib.scene.structures import fill_statistics, structures_on
@@ -33,7 +33,7 @@ class ResultsSection:
         self._problem = ""
         # The table and the row shown last; setting them again would reset the views.
         self._table, self._selected = None, -1
-        self._modes = {BEFORE: ui.beforeButton, AFTER: ui.afterButton, MAP: ui.mapButton}
+        self._images = {MOVING: ui.beforeButton, WARPED: ui.afterButton, JACOBIAN: ui.mapButton}
         self._flicker = qt.QTimer()
         self._flicker.setInterval(FLICKER_MILLISECONDS)
         self._flicker.timeout.connect(self._onFlicker)
@@ -47,8 +47,8 @@ class ResultsSection:
 
     def _connect(self):
         ui = self.ui
-        for mode, button in self._modes.items():
-            button.clicked.connect(lambda *_, mode=mode: self._onMode(mode))
+        for role, button in self._images.items():
+            button.clicked.connect(lambda *_, role=role: self._onImage(role))
         ui.fadeSliderWidget.valueChanged.connect(lambda value: self._after(self.compare.fade, value))
         ui.flickerButton.toggled.connect(self._onFlickerToggled)
         ui.gridCheckBox.toggled.connect(lambda on: self._after(self.folding.show_grid, on))
@@ -105,7 +105,7 @@ class ResultsSection:
         """Show the nodes of a registration that has just ended: the registered image over the fixed one, fitted."""
         self.show(next((results[role] for role in (JACOBIAN, WARPED, TRANSFORM) if role in results), None))
         hasViews = slicer.app.layoutManager() is not None
-        self.compare.show(AFTER, OPACITY, slicer.util.resetSliceViews if hasViews else None)
+        self.compare.show(WARPED, OPACITY, slicer.util.resetSliceViews if hasViews else None)
         if self.folding.folds:
             self.ui.foldingCollapsibleButton.collapsed = False
         self.update()
@@ -116,7 +116,7 @@ class ResultsSection:
             self.compare.choose(self._result)
         else:
             self.compare.choose(node)
-            self.compare.show(AFTER)
+            self.compare.show(WARPED)
         self.update()
 
     def goTo(self, number):
@@ -128,23 +128,23 @@ class ResultsSection:
     def update(self):
         """Say what the scene and its views show."""
         ui, folding, compare = self.ui, self.folding, self.compare
-        mode = compare.mode
-        for name, button in self._modes.items():
-            button.checked = name == mode
-            button.setEnabled(compare.can_show(name))
-        ui.fadeSliderWidget.setEnabled(bool(mode))
-        ui.flickerButton.setEnabled(bool(mode))
-        if not mode:
+        shown = compare.role
+        for role, button in self._images.items():
+            button.checked = role == shown
+            button.setEnabled(compare.can_show(role))
+        ui.fadeSliderWidget.setEnabled(bool(shown))
+        ui.flickerButton.setEnabled(bool(shown))
+        if not shown:
             ui.flickerButton.checked = False
         if not ui.flickerButton.checked:
             self._follow(ui.fadeSliderWidget, "value", compare.opacity)
-        for box, shown, role in (
+        for box, on, role in (
             (ui.gridCheckBox, folding.grid_visible, TRANSFORM),
             (ui.foldsCheckBox, folding.folds_visible, FOLDING),
             (ui.show3DCheckBox, folding.folds_in_3d, FOLDING),
         ):
             box.setEnabled(folding.linked(role) is not None and (role != FOLDING or bool(folding.folds)))
-            self._follow(box, "checked", shown)
+            self._follow(box, "checked", on)
         self._updateFolding()
 
     def _updateFolding(self):
@@ -203,9 +203,9 @@ class ResultsSection:
         change(value)
         self.update()
 
-    def _onMode(self, mode):
+    def _onImage(self, role):
         """Show an image. If it is already shown, return to the user's own view."""
-        self.compare.show("" if mode == self.compare.mode else mode)
+        self.compare.show("" if role == self.compare.role else role)
         self.update()
 
     def _onFlickerToggled(self, on):
@@ -216,7 +216,7 @@ class ResultsSection:
             self.compare.fade(self.ui.fadeSliderWidget.value)
 
     def _onFlicker(self):
-        if self.compare.mode:
+        if self.compare.role:
             self.compare.fade(0.0 if self.compare.opacity > 0.5 else 1.0)
         else:
             self.update()

@@ -13,8 +13,8 @@ from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.placement import FIXED, MOVING
 from GradProjIOLib.worker.protocol import JACOBIAN, WARPED
 
-BEFORE, AFTER, MAP = "before", "after", "map"
-ROLES = {BEFORE: MOVING, AFTER: WARPED, MAP: JACOBIAN}
+# The images that can lie over the fixed one, by their roles in the result.
+ROLES = (MOVING, WARPED, JACOBIAN)
 OPACITY = 0.5
 
 # Background, foreground, opacity of the foreground, and whether the views are linked.
@@ -38,14 +38,10 @@ class CompareView:
         self._fitted: dict[str, tuple[Place, Place]] = {}
 
     @property
-    def mode(self) -> str:
+    def role(self) -> str:
         """Which image all views show over the fixed one; empty where they show something else."""
-        composites = self._composites()
-        for mode in ROLES if composites else ():
-            pair = self._pair(mode)
-            if pair is not None and all(_layers(node)[:2] == pair for node in composites):
-                return mode
-        return ""
+        shown = {_layers(node)[:2] for node in self._composites()}
+        return next((role for role in ROLES if shown == {self._pair(role)}), "")
 
     @property
     def opacity(self) -> float:
@@ -53,17 +49,17 @@ class CompareView:
         composites = self._composites()
         return composites[0].GetForegroundOpacity() if composites else OPACITY
 
-    def can_show(self, mode: str) -> bool:
+    def can_show(self, role: str) -> bool:
         """Whether the result has what it takes."""
-        return self._pair(mode) is not None
+        return self._pair(role) is not None
 
     def choose(self, result: slicer.vtkMRMLNode | None) -> None:
         """Switch to another result, or to none. The views then show the same image of it, where it has one."""
-        mode = self.mode
+        role = self.role
         self.result = result
-        if not mode:
+        if not role:
             return
-        pair = self._pair(mode)
+        pair = self._pair(role)
         if pair is None:
             self._give_back()
             return
@@ -71,18 +67,18 @@ class CompareView:
             _set_layers(node, (*pair, node.GetForegroundOpacity(), True))
         self._refresh_legends()
 
-    def show(self, mode: str, opacity: float | None = None, fit: Callable[[], None] | None = None) -> None:
-        """Show another image in all slice views; an empty `mode` gives the user's own layers back.
+    def show(self, role: str, opacity: float | None = None, fit: Callable[[], None] | None = None) -> None:
+        """Show another image in all slice views; an empty `role` gives the user's own layers back.
 
         opacity: by default the current one, or 0.5 where the user's own layers were shown. fit: fits the views to the
         image. At the end, views that the user has not moved return to their old place.
         """
-        before = self.mode
-        if not mode:
+        before = self.role
+        if not role:
             if before:
                 self._give_back()
             return
-        pair = self._pair(mode)
+        pair = self._pair(role)
         if pair is None:
             return
         if not before:
@@ -99,7 +95,7 @@ class CompareView:
 
     def fade(self, opacity: float) -> None:
         """Change the opacity of what is shown."""
-        if self.mode:
+        if self.role:
             for node in self._composites():
                 node.SetForegroundOpacity(opacity)
 
@@ -119,17 +115,17 @@ class CompareView:
 
     def _own_place(self, node: slicer.vtkMRMLSliceNode) -> Place:
         """Where a view was before it was fitted; if the user has moved it since, where it is now."""
-        own, fitted = self._fitted.get(node.GetID(), (None, None))
         now = _place(node)
-        return own if own is not None and now == fitted else now
+        own, fitted = self._fitted.get(node.GetID(), (now, now))
+        return own if now == fitted else now
 
     def _slices(self) -> list[slicer.vtkMRMLSliceNode]:
         return nodes.nodes_of_class(self.scene, "vtkMRMLSliceNode")
 
-    def _pair(self, mode: str) -> tuple[str, str] | None:
+    def _pair(self, role: str) -> tuple[str, str] | None:
         """The IDs of background and foreground; None where one of them is not there."""
-        pair = [nodes.member(self.result, role) for role in (FIXED, ROLES[mode])]
-        return (pair[0].GetID(), pair[1].GetID()) if all(pair) else None
+        fixed, over = nodes.member(self.result, FIXED), nodes.member(self.result, role)
+        return (fixed.GetID(), over.GetID()) if fixed and over else None
 
     def _composites(self, empty: bool = False) -> list[slicer.vtkMRMLSliceCompositeNode]:
         """Those of the slice views; those that show nothing only where `empty`."""
@@ -148,27 +144,24 @@ def _layers(node: slicer.vtkMRMLSliceCompositeNode) -> Layers:
 
 
 def _set_layers(node: slicer.vtkMRMLSliceCompositeNode, layers: Layers) -> None:
-    was_modified = node.StartModify()
-    node.SetBackgroundVolumeID(layers[0])
-    node.SetForegroundVolumeID(layers[1])
-    node.SetForegroundOpacity(layers[2])
-    node.SetLinkedControl(layers[3])
-    node.EndModify(was_modified)
+    with slicer.util.NodeModify(node):
+        node.SetBackgroundVolumeID(layers[0])
+        node.SetForegroundVolumeID(layers[1])
+        node.SetForegroundOpacity(layers[2])
+        node.SetLinkedControl(layers[3])
 
 
 def _place(node: slicer.vtkMRMLSliceNode) -> Place:
-    matrix = node.GetSliceToRAS()
-    elements = tuple(matrix.GetElement(row, column) for row in range(4) for column in range(4))
-    return tuple(node.GetFieldOfView()), tuple(node.GetXYZOrigin()), elements
+    elements = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS()).ravel()
+    return node.GetFieldOfView(), node.GetXYZOrigin(), tuple(elements)
 
 
 def _set_place(node: slicer.vtkMRMLSliceNode, place: Place) -> None:
-    field_of_view, origin, elements = place
     if place == _place(node):
         return
-    was_modified = node.StartModify()
-    node.SetFieldOfView(*field_of_view)
-    node.SetXYZOrigin(*origin)
-    node.GetSliceToRAS().DeepCopy(elements)
-    node.UpdateMatrices()
-    node.EndModify(was_modified)
+    field_of_view, origin, elements = place
+    with slicer.util.NodeModify(node):
+        node.SetFieldOfView(*field_of_view)
+        node.SetXYZOrigin(*origin)
+        node.GetSliceToRAS().DeepCopy(elements)
+        node.UpdateMatrices()

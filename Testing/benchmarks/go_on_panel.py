@@ -60,7 +60,7 @@ def main() -> None:
     parameters.resolution, parameters.refineSteps, parameters.moreSteps = options.resolution, 10, options.steps
     for name, button in (("Register", panel.ui.registerButton), ("Go on", panel.ui.goOnButton)):
         seconds, longest = run(panel, application, button)
-        print(f"{name}: {seconds:.1f} s, longest turn {longest:.2f} s, the views show {panel.results.compare.mode!r}")
+        print(f"{name}: {seconds:.1f} s, longest turn {longest:.2f} s, the views show {panel.results.compare.role!r}")
         print(panel.ui.statusLabel.property("text"), flush=True)
     panel.cleanup()
 

@@ -557,9 +557,9 @@ def test_the_map_and_the_grid_reach_all_slice_views(scene):
     link(jacobian, fixed=fixed, transform=transform)
     compare = CompareView(scene)
     compare.choose(jacobian)
-    assert (compare.mode, compare.can_show("after")) == ("", False)
-    compare.show("map", 0.4)
-    assert compare.mode == "map"
+    assert (compare.role, compare.can_show("warped")) == ("", False)
+    compare.show("jacobian", 0.4)
+    assert compare.role == "jacobian"
     assert {c.GetBackgroundVolumeID() for c in composites} == {fixed.GetID()}
     assert {c.GetForegroundVolumeID() for c in composites} == {jacobian.GetID()}
     assert {c.GetForegroundOpacity() for c in composites} == {0.4}
@@ -593,21 +593,21 @@ def test_the_views_are_where_they_were_when_the_result_is_left_unless_they_were_
 
     compare = CompareView(scene)
     compare.choose(jacobian)
-    compare.show("map", 0.5, fit)
+    compare.show("jacobian", 0.5, fit)
     assert picture_place(views[0]) != places[0]
     # Another result, fitted again, changes nothing of what the user's own view was.
-    compare.show("map", 0.5, fit)
+    compare.show("jacobian", 0.5, fit)
     views[1].JumpSliceByCentering(-5, 0, 0)
     moved = picture_place(views[1])
     compare.show("")
     assert picture_place(views[0]) == places[0]
     assert picture_place(views[1]) == moved
     # Layers that the user chose end the comparison as well; where the views are then is where they go back to.
-    compare.show("map", 0.5, fit)
+    compare.show("jacobian", 0.5, fit)
     composite = scene.GetFirstNodeByClass("vtkMRMLSliceCompositeNode")
     composite.SetForegroundVolumeID(None)
     chosen = picture_place(views[0])
-    compare.show("map", 0.5, fit)
+    compare.show("jacobian", 0.5, fit)
     compare.show("")
     assert picture_place(views[0]) == chosen != places[0]
 
