@@ -22,8 +22,8 @@ class ChoicesSection:
         """Translate the entries of the boxes that the parameter node has filled."""
         for setting, labels in panel_choices.labels().items():
             box = getattr(self.ui, f"{panel_choices.parameter_name(setting)}ComboBox")
-            for index, value in enumerate(panel_choices.choices(setting)):
-                box.setItemText(index, labels[value])
+            for index, label in enumerate(labels.values()):
+                box.setItemText(index, label)
 
     def update(self, devices, models):
         """Follow the parameters; `devices` and `models` are those that the worker has found."""

@@ -11,7 +11,7 @@ from GradProjIOLib.settings import Settings
 
 def oneOf(setting):
     """The type of a parameter for a setting that is a choice."""
-    return Annotated[str, Choice(panel_choices.choices(setting))]
+    return Annotated[str, Choice(list(panel_choices.labels()[setting]))]
 
 
 # Slicer's wrapper requires None in a Union, although any node parameter may be None.

@@ -188,13 +188,10 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _updateGoOn(self, parameters):
         """Enable Go on where the result that is shown can take more steps; otherwise say why not."""
-        waits = self.session.active or self.session.state is State.OFFERED
-        problem = ""
-        if parameters and not waits:
-            problem = panel_choices.go_on_problem(parameters, self._chosenResult(parameters))
-        enabled = bool(parameters) and not waits and not problem
+        ready = bool(parameters) and self.session.state is State.IDLE
+        problem = panel_choices.go_on_problem(parameters, self._chosenResult(parameters)) if ready else ""
         for widget in (self.ui.goOnButton, self.ui.moreStepsSpinBox):
-            widget.setEnabled(enabled)
+            widget.setEnabled(ready and not problem)
         self.ui.goOnButton.setToolTip(
             problem or _("Take more steps from the result chosen under Compare, with its own settings.")
         )
@@ -206,7 +203,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _updateEvaluation(self, parameters):
         ui = self.ui
-        problem = panel_choices.evaluation_problem(parameters)
+        problem = panel_choices.refusal(panel_choices.evaluation_inputs(parameters))
         ui.evaluateButton.setEnabled(not problem and not self.evaluation.active)
         ui.evaluateButton.setToolTip(problem or _("Measure the result chosen under Compare."))
         ui.evaluationLabel.setText(problem or self.evaluation.message_about(parameters.result))

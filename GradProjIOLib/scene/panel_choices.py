@@ -29,7 +29,10 @@ CUSTOM = "custom"
 
 
 def labels() -> dict[str, dict[str, str]]:
-    """What the panel shows for the values of each setting that is a choice, in the user's language."""
+    """What the panel shows for the values of each setting that is a choice, in the user's language.
+
+    It does not offer the method "direct": that is no steps at all.
+    """
     modalities = {"auto": _("auto"), "mri": _("MRI"), "ct": _("CT")}
     return {
         "fixed_modality": modalities,
@@ -81,11 +84,6 @@ def choose_preset(parameters: Any, name: str) -> None:
     chosen = Settings.from_mapping({"preset": name})
     for setting in PRESET_SETTINGS:
         setattr(parameters, parameter_name(setting), getattr(chosen, setting) or 0)
-
-
-def choices(setting: str) -> list[str]:
-    """The values of a setting that the panel offers. Method "direct" is not among them: that is no steps at all."""
-    return list(labels()[setting])
 
 
 def parameter_name(setting: str) -> str:
@@ -198,10 +196,8 @@ def evaluation_inputs(parameters: Any) -> EvaluationInputs:
 def problem(parameters: Any) -> str:
     """Why these choices cannot be registered, in one sentence; empty where they can."""
     chosen = inputs(parameters)
-    try:
-        chosen.check()
-    except InputError as error:
-        return str(error)
+    if reason := refusal(chosen):
+        return reason
     if settings(parameters)["align"] in LANDMARK_ALIGNMENTS and not chosen.guides.has_landmarks:
         return "The alignment from landmarks needs landmarks in both images; place pairs under Guidance."
     wanted = outputs(parameters)
@@ -217,17 +213,13 @@ def problem(parameters: Any) -> str:
 
 def go_on_problem(parameters: Any, result: slicer.vtkMRMLNode | None) -> str:
     """Why a registration cannot go on with a result, in one sentence; empty where it can."""
-    try:
-        ResultToGoOn(result, guides_to_go_on(parameters, result)).check()
-    except InputError as error:
-        return str(error)
-    return ""
+    return refusal(ResultToGoOn(result, guides_to_go_on(parameters, result)))
 
 
-def evaluation_problem(parameters: Any) -> str:
-    """Why the chosen result cannot be evaluated, in one sentence; empty where it can."""
+def refusal(chosen: Inputs | ResultToGoOn | EvaluationInputs) -> str:
+    """Why these nodes cannot be used, in one sentence; empty where they can."""
     try:
-        evaluation_inputs(parameters).check()
+        chosen.check()
     except InputError as error:
         return str(error)
     return ""
