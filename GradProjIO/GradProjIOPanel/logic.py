@@ -103,9 +103,8 @@ class GradProjIOLogic(ScriptedLoadableModuleLogic):
         else:
             # The window keeps the timer, and that the batch, also when nobody keeps the logic.
             timer = qt.QTimer(window)
-            timer.setInterval(POLL_MILLISECONDS)
             timer.timeout.connect(lambda: self._onBatch(batch, session, timer))
-            timer.start()
+            timer.start(POLL_MILLISECONDS)
         return batch
 
     def _onBatch(self, batch, session, timer):

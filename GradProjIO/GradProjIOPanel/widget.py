@@ -12,11 +12,10 @@ from GradProjIOLib.scene.session import State
 from GradProjIOLib.worker.protocol import JACOBIAN
 from GradProjIOPanel.choices import ChoicesSection
 from GradProjIOPanel.guidance import GuidanceSection
-from GradProjIOPanel.logic import GradProjIOLogic
+from GradProjIOPanel.logic import POLL_MILLISECONDS, GradProjIOLogic
 from GradProjIOPanel.notes import showNote
 from GradProjIOPanel.results import ResultsSection
 
-POLL_MILLISECONDS = 100
 AGREED_KEY = "GradProjIO/DownloadAgreed"
 
 
@@ -48,9 +47,9 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.guidance = GuidanceSection(self.ui, slicer.mrmlScene)
         self.results = ResultsSection(self.ui, slicer.mrmlScene)
         self._timer = qt.QTimer()
-        self._timer.setInterval(POLL_MILLISECONDS)
         self._connect()
         self.initializeParameterNode()
+        self._timer.start(POLL_MILLISECONDS)
 
     def _connect(self):
         scene = slicer.mrmlScene
@@ -86,7 +85,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.initializeParameterNode()
         if not packages.missing():
             self.session.start_worker()
-        self._timer.start()
         self._showNew()
 
     def exit(self):
@@ -265,7 +263,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             result = self._chosenResult(chosen)
             guides = panel_choices.guides_to_go_on(chosen, result)
             self.session.attempt(self.session.go_on, result, chosen.moreSteps, guides, so_far=chosen.showSoFar)
-            self._timer.start()
             self.update()
 
     def _start(self):
@@ -273,7 +270,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         arguments = panel_choices.inputs(chosen), panel_choices.settings(chosen), panel_choices.outputs(chosen)
         agreed = slicer.util.settingsValue(AGREED_KEY, False, converter=slicer.util.toBool)
         self.session.attempt(self.session.start, *arguments, allow_download=agreed, so_far=chosen.showSoFar)
-        self._timer.start()
         self.update()
 
     def _rememberAgreement(self):
@@ -287,7 +283,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         elif self._agreeToPackages():
             self._rememberAgreement()
             self.download.start(self.choices.modelToFetch())
-            self._timer.start()
         self.update()
 
     def _agreeToPackages(self):
@@ -322,5 +317,4 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onEvaluate(self, *_args):
         if self._agreeToPackages():
             self.evaluation.start(panel_choices.evaluation_inputs(self._parameterNode))
-            self._timer.start()
             self.update()
