@@ -16,6 +16,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene.folding import BETWEEN_NAME
+from GradProjIOLib.scene.labels import segment_names
 from GradProjIOLib.scene.nodes import local_affine, volume_from_node
 from GradProjIOLib.scene.structures import Structures
 
@@ -62,17 +63,14 @@ def find_folds(
         return []
     import SimpleITK as sitk
 
-    # Only the box around the folds: the numbers of a whole volume take time.
-    box = tuple(slice(index.min(), index.max() + 1) for index in np.nonzero(folded))
-    regions = sitk.ConnectedComponent(sitk.GetImageFromArray(folded[box].astype(np.uint8)), True)
+    regions = sitk.ConnectedComponent(sitk.GetImageFromArray(folded.astype(np.uint8)), True)
     measured = sitk.LabelIntensityStatisticsImageFilter()
     measured.ComputePerimeterOff()
-    measured.Execute(regions, sitk.GetImageFromArray(determinant.array[box]))
+    measured.Execute(regions, sitk.GetImageFromArray(determinant.array))
     mask, voxel = body(), float(np.prod(determinant.spacing))
     folds = []
     for region in measured.GetLabels():
-        in_box = reversed(measured.GetMinimumIndex(region))
-        k, j, i = (int(index + part.start) for index, part in zip(in_box, box, strict=True))
+        i, j, k = measured.GetMinimumIndex(region)
         voxels = measured.GetNumberOfPixels(region)
         folds.append(
             Fold(
@@ -114,7 +112,6 @@ def _segments_on(
     shape = lattice.GetDimensions()[::-1]
     # Without scalars no segment is left.
     values = np.zeros(shape, np.uint8) if scalars is None else vtk_to_numpy(scalars).reshape(shape)
-    segmentation = folding.GetSegmentation()
-    names = [segmentation.GetSegment(identifier).GetName() for identifier in segmentation.GetSegmentIDs()]
+    names = segment_names(folding)
     between = names.index(BETWEEN_NAME) + 1 if BETWEEN_NAME in names else -1
     return values != 0, values == between
