@@ -178,7 +178,9 @@ class FoldingView:
 
     def show_folds(self, visible: bool) -> None:
         """Mark the folded voxels in the views, or do not."""
-        _set_visible(self.linked(FOLDING), visible)
+        folding = self.linked(FOLDING)
+        if folding is not None:
+            folding.SetDisplayVisibility(visible)
 
     @property
     def folds_in_3d(self) -> bool:
@@ -219,12 +221,7 @@ class FoldingView:
         for kind, wanted in (("vtkMRMLSegmentationNode", FOLDING), ("vtkMRMLGridTransformNode", TRANSFORM)):
             for node in nodes.nodes_of_class(self.scene, kind):
                 if node.GetAttribute(role) == wanted:
-                    _set_visible(node, False)
-
-
-def _set_visible(node: slicer.vtkMRMLDisplayableNode | None, visible: bool) -> None:
-    for index in range(node.GetNumberOfDisplayNodes() if node is not None else 0):
-        node.GetNthDisplayNode(index).SetVisibility(visible)
+                    node.SetDisplayVisibility(False)
 
 
 def rounded(volume: float) -> str:
