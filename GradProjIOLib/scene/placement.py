@@ -116,10 +116,7 @@ def _restorer(node: slicer.vtkMRMLNode) -> Callable[[], None]:
         segments = [(segmentation.GetSegment(name), name) for name in segmentation.GetSegmentIDs()]
     else:
         # Tables are filled in place; the others get new voxels, so that to share the old ones is enough.
-        copy = node.CreateNodeInstance()
-        if copy.GetReferenceCount() > 1:
-            # Python has a reference of its own to what is returned new.
-            copy.UnRegister(None)
+        copy = type(node)()
         copy.CopyContent(node, node.IsA("vtkMRMLTableNode"))
 
     def restore() -> None:
