@@ -49,7 +49,10 @@ def folding_to_segmentation(
     segments = [add_segment(node, Volume(mask.array, mask.affine, SEGMENT_NAME), FOLD_COLOR)]
     if between is not None and between.array.any():
         segments.append(add_segment(node, Volume(between.array, between.affine, BETWEEN_NAME), FOLD_COLOR))
-    fill, outline = node.GetDisplayNode(), _outline(node)
+    if node.GetNumberOfDisplayNodes() < 2:
+        second = nodes.add_node(node.GetScene(), "vtkMRMLSegmentationDisplayNode", OUTLINE_NAME)
+        node.AddAndObserveDisplayNodeID(second.GetID())
+    fill, outline = node.GetNthDisplayNode(0), node.GetNthDisplayNode(1)
     fill.SetVisibility2DOutline(False)
     fill.SetOpacity2DFill(1)
     outline.SetVisibility2DFill(False)
@@ -58,14 +61,6 @@ def folding_to_segmentation(
     outline.SetSliceIntersectionThickness(OUTLINE_THICKNESS)
     for segment in segments:
         outline.SetSegmentOverrideColor(segment, 0, 0, 0)
-
-
-def _outline(node: slicer.vtkMRMLSegmentationNode) -> slicer.vtkMRMLSegmentationDisplayNode:
-    """The display node of the outline: the second one of `node`, made where there is none."""
-    if node.GetNumberOfDisplayNodes() < 2:
-        outline = nodes.add_node(node.GetScene(), "vtkMRMLSegmentationDisplayNode", OUTLINE_NAME)
-        node.AddAndObserveDisplayNodeID(outline.GetID())
-    return node.GetNthDisplayNode(1)
 
 
 def fill_table(

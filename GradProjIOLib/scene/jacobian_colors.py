@@ -90,20 +90,8 @@ def color_jacobian(node: slicer.vtkMRMLScalarVolumeNode) -> None:
     display.InterpolateOff()
     legend = legend_of(node) or slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
     set_range(scene, *current_range(scene))
-    if legend is not None:
-        _set_up_legend(node, legend)
-
-
-def legend_of(node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLColorLegendDisplayNode | None:
-    """The legend of a volume. The color logic finds only one that shows the colors of the first display node."""
-    displays = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
-    return next((each for each in displays if each.IsA("vtkMRMLColorLegendDisplayNode")), None)
-
-
-def _set_up_legend(node: slicer.vtkMRMLScalarVolumeNode, legend: slicer.vtkMRMLColorLegendDisplayNode) -> None:
-    scene = node.GetScene()
     colors = legend.GetPrimaryDisplayNode()
-    if colors is None or colors is node.GetDisplayNode():
+    if colors is None or colors is display:
         colors = nodes.add_node(scene, "vtkMRMLScalarVolumeDisplayNode", "legend")
         # Nobody looks at the volume through it, so its window need not be computed.
         colors.AutoWindowLevelOff()
@@ -115,6 +103,12 @@ def _set_up_legend(node: slicer.vtkMRMLScalarVolumeNode, legend: slicer.vtkMRMLC
     legend.SetTitleText(_("volume in moving / in fixed"))
     legend.SetSize(LEGEND_WIDTH, LEGEND_HEIGHT)
     legend.SetPosition(0.99, 0.5)
+
+
+def legend_of(node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLColorLegendDisplayNode | None:
+    """The legend of a volume. The color logic finds only one that shows the colors of the first display node."""
+    displays = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+    return next((each for each in displays if each.IsA("vtkMRMLColorLegendDisplayNode")), None)
 
 
 def _fill_legend(scene: slicer.vtkMRMLScene, largest: float, mark_nearly: bool) -> slicer.vtkMRMLColorTableNode:
