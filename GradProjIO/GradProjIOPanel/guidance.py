@@ -138,8 +138,7 @@ class GuidanceSection:
 
     def _onRow(self, row):
         """Center the views on a landmark; at a second click, on its partner."""
-        if 0 <= row < len(self._pairs):
-            partner = self._centered == (row, False)
-            self._centered = (row, partner)
-            pair = self._pairs[row]
-            center_views(self.scene, pair.moving if partner else pair.fixed)
+        partner = self._centered == (row, False)
+        self._centered = (row, partner)
+        pair = self._pairs[row]
+        center_views(self.scene, pair.moving if partner else pair.fixed)

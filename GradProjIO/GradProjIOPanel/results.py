@@ -35,7 +35,6 @@ class ResultsSection:
         self._table, self._selected = None, -1
         self._images = {MOVING: ui.beforeButton, WARPED: ui.afterButton, JACOBIAN: ui.mapButton}
         self._flicker = qt.QTimer()
-        self._flicker.setInterval(FLICKER_MILLISECONDS)
         self._flicker.timeout.connect(self._onFlicker)
         for largest, label in zip(RANGES, ("±25 %", "½ … 2", "¼ … 4"), strict=True):
             ui.rangeComboBox.addItem(label, largest)
@@ -121,9 +120,8 @@ class ResultsSection:
 
     def goTo(self, number):
         """Center the views on a fold of the table."""
-        if 0 <= number < len(self.folding.folds):
-            self.folding.go_to(number)
-            self.update()
+        self.folding.go_to(number)
+        self.update()
 
     def update(self):
         """Say what the scene and its views show."""
@@ -210,7 +208,7 @@ class ResultsSection:
 
     def _onFlickerToggled(self, on):
         if on:
-            self._flicker.start()
+            self._flicker.start(FLICKER_MILLISECONDS)
         else:
             self._flicker.stop()
             self.compare.fade(self.ui.fadeSliderWidget.value)
