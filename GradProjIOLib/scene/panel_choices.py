@@ -139,11 +139,9 @@ def guides_to_go_on(parameters: Any, result: slicer.vtkMRMLNode | None) -> Guide
 def settings(parameters: Any) -> dict[str, Any]:
     """The chosen settings by their names in `settings.Settings`."""
     result = {name: getattr(parameters, parameter_name(name)) for name in SETTINGS}
+    result |= {name: getattr(parameters, parameter) or None for name, parameter in AUTOMATIC.items()}
     if parameters.initialTransform:
         result["align"] = "none"
-    for name, parameter in AUTOMATIC.items():
-        if getattr(parameters, parameter) > 0:
-            result[name] = getattr(parameters, parameter)
     if result["steps"] == result["refine_steps"] == 0:
         result["method"] = "direct"
     return result
