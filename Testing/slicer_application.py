@@ -324,8 +324,6 @@ def start(scene: slicer.vtkMRMLScene) -> Application:
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     _keep_singletons_alive()
     QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
-    # The .ui file connects signals of C++ classes that the stand-ins do not have.
-    QtCore.QLoggingCategory.setFilterRules("qt.core.qobject.connect=false")
     application = Application()
     slicer.app, slicer.mrmlScene = application, scene
     scene.RegisterNodeClass(slicer.vtkMRMLColorLegendDisplayNode())

@@ -38,7 +38,9 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/GradProjIO.ui"))
         self.layout.addWidget(uiWidget)
         self.ui = slicer.util.childWidgetVariables(uiWidget)
-        uiWidget.setMRMLScene(slicer.mrmlScene)
+        for widget in vars(self.ui).values():
+            if hasattr(widget, "setMRMLScene"):
+                widget.setMRMLScene(slicer.mrmlScene)
         self.ui.resultSelector.addAttribute("vtkMRMLScalarVolumeNode", "GradProjIO.role", JACOBIAN)
         self.logic = GradProjIOLogic()
         self.session, self.evaluation = self.logic.session, self.logic.evaluation
