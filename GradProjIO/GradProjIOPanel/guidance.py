@@ -19,7 +19,7 @@ from GradProjIOLib.scene.pairs import (
     points_in,
     remove_pair,
 )
-from GradProjIOPanel.notes import setQuietly
+from GradProjIOPanel.notes import fillTable, setQuietly
 
 MISSING = "–"
 
@@ -33,9 +33,6 @@ class GuidanceSection:
         self._pairs, self._items, self._segments, self._entries = [], [], {}, []
         # What the table was filled from, and the point on which the views were centered last.
         self._filled, self._centered = None, (-1, False)
-        ui.pairTable.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
-        ui.pairTable.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
-        ui.pairTable.verticalHeader().hide()
         ui.pairTable.cellClicked.connect(lambda row, column: self._onRow(row))
         ui.placePairButton.clicked.connect(self._onPlace)
         ui.removePairButton.clicked.connect(self._onRemove)
@@ -66,7 +63,7 @@ class GuidanceSection:
         return images, points_in(chosen.fixedPoints), points_in(chosen.movingPoints), age(result)
 
     def _fillPairs(self, result):
-        ui, table, state = self.ui, self.ui.pairTable, self._state(result)
+        ui, state = self.ui, self._state(result)
         if state == self._filled:
             return
         self._filled = state
@@ -79,20 +76,12 @@ class GuidanceSection:
         ui.guidanceNoteLabel.setText(note)
         ui.guidanceNoteLabel.setVisible(bool(note))
         ui.removePairButton.setEnabled(bool(self._pairs))
-        titles = [_("Landmark"), _("Before [mm]"), _("Now [mm]"), _("Conflict")]
-        table.setVisible(bool(self._pairs))
-        table.setColumnCount(len(titles))
-        table.setHorizontalHeaderLabels(titles)
-        table.setRowCount(len(self._pairs))
-        # Slicer's Python may free items that nobody here holds.
-        self._items = []
-        for row, pair in enumerate(self._pairs):
+        rows = []
+        for pair in self._pairs:
             now = MISSING if pair.now_mm is None else f"{pair.now_mm:.1f}"
-            texts = pair.name, f"{pair.before_mm:.1f}", now, _("yes") if pair.conflicted else ""
-            for column, text in enumerate(texts):
-                self._items.append(qt.QTableWidgetItem(text))
-                table.setItem(row, column, self._items[-1])
-        table.resizeColumnsToContents()
+            rows.append((pair.name, f"{pair.before_mm:.1f}", now, _("yes") if pair.conflicted else ""))
+        titles = [_("Landmark"), _("Before [mm]"), _("Now [mm]"), _("Conflict")]
+        self._items = fillTable(ui.pairTable, titles, rows)
 
     def _fillSegments(self):
         """List the segments that both have, with those checked that guide."""

@@ -15,7 +15,7 @@ from GradProjIOLib.scene.plots import add_histogram
 from GradProjIOLib.scene.session import Tone
 from GradProjIOLib.scene.structures import fill_statistics, structures_on
 from GradProjIOLib.worker.protocol import FOLDING, JACOBIAN, TRANSFORM, WARPED
-from GradProjIOPanel.notes import setQuietly, showNote
+from GradProjIOPanel.notes import fillTable, setQuietly, showNote
 
 FLICKER_MILLISECONDS = 500
 ROWS_SHOWN = 500
@@ -38,9 +38,6 @@ class ResultsSection:
         self._flicker.timeout.connect(self._onFlicker)
         for largest, label in zip(RANGES, ("±25 %", "½ … 2", "¼ … 4"), strict=True):
             ui.rangeComboBox.addItem(label, largest)
-        ui.foldTable.setEditTriggers(qt.QAbstractItemView.NoEditTriggers)
-        ui.foldTable.setSelectionBehavior(qt.QAbstractItemView.SelectRows)
-        ui.foldTable.verticalHeader().hide()
         self._connect()
         self._fill()
 
@@ -69,7 +66,7 @@ class ResultsSection:
 
     def forget(self):
         """The scene is closed or replaced."""
-        self.compare.forget()
+        self.compare = CompareView(self.scene)
         self.folding.forget()
         self._result = self._segmentation = self._statistics = self._histogram = None
         self._fill()
@@ -171,24 +168,16 @@ class ResultsSection:
 
     def _fill(self):
         """Fill the table of folds."""
-        table, folds = self.ui.foldTable, self.folding.folds[:ROWS_SHOWN]
-        table.setVisible(bool(folds))
-        titles = [_("Volume [mm³]"), _("Smallest |J|"), _("R, A, S [mm]"), _("Where")]
-        table.setColumnCount(len(titles))
-        table.setHorizontalHeaderLabels(titles)
-        table.setRowCount(len(folds))
-        # Slicer's Python may free items that nobody here holds.
-        self._items = []
-        for row, fold in enumerate(folds):
+        rows = []
+        for fold in self.folding.folds[:ROWS_SHOWN]:
             place = ", ".join(f"{value:.0f}" for value in fold.position)
             where = fold.segment or (_("inside") if fold.inside else _("outside the body"))
             if fold.between:
                 where += _(", between voxels")
-            for column, text in enumerate((rounded(fold.volume_mm3), f"{fold.determinant:.3g}", place, where)):
-                self._items.append(qt.QTableWidgetItem(text))
-                table.setItem(row, column, self._items[-1])
-        table.resizeColumnsToContents()
-        table.clearSelection()
+            rows.append((rounded(fold.volume_mm3), f"{fold.determinant:.3g}", place, where))
+        titles = [_("Volume [mm³]"), _("Smallest |J|"), _("R, A, S [mm]"), _("Where")]
+        self._items = fillTable(self.ui.foldTable, titles, rows)
+        self.ui.foldTable.clearSelection()
         self._table, self._selected = False, -1
         self.update()
 

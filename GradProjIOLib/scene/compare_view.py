@@ -99,10 +99,6 @@ class CompareView:
             for node in self._composites():
                 node.SetForegroundOpacity(opacity)
 
-    def forget(self) -> None:
-        """The scene is closed or replaced: there are no own layers any more, and no result."""
-        self.result, self._own, self._fitted = None, {}, {}
-
     def _give_back(self) -> None:
         for node in self._composites():
             background, foreground, opacity, linked = self._own.get(node.GetID(), (None, None, OPACITY, False))
