@@ -16,6 +16,7 @@ from GradProjIOPanel.logic import POLL_MILLISECONDS, GradProjIOLogic
 from GradProjIOPanel.notes import showNote
 from GradProjIOPanel.results import ResultsSection
 
+# Where Slicer's settings say that weights may be fetched without a further question.
 AGREED_KEY = "GradProjIO/DownloadAgreed"
 
 
@@ -223,7 +224,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.results.update()
         question = self.session.take_question()
         if question and slicer.util.confirmOkCancelDisplay(question, "GradProjIO"):
-            self._rememberAgreement()
+            slicer.app.userSettings().setValue(AGREED_KEY, True)
             self._start()
 
     def _showNew(self):
@@ -274,16 +275,12 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.session.attempt(self.session.start, *arguments, allow_download=agreed, so_far=chosen.showSoFar)
         self.update()
 
-    def _rememberAgreement(self):
-        """Weights may be fetched from now on without a further question."""
-        slicer.app.userSettings().setValue(AGREED_KEY, True)
-
     def onDownload(self, *_args):
         """Fetch the weights of the model; a second click ends that."""
         if self.download.active:
             self.download.cancel()
         elif self._agreeToPackages():
-            self._rememberAgreement()
+            slicer.app.userSettings().setValue(AGREED_KEY, True)
             self.download.start(self.choices.modelToFetch())
         self.update()
 
