@@ -120,10 +120,9 @@ class GuidanceSection:
         self.ui.placePairButton.checked = self.placing.active
 
     def _onRemove(self, *_args):
-        """Remove the pair that is selected in the table, else the last one."""
+        """Remove the pair that is selected in the table, else the last one, whose row is -1 as well."""
         row = self.ui.pairTable.currentRow()
-        chosen = row if 0 <= row < len(self._pairs) else len(self._pairs) - 1
-        remove_pair(self.parameters.fixedPoints, self.parameters.movingPoints, chosen)
+        remove_pair(self.parameters.fixedPoints, self.parameters.movingPoints, row)
 
     def _onRow(self, row):
         """Center the views on a landmark; at a second click, on its partner."""
