@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -34,8 +33,8 @@ class LossPlot:
 
     def __init__(self, scene: slicer.vtkMRMLScene, name: str, total: int = 0) -> None:
         self.total = total
-        # The losses of each step in the order of LOSSES; NaN where there is none.
-        self._rows: list[list[float]] = []
+        # The losses of each step in the order of LOSSES; None where there is none.
+        self._rows: list[list[float | None]] = []
         self._series: dict[str, slicer.vtkMRMLPlotSeriesNode] = {}
         self.table = add_node(scene, "vtkMRMLTableNode", f"{name} loss table")
         self.table.SetUseColumnTitleAsColumnHeader(True)
@@ -47,10 +46,9 @@ class LossPlot:
 
         They are numbered over all stages and levels; their own index begins again at each of these.
         """
-        for step in steps:
-            found = [step.get(key) for key in LOSSES]
-            self._rows.append([loss if loss is not None and loss > 0 else math.nan for loss in found])
-        losses = np.array(self._rows).reshape(-1, len(LOSSES))
+        self._rows += [[step.get(key) for key in LOSSES] for step in steps]
+        losses = np.array(self._rows, dtype=float).reshape(-1, len(LOSSES))
+        losses[losses <= 0] = np.nan
         columns = {STEP: np.arange(len(losses), dtype=float)}
         for (key, (title, _)), column in zip(LOSSES.items(), losses.T, strict=True):
             if key in ALWAYS or np.isfinite(column).any():
