@@ -241,12 +241,10 @@ class TableView(QtWidgets.QTableWidget):
 
 
 class MrmlWidget(QtWidgets.QWidget):
-    """Hands the scene to every widget in it."""
+    """A widget around others. It hands the scene to none of them, since the file of the panel connects none."""
 
     def setMRMLScene(self, scene):
-        for child in self.findChildren(QtWidgets.QWidget):
-            if hasattr(child, "setMRMLScene"):
-                child.setMRMLScene(scene)
+        pass
 
 
 STAND_INS = {
