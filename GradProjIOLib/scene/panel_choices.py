@@ -131,9 +131,8 @@ def left_out_segments(parameters: Any) -> set[str]:
 
 def guides_to_go_on(parameters: Any, result: slicer.vtkMRMLNode | None) -> Guides:
     """The chosen guides, where the result is one of the chosen images; else none, so that its own hold."""
-    images = parameters.fixedVolume, parameters.movingVolume
     own = nodes.linked(result, "fixed"), nodes.linked(result, "moving")
-    return guides(parameters) if all(one is other for one, other in zip(images, own, strict=True)) else NO_GUIDES
+    return guides(parameters) if (parameters.fixedVolume, parameters.movingVolume) == own else NO_GUIDES
 
 
 def settings(parameters: Any) -> dict[str, Any]:
