@@ -515,6 +515,9 @@ class _Connection:
         hint = parameters.hints[name]
         notes = getattr(hint, "__metadata__", ())
         self.choices = next((note.choices for note in notes if isinstance(note, Choice)), None)
+        for bounds in (note for note in notes if isinstance(note, WithinRange)):
+            widget.setProperty("minimum", bounds.minimum)
+            widget.setProperty("maximum", bounds.maximum)
         if isinstance(widget, NodeComboBox):
             kinds = typing.get_args(hint) or (hint,)
             widget.nodeTypes = [kind.__name__ for kind in kinds if kind is not type(None)]
