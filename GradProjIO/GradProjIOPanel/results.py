@@ -156,7 +156,7 @@ class ResultsSection:
         showNote(ui.foldingIconLabel, ui.foldingSummaryLabel, text, Tone.WARNING if warns else Tone.PLAIN)
         ui.worstButton.setEnabled(bool(folding.folds))
         ui.previousButton.setEnabled(folding.number > 0)
-        ui.nextButton.setEnabled(-1 < folding.number + 1 < len(folding.folds))
+        ui.nextButton.setEnabled(folding.number + 1 < len(folding.folds))
         ui.foldLabel.setText(folding.position)
         table = self._statistics if self._has(self._statistics) else folding.linked(TABLE)
         if table is not self._table:

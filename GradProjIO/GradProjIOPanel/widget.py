@@ -166,7 +166,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         showNote(ui.statusIconLabel, ui.statusLabel, "\n".join(filter(None, lines)), session.tone)
         ui.progressBar.setVisible(session.active)
         # A range of nothing shows that something goes on.
-        ui.progressBar.setMaximum(0 if session.finishing else max(session.total, 0))
+        ui.progressBar.setMaximum(0 if session.finishing else session.total)
         ui.progressBar.setValue(len(session.steps))
         ui.progressBar.setFormat(session.progress())
         for button in (ui.keepButton, ui.discardButton):
