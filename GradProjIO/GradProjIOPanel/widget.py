@@ -229,7 +229,11 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _showNew(self):
         """Show what a run reaches, and its nodes when it has ended, now or when the panel is opened again."""
-        self._showSoFar()
+        soFar = self.session.so_far and self.session.so_far.node
+        if self.session.active and soFar is not None and soFar is not self._soFar and self.parent.isEntered:
+            # Once, when it first arrives; what the user chooses to see afterwards stays.
+            self._soFar = soFar
+            self.results.showSoFar(soFar)
         results = self.session.results
         if results is not self._shown and self._parameterNode and self.parent.isEntered:
             self._shown = results
@@ -238,13 +242,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self._parameterNode.result = results.get(JACOBIAN)
         if not self.session.active:
             self._forgetSoFar()
-
-    def _showSoFar(self):
-        """Show the intermediate result when it first arrives. Leave what the user shows afterwards."""
-        node = self.session.so_far and self.session.so_far.node
-        if self.session.active and node is not None and node is not self._soFar and self.parent.isEntered:
-            self._soFar = node
-            self.results.showSoFar(node)
 
     def _forgetSoFar(self):
         if self._soFar is not None and self.results.compare.result is self._soFar:
