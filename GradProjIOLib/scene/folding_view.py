@@ -6,7 +6,6 @@ import numpy as np
 import slicer
 import vtk
 
-from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.folds import Fold, body_of, find_folds
 from GradProjIOLib.scene.i18n import tr as _
@@ -210,7 +209,7 @@ class FoldingView:
             return None
         if fixed.GetImageData().GetDimensions() != jacobian.GetImageData().GetDimensions():
             return None
-        return body_of(Volume(slicer.util.arrayFromVolume(fixed), nodes.local_affine(fixed), fixed.GetName()))
+        return body_of(slicer.util.arrayFromVolume(fixed))
 
     def _hide_all(self) -> None:
         """Remove the marker; hide what is shown of any result."""

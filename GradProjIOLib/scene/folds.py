@@ -14,7 +14,6 @@ import slicer
 from vtk.util.numpy_support import vtk_to_numpy
 
 from GradProjIOLib.geometry.lattice import apply_matrix
-from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene.folding import BETWEEN_NAME
 from GradProjIOLib.scene.labels import segment_names
 from GradProjIOLib.scene.nodes import local_affine, volume_from_node
@@ -86,14 +85,14 @@ def find_folds(
     return sorted(folds, key=lambda fold: (not fold.inside, fold.between, -fold.voxels, fold.determinant))
 
 
-def body_of(image: Volume) -> np.ndarray:
-    """Which voxels [k, j, i] belong to the body: what is not dark, and what that encloses."""
+def body_of(image: np.ndarray) -> np.ndarray:
+    """Which voxels of an image [k, j, i] belong to the body: what is not dark, and what that encloses."""
     import SimpleITK as sitk
 
-    sample = image.array[::2, ::2, ::2]
+    sample = image[::2, ::2, ::2]
     low = float(sample.min())
     threshold = low + DARKEST_BODY * (float(np.percentile(sample, 99.5)) - low)
-    mask = sitk.GetImageFromArray((image.array > threshold).astype(np.uint8))
+    mask = sitk.GetImageFromArray((image > threshold).astype(np.uint8))
     return sitk.GetArrayFromImage(sitk.BinaryFillhole(mask)) > 0
 
 

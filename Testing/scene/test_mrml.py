@@ -356,7 +356,7 @@ def test_the_body_is_what_is_not_dark_and_what_that_encloses():
     array = np.random.default_rng(1).uniform(0, 3, (20, 20, 20)).astype(np.float32)
     array[5:15, 5:15, 5:15] = 200
     array[9:11, 9:11, 9:11] = 0
-    body = folds.body_of(Volume(array, np.eye(4), "head"))
+    body = folds.body_of(array)
     assert body.sum() == 1000
     assert body[10, 10, 10]
 
