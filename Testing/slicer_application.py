@@ -458,7 +458,20 @@ def wrap_parameter_node(described):
 
 
 def _begin(self, node):
-    self.parameterNode, self._connections = node, {}
+    self.parameterNode, self._connections, self._nodes = node, {}, {}
+    _read_nodes(self)
+    node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: _read_nodes(self))
+
+
+def _read_nodes(self):
+    """As in Slicer, nodes are looked up when the parameter node has changed, and not when somebody asks."""
+    for name, hint in self.hints.items():
+        if not _is_plain(hint):
+            self._nodes[name] = self.parameterNode.GetNodeReference(name)
+
+
+def _is_plain(hint):
+    return _plain_type(hint) in (str, int, float, bool)
 
 
 def _plain_type(hint):
@@ -467,11 +480,15 @@ def _plain_type(hint):
 
 def _parameter(name, hint, default):
     kind = _plain_type(hint)
-    if kind not in (str, int, float, bool):
-        return property(
-            lambda self: self.parameterNode.GetNodeReference(name),
-            lambda self, node: self.parameterNode.SetNodeReferenceID(name, node.GetID() if node else None),
-        )
+    if not _is_plain(hint):
+
+        def write_node(self, node):
+            # As in Slicer, those who observe the change already get the new node.
+            with slicer.util.NodeModify(self.parameterNode):
+                self.parameterNode.SetNodeReferenceID(name, node.GetID() if node else None)
+                self._nodes[name] = self.parameterNode.GetNodeReference(name)
+
+        return property(lambda self: self._nodes[name], write_node)
 
     def read(self):
         text = self.parameterNode.GetParameter(name)

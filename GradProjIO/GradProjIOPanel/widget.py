@@ -129,7 +129,10 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def initializeParameterNode(self):
         """Connect the panel to the scene's parameter node, and choose the first volumes where none are."""
-        self.setParameterNode(self.logic.getParameterNode())
+        parameters = self.logic.getParameterNode()
+        # Slicer's wrapper looked the nodes up when a file changed the parameter node, before it had read them.
+        parameters.parameterNode.Modified()
+        self.setParameterNode(parameters)
         panel_choices.suggest_volumes(self._parameterNode)
 
     def setParameterNode(self, parameterNode):
