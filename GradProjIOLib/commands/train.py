@@ -72,7 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modality", choices=MODALITIES, default="mri", help="of the images")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for images ready to use (DIR/cache)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …; torchrun gives each its own")
-    parser.add_argument("--precision", choices=("exact", "fast"), default=Plan.precision, help="fast is bfloat16")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 

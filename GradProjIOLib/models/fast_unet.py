@@ -69,19 +69,14 @@ class FastUNet(UNet):
         return y.add_(double_resolution(x * scale + offset))
 
     def _last_layers(self, x: Tensor, activated: Tensor, skip: Tensor) -> Tensor:
-        """The last doubling of x, and the last convolution of the result beside ``skip``.
-
-        Always in full precision, because what is rounded here is the displacement itself.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            up, head = self.up[0], self.head.weight
-            x, activated, skip = (part.to(head.dtype) for part in (x, activated, skip))
-            channels, size = up.out_channels, skip.shape[2:]
-            # This convolution comes first: in lean mode the second forward pass ends where it has all that the gradient
-            # needs, and so leaves out the last convolution, which is the larger one.
-            beside = F.conv3d(skip, head[:, channels:], self.head.bias, padding=1)
-            doubled = double_and_convolve(activated, x, *self._normalization(0), up.weight, head[:, :channels], size)
-            return beside.add_(doubled)
+        """The last doubling of x, and the last convolution of the result beside ``skip``."""
+        up, head = self.up[0], self.head.weight
+        channels, size = up.out_channels, skip.shape[2:]
+        # This convolution comes first: in lean mode the second forward pass ends where it has all that the gradient
+        # needs, and so leaves out the last convolution, which is the larger one.
+        beside = F.conv3d(skip, head[:, channels:], self.head.bias, padding=1)
+        doubled = double_and_convolve(activated, x, *self._normalization(0), up.weight, head[:, :channels], size)
+        return beside.add_(doubled)
 
     def _normalization(self, level: int) -> tuple[Tensor, Tensor]:
         """What normalization does to a doubling without bias: factor and offset, [1, C, 1, 1, 1]."""
@@ -131,7 +126,6 @@ class _ActivatedBeside(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
         ctx.channels = x.shape[1]
-        x = x.to(torch.promote_types(x.dtype, skip.dtype))
         last = x.is_contiguous(memory_format=torch.channels_last_3d)
         layout = torch.channels_last_3d if last else torch.contiguous_format
         shape = x.shape[0], ctx.channels + skip.shape[1], *x.shape[2:]

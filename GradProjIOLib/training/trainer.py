@@ -43,7 +43,7 @@ class Plan:
 
     batch: pairs per step, of all processes together. sigma: of LNCC's window, in samples. label_weight: of the
     overlap of the pairs' labels (``overlap.overlap_loss``). warm_up: steps in which the learning rate rises linearly.
-    decay: it then falls along a cosine to nothing at the end. precision "fast" computes the network in bfloat16.
+    decay: it then falls along a cosine to nothing at the end.
     """
 
     learning_rate: float = 5e-5
@@ -55,7 +55,6 @@ class Plan:
     label_weight: float = 0.0
     warm_up: int = 0
     decay: bool = False
-    precision: str = "exact"
     seed: int = 0
 
     def rate(self, step: int, steps: int) -> float:
@@ -195,12 +194,8 @@ class Trainer:
                 torch.save(state, path)
 
     def _objective(self, pair: TrainingPair) -> Objective:
-        def forward(source: Tensor, target: Tensor) -> list[Tensor]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.precision == "fast"):
-                return self.network(source, target)
-
         fixed, moving = (image[None].to(self.device) for image in (pair.fixed, pair.moving))
-        return Objective(forward, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
+        return Objective(self.network, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
 
     def _validate(self) -> None:
         if self.rank > 0 or not len(self.validating):

@@ -28,7 +28,6 @@ from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.models import weights as weight_files
-from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.synthetic.pairs import TrainingPair
 from GradProjIOLib.training import augmentation, pairs, validation, volumes
 from GradProjIOLib.training.overlap import overlap_loss
@@ -566,15 +565,6 @@ def test_published_weights_that_are_not_here_are_asked_for(tmp_path, capsys, mon
     monkeypatch.setattr(weight_files, "cache_directory", lambda: tmp_path / "empty")
     assert main(["train", "--synthetic", "4", "-o", str(tmp_path / "out")]) == 2
     assert "Step_2_final.trch" in capsys.readouterr().err
-
-
-def test_networks_in_half_precision_learn(tmp_path):
-    run = trainer(tmp_path, Plan(learning_rate=1e-3, batch=2, epochs=1, precision="fast"))
-    exact = trainer(tmp_path / "exact", Plan(learning_rate=1e-3, batch=2, epochs=1))
-    for fast, slow in zip(run, exact, strict=True):
-        assert fast.similarity == pytest.approx(slow.similarity, abs=0.01)
-    assert isinstance(run.network, Cascade)
-    assert all(parameter.dtype == torch.float32 for parameter in run.network.parameters())
 
 
 def test_numbers_that_may_have_decimals_are_read_as_such(tmp_path):
