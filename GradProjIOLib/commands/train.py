@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from functools import partial
 from pathlib import Path
-
-import torch
-from torch import distributed
 
 from GradProjIOLib.commands.options import add_output_option, number, whole_number
 from GradProjIOLib.engine.devices import find_device
@@ -71,30 +67,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps to validate with, named as the images")
     parser.add_argument("--modality", choices=MODALITIES, default="mri", help="of the images")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for images ready to use (DIR/cache)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda …; torchrun gives each its own")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, or go on with a training; every process that torchrun started runs this."""
+    """Train, or go on with a training."""
     _check(arguments)
     plan = Plan(**{name: getattr(arguments, name) for name in Plan.__dataclass_fields__})
-    device = _join_processes(arguments.device)
-    try:
-        model = registry.find(arguments.model)
-        if arguments.stages is not None:
-            model = registry.first_stages(model, arguments.stages)
-        network = _network(arguments, model)
-        lattice, training, validating = _pairs(arguments, model)
-        trainer = Trainer(
-            network, model, plan, training, validating, arguments.output,
-            device=device, loaders=arguments.loaders, checkpoint_every=arguments.checkpoint_every,
-        )  # fmt: skip
-        with recycled_memory(device, needed_memory(network, lattice, "full", device)):
-            return _train(trainer, arguments)
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+    device = find_device(arguments.device)
+    model = registry.find(arguments.model)
+    if arguments.stages is not None:
+        model = registry.first_stages(model, arguments.stages)
+    network = _network(arguments, model)
+    lattice, training, validating = _pairs(arguments, model)
+    trainer = Trainer(
+        network, model, plan, training, validating, arguments.output,
+        device=device, loaders=arguments.loaders, checkpoint_every=arguments.checkpoint_every,
+    )  # fmt: skip
+    with recycled_memory(device, needed_memory(network, lattice, "full", device)):
+        return _train(trainer, arguments)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -107,18 +99,6 @@ def _check(arguments: argparse.Namespace) -> None:
     stages = len(registry.find(arguments.model).widths)
     if arguments.stages is not None and arguments.stages > stages:
         raise InputError(f"--stages is {arguments.stages}; the model {arguments.model} has 1 to {stages}.")
-
-
-def _join_processes(device: str) -> torch.device:
-    """The device of this process, which joins those that torchrun started beside it."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return find_device(device)
-    on_gpus = torch.cuda.is_available() and device != "cpu"
-    found = find_device(f"cuda:{os.environ['LOCAL_RANK']}" if on_gpus else "cpu")
-    if on_gpus:
-        torch.cuda.set_device(found)
-    distributed.init_process_group("nccl" if on_gpus else "gloo")
-    return found
 
 
 def _network(arguments: argparse.Namespace, model: registry.Model) -> registry.Cascade:
@@ -157,8 +137,7 @@ def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:
     """Take the steps that are left; returns the exit status."""
     import tqdm
 
-    shown = trainer.rank == 0 and not arguments.quiet
-    hidden = not (shown and sys.stderr.isatty())
+    hidden = arguments.quiet or not sys.stderr.isatty()
     with tqdm.tqdm(total=trainer.steps, initial=trainer.taken, unit="step", disable=hidden) as bar:
         try:
             for step in trainer:
@@ -166,11 +145,10 @@ def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:
                 bar.set_postfix_str(losses, refresh=False)
                 bar.update()
         except KeyboardInterrupt:
-            if trainer.rank == 0:
-                bar.close()
-                print(f"gradprojio: interrupted; {_what_is_left(trainer)}", file=sys.stderr)
+            bar.close()
+            print(f"gradprojio: interrupted; {_what_is_left(trainer)}", file=sys.stderr)
             return 130
-    if shown:
+    if not arguments.quiet:
         print(f"weights in {arguments.output / WEIGHTS}, validation in {arguments.output / VALIDATION_LOG}")
     return 0
 

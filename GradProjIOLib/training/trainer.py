@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from GradProjIOLib.engine.objective import Objective
@@ -41,9 +41,9 @@ VALIDATION_LOG = "validation.csv"
 class Plan:
     """How to train; the defaults are those of Zhang, Zhao and Tao (Learn2Reg 2024), section 3.2.
 
-    batch: pairs per step, of all processes together. sigma: of LNCC's window, in samples. label_weight: of the
-    overlap of the pairs' labels (``overlap.overlap_loss``). warm_up: steps in which the learning rate rises linearly.
-    decay: it then falls along a cosine to nothing at the end.
+    batch: pairs per step. sigma: of LNCC's window, in samples. label_weight: of the overlap of the pairs' labels
+    (``overlap.overlap_loss``). warm_up: steps in which the learning rate rises linearly. decay: it then falls along a
+    cosine to nothing at the end.
     """
 
     learning_rate: float = 5e-5
@@ -84,10 +84,9 @@ class Trainer:
     The network stays in evaluation mode, as in the instance optimization. The folder gets ``checkpoint.pt`` every
     ``checkpoint_every`` steps and after every epoch, ``weights.pt`` after every epoch, ``steps.csv`` and
     ``validation.csv``. Where it has a checkpoint, the training continues from there. loaders: processes that prepare
-    the pairs; with 0 they are prepared between the steps. Where torch.distributed is initialized, every process takes
-    its share of each batch, and the first one writes.
+    the pairs; with 0 they are prepared between the steps.
 
-    Raises InputError where the folder's checkpoint is of another plan or network or the batches cannot be made,
+    Raises InputError where the folder's checkpoint is of another plan or network or an epoch has less than a batch,
     and FloatingPointError when a loss is no longer finite.
     """
 
@@ -104,10 +103,11 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.network.to(self.device)
-        self.rank, self.processes = 0, 1
-        if distributed.is_initialized():
-            self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
-        self._check_batches()
+        if len(self.training) < self.plan.batch:
+            raise InputError(
+                f"There are {len(self.training)} pairs in an epoch, less than a batch of {self.plan.batch}; "
+                "give more images or a smaller batch."
+            )
         self.per_epoch = len(self.training) // self.plan.batch
         self.steps = self.per_epoch * self.plan.epochs
         self.adam = torch.optim.Adam(self.network.parameters(), lr=self.plan.learning_rate, fused=True)
@@ -115,9 +115,6 @@ class Trainer:
         self.saved = 0
         """The steps that the folder's checkpoint holds; 0 where there is none."""
         self._resume()
-        if self.processes > 1:
-            for parameter in self.network.parameters():
-                distributed.broadcast(parameter.data, 0)
 
     def __iter__(self) -> Iterator[TrainingStep]:
         if self.taken == 0:
@@ -131,12 +128,12 @@ class Trainer:
             start = time.perf_counter()
 
     def _batches(self) -> Iterator[list[tuple[int, TrainingPair]]]:
-        """This process' share of the coming batches: pairs with their numbers."""
-        share = range(self.rank, self.plan.batch, self.processes)
-        numbers = [self._first_of(step) + place for step in range(self.taken, self.steps) for place in share]
+        """The coming batches: pairs with their numbers."""
+        steps = range(self.taken, self.steps)
+        numbers = [self._first_of(step) + place for step in steps for place in range(self.plan.batch)]
         loaded = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)
         numbered = zip(numbers, loaded, strict=True)
-        while batch := list(itertools.islice(numbered, len(share))):
+        while batch := list(itertools.islice(numbered, self.plan.batch)):
             yield batch
 
     def _first_of(self, step: int) -> int:
@@ -152,9 +149,6 @@ class Trainer:
         found = torch.zeros(2, device=self.device)
         for pair_number, pair in batch:
             found += self._learn(pair_number, pair) / self.plan.batch
-        if self.processes > 1:
-            for total in (found, *(parameter.grad for parameter in self.network.parameters())):
-                distributed.all_reduce(total)
         similarity, regularity = found.tolist()
         if not math.isfinite(similarity + regularity):
             raise FloatingPointError(f"The losses are not finite in step {number}; a smaller learning rate may help.")
@@ -176,8 +170,7 @@ class Trainer:
         return torch.stack([losses.similarity, losses.regularity]).detach()
 
     def _record(self, step: TrainingStep) -> None:
-        if self.rank == 0:
-            _append(self.folder / STEP_LOG, asdict(step))
+        _append(self.folder / STEP_LOG, asdict(step))
         epoch_ends = self.taken % self.per_epoch == 0
         if epoch_ends:
             self._validate()
@@ -189,16 +182,15 @@ class Trainer:
             self.saved = self.taken
 
     def _save(self, name: str, state: dict[str, Any]) -> None:
-        if self.rank == 0:
-            with atomic_path(self.folder / name) as path:
-                torch.save(state, path)
+        with atomic_path(self.folder / name) as path:
+            torch.save(state, path)
 
     def _objective(self, pair: TrainingPair) -> Objective:
         fixed, moving = (image[None].to(self.device) for image in (pair.fixed, pair.moving))
         return Objective(self.network, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
 
     def _validate(self) -> None:
-        if self.rank > 0 or not len(self.validating):
+        if not len(self.validating):
             return
         held_out = (self.validating[number] for number in range(len(self.validating)))
         found = [validation.measure(self._objective(pair), pair) for pair in held_out]
@@ -217,9 +209,8 @@ class Trainer:
                 raise InputError(f"{path} is of another network; choose another folder.") from error
             self.adam.load_state_dict(state["adam"])
             self.taken = self.saved = state["taken"]
-        if self.rank == 0:
-            _keep_rows(self.folder / STEP_LOG, self.taken)
-            _keep_rows(self.folder / VALIDATION_LOG, self.taken + (self.taken > 0))
+        _keep_rows(self.folder / STEP_LOG, self.taken)
+        _keep_rows(self.folder / VALIDATION_LOG, self.taken + (self.taken > 0))
 
     def _check_plan(self, before: dict[str, Any], path: Path) -> None:
         # A checkpoint from before a setting existed was made with its default.
@@ -230,18 +221,6 @@ class Trainer:
                     f"{path} is of a training with {name.replace('_', ' ')} {before[name]} instead of {value}; "
                     "choose another folder, or the same settings."
                 )
-
-    def _check_batches(self) -> None:
-        if self.plan.batch % self.processes:
-            raise InputError(
-                f"A batch of {self.plan.batch} pairs cannot be shared by {self.processes} processes; "
-                "choose a multiple of their number."
-            )
-        if len(self.training) < self.plan.batch:
-            raise InputError(
-                f"There are {len(self.training)} pairs in an epoch, less than a batch of {self.plan.batch}; "
-                "give more images or a smaller batch."
-            )
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

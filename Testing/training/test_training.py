@@ -482,24 +482,6 @@ def test_an_interrupted_process_says_where_the_training_goes_on(tmp_path):
     )
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
-    alone = command(tmp_path / "alone", *SYNTHETIC, "--loaders", "0", "--device", "cpu")
-    shared = command(tmp_path / "shared", *SYNTHETIC, "--loaders", "0", "--device", "cpu")
-    assert main(alone) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, "-m", "GradProjIOLib", *shared], env=os.environ | {"OMP_NUM_THREADS": "1"},
-                   check=True, timeout=100, capture_output=True)  # fmt: skip
-    found, expected = (
-        torch.load(tmp_path / folder / "weights.pt", weights_only=True) for folder in ("shared", "alone")
-    )
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, atol=2e-3, rtol=1e-2)
-    one, two = (rows(tmp_path / folder / "steps.csv") for folder in ("alone", "shared"))
-    assert len(one) == len(two) == 6
-    for mine, theirs in zip(one, two, strict=True):
-        assert float(mine["similarity"]) == pytest.approx(float(theirs["similarity"]), abs=1e-3)
-
-
 @pytest.fixture
 def lumir_folder(tmp_path):
     """Data laid out as the LUMIR challenge's: five training images, and one validation pair with labels."""
