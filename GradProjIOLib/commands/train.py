@@ -79,7 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     model = registry.find(arguments.model)
     if arguments.stages is not None:
         model = registry.first_stages(model, arguments.stages)
-    network = _network(arguments, model)
+    network = registry.build(model)
+    if not arguments.from_scratch and (path := registry.weights_path(arguments.model, arguments.weights)):
+        registry.start_from(network, registry.find(arguments.model), path)
     lattice, training, validating = _pairs(arguments, model)
     trainer = Trainer(
         network, model, plan, training, validating, arguments.output,
@@ -99,18 +101,6 @@ def _check(arguments: argparse.Namespace) -> None:
     stages = len(registry.find(arguments.model).widths)
     if arguments.stages is not None and arguments.stages > stages:
         raise InputError(f"--stages is {arguments.stages}; the model {arguments.model} has 1 to {stages}.")
-
-
-def _network(arguments: argparse.Namespace, model: registry.Model) -> registry.Cascade:
-    """The network of a model, or of its first stages, with the weights to start from."""
-    network = registry.build(model)
-    if not arguments.from_scratch and (path := registry.weights_path(arguments.model, arguments.weights)):
-        whole = registry.find(arguments.model)
-        source = registry.build(whole)
-        registry.start_from(source, whole, path)
-        state = source.state_dict()
-        network.load_state_dict({key: state[key] for key in network.state_dict()})
-    return network
 
 
 def _pairs(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from GradProjIOLib.models.fast_unet import FastUNet
-from GradProjIOLib.models.unet import UNet, halve_resolution
+from GradProjIOLib.models.unet import halve_resolution
 from GradProjIOLib.spatial import maps
 
 
@@ -28,11 +28,12 @@ def _warped(images: Tensor, *fields: Tensor) -> Tensor:
 class Cascade(nn.Module):
     """U-Nets applied one after the other, the first at the coarsest resolution.
 
-    widths: one (encoder, decoder) per U-Net, see :class:`UNet`. halvings: how often the resolution of the
+    widths: one (encoder, decoder) per U-Net, see ``UNet``. halvings: how often the resolution of the
     images is halved for each of them. voxels: how many samples of the full lattice an output of 1 means;
     None makes it a tenth of the lattice's extent along each axis, as in uniGradICON. composed: whether the
     U-Nets' fields are composed into one field on the lattice of the latest U-Net. uniGradICON composes them at every
-    point where the map is read, which takes most of its sampling. unet: the class of the U-Nets, FastUNet or UNet.
+    point where the map is read, which takes most of its sampling. memory_share: how much memory a sample of the lattice
+    takes in an optimization, as a part of uniGradICON's.
     """
 
     def __init__(
@@ -41,15 +42,14 @@ class Cascade(nn.Module):
         halvings: Sequence[int],
         voxels: float | None = None,
         composed: bool = False,
-        unet: type[UNet] = FastUNet,
+        memory_share: float = 1.0,
     ):
         super().__init__()
-        self.stages = nn.ModuleList(unet(encoder, decoder) for encoder, decoder in widths)
+        self.stages = nn.ModuleList(FastUNet(encoder, decoder) for encoder, decoder in widths)
         self.halvings = tuple(halvings)
         self.voxels = voxels
         self.composed = composed
-        self.memory_share = 1.0
-        """How much memory a sample of the lattice takes in an optimization, as a part of uniGradICON's."""
+        self.memory_share = memory_share
         self.checkpointed = False
         """Whether to compute intermediate results again in the backward pass rather than to keep them."""
 

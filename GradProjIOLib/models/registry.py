@@ -18,8 +18,6 @@ import torch
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.models import weights as files
 from GradProjIOLib.models.cascade import Cascade
-from GradProjIOLib.models.fast_unet import FastUNet
-from GradProjIOLib.models.unet import UNet
 from GradProjIOLib.settings import SMALLEST_LATTICE, Settings
 
 _READING = threading.Lock()
@@ -153,22 +151,19 @@ def find(name: str) -> Model:
     return MODELS[name]
 
 
-def build(model: Model, unet: type[UNet] = FastUNet) -> Cascade:
+def build(model: Model) -> Cascade:
     """The network without weights, in evaluation mode: it starts as the identity.
 
-    Its random layers are the same every time, so that the same seed gives the same result. unet: UNet makes the
-    network of torch's own layers instead of the fast one; the state is the same.
+    Its random layers are the same every time, so that the same seed gives the same result.
     """
     # The random state is that of the whole process.
     with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _cascade(model, unet)
+        return _cascade(model)
 
 
-def _cascade(model: Model, unet: type[UNet] = FastUNet) -> Cascade:
-    cascade = Cascade(model.widths, model.halvings, model.voxels, model.composed, unet).eval()
-    cascade.memory_share = model.memory_share
-    return cascade
+def _cascade(model: Model) -> Cascade:
+    return Cascade(model.widths, model.halvings, model.voxels, model.composed, model.memory_share).eval()
 
 
 def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | None:
@@ -205,9 +200,7 @@ def load(name: str, weights: str | os.PathLike | None = None, device: torch.devi
     path = weights_path(name, weights)
     if path is None:
         return LoadedModel(name, model, build(model).to(device), None, None)
-    changed = path.stat().st_mtime_ns if path.exists() else None
-    with _READING:
-        state, sha256 = _read(name, path, model.url is not None and weights is None, changed)
+    state, sha256 = _read(model, path, cached=model.url is not None and weights is None)
     # On the device "meta" nothing is allocated and nothing drawn at random.
     with torch.device("meta"):
         network = _cascade(model)
@@ -215,14 +208,18 @@ def load(name: str, weights: str | os.PathLike | None = None, device: torch.devi
     return LoadedModel(name, model, network, str(path), sha256)
 
 
-@lru_cache(maxsize=1)
-def _read(name: str, path: Path, cached: bool, changed: int | None) -> tuple[dict[str, torch.Tensor], str]:
-    """The state of a model's network from a file, and the file's checksum.
+def _read(model: Model, path: Path, cached: bool) -> tuple[dict[str, torch.Tensor], str]:
+    """The state of a model's network from a file, and the file's checksum; it is read anew when the file has changed.
 
-    cached: whether the file lies in the cache of downloads. changed: when the file was changed last; with another time
-    it is read anew.
+    cached: whether the file lies in the cache of downloads.
     """
-    model = MODELS[name]
+    changed = path.stat().st_mtime_ns if path.exists() else None
+    with _READING:
+        return _read_once(model, path, cached, changed)
+
+
+@lru_cache(maxsize=1)
+def _read_once(model: Model, path: Path, cached: bool, changed: int | None) -> tuple[dict[str, torch.Tensor], str]:
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in _cascade(model).state_dict().items()}
     expected = {published_key(key, model): shape for key, shape in shapes.items()}
@@ -265,21 +262,19 @@ def first_stages(model: Model, stages: int) -> Model:
     )
 
 
-def start_from(network: Cascade, model: Model, path: str | os.PathLike) -> None:
-    """Load a file with weights of the model, or of its ``first_stages``; other stages stay as they are.
+def start_from(network: Cascade, model: Model, path: Path) -> None:
+    """Load a file with weights of the model, or of its ``first_stages``, into the network of either.
 
-    Raises InputError where the file is neither.
+    Stages that are not in the file stay as they are. Raises InputError where the file is neither.
     """
     failures = []
-    for stages in range(len(network.stages), 0, -1):
-        part = {key: value for key, value in network.state_dict().items() if int(key.split(".")[1]) < stages}
-        keys = {published_key(key, model): key for key in part}
+    for stages in range(len(model.widths), 0, -1):
         try:
-            state = files.load_state(path, {key: tuple(part[ours].shape) for key, ours in keys.items()})
+            state, _ = _read(first_stages(model, stages), path, cached=False)
         except InputError as error:
             failures.append(error)
             continue
-        network.load_state_dict({ours: _to_ours(ours, state[key], model) for key, ours in keys.items()}, strict=False)
+        network.load_state_dict(state, strict=False)
         return
     raise failures[0]
 

@@ -543,10 +543,10 @@ def test_published_weights_are_hashed_once_when_they_are_loaded(cache, monkeypat
     hashed = []
     monkeypatch.setattr(weights, "checksum", lambda path: hashed.append(path) or checksum(path))
     for _ in range(2):
-        registry._read.cache_clear()
+        registry._read_once.cache_clear()
         assert registry.load("small").sha256 == checksum(weights.cached_path("small", model.url))
     assert len(hashed) == 2
-    registry._read.cache_clear()
+    registry._read_once.cache_clear()
 
 
 def test_bad_first_file_leaves_no_checksum(path):
