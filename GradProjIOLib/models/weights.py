@@ -7,18 +7,20 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urljoin, urlsplit
+
+import torch
+from torch import Tensor
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import atomic_path, checksum, staging_folder
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 ZIP_START = b"PK\x03\x04"
 CHUNK = 1 << 16
 """Bytes received at once: few enough that a download can be canceled soon on a slow connection."""
+TIMEOUT = 30.0
+"""Seconds without an answer after which a download fails."""
 
 Progress = Callable[[int, "int | None"], "bool | None"]
 
@@ -42,19 +44,12 @@ def cached_path(name: str, url: str) -> Path:
     return cache_directory() / f"{name}-{PurePosixPath(urlsplit(url).path).name}"
 
 
-def download(
-    name: str,
-    url: str,
-    destination: str | Path | None = None,
-    *,
-    on_progress: Progress | None = None,
-    timeout: float = 30.0,
-) -> Path:
-    """Fetch the weights of model `name` over HTTPS and return their path (`cached_path` unless given).
+def download(name: str, url: str, on_progress: Progress | None = None) -> Path:
+    """Fetch the weights of model `name` over HTTPS and return their path, `cached_path`.
 
-    `destination` appears, or is replaced, only when everything has arrived; `<destination>.lock` keeps a second process
-    out. `on_progress(received, total)` gets bytes, `total` is None where the server does not tell; it cancels by
-    returning False. `timeout`: seconds without an answer. $REQUESTS_CA_BUNDLE names other certificates to trust.
+    The file appears, or is replaced, only when everything has arrived; `<path>.lock` keeps a second process out.
+    `on_progress(received, total)` gets bytes, `total` is None where the server does not tell; it cancels by returning
+    False. $REQUESTS_CA_BUNDLE names other certificates to trust.
 
     Raises InputError (not HTTPS, no connection, refused by the server, cut short, no space, another process is
     downloading) and DownloadCancelled.
@@ -66,9 +61,9 @@ def download(
         raise InputError(
             f"The weights of {name} can only be downloaded over HTTPS, not from {url}; give another address."
         )
-    destination = cached_path(name, url) if destination is None else Path(destination)
+    destination = cached_path(name, url)
     hooks = {"response": _refuse_other_than_https}
-    fetch = pooch.HTTPDownloader(progressbar=_Report(on_progress), chunk_size=CHUNK, timeout=timeout, hooks=hooks)
+    fetch = pooch.HTTPDownloader(progressbar=_Report(on_progress), chunk_size=CHUNK, timeout=TIMEOUT, hooks=hooks)
     pooch.get_logger().setLevel("WARNING")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -130,13 +125,12 @@ def _note_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def load_cached(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], str]:
+def load_cached(path: Path, expected: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Tensor], str]:
     """`load_state` for a file in the cache, and the file's checksum.
 
     The checksum of the first good file is kept in `<path>.sha256`, unless the cache may only be read. Raises
     InputError where a later file has another one.
     """
-    path = Path(path)
     digest, note = checksum(path), _note_of(path)
     if note.exists() and note.read_text(errors="replace").split()[:1] != [digest]:
         raise InputError(
@@ -150,7 +144,7 @@ def load_cached(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> tu
     return state, digest
 
 
-def load_state(path: str | os.PathLike, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def load_state(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Read network weights: key → tensor on the CPU, floating-point values as float32.
 
     `expected` gives the shape of every key. Raises InputError unless the file is an undamaged zip archive of
@@ -158,9 +152,6 @@ def load_state(path: str | os.PathLike, expected: Mapping[str, tuple[int, ...]])
     not created. The formats from before torch 1.6, which are no zip archives, are refused too: until torch 2.6
     reading one of them could run code (CVE-2025-32434).
     """
-    import torch
-
-    path = Path(path)
     try:
         with open(path, "rb") as file:
             if file.read(len(ZIP_START)) != ZIP_START:
@@ -197,9 +188,7 @@ def _check_keys(path: Path, state: Mapping, expected: Mapping[str, tuple[int, ..
 
 
 def _checked(path: Path, key: str, value: object, shape: tuple[int, ...]) -> Tensor:
-    import torch
-
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_meta or value.is_nested:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta or value.is_nested:
         raise _unusable(path, f"holds no plain tensor under {key}")
     if tuple(value.shape) != shape:
         raise _unusable(path, f"has shape {list(value.shape)} instead of {list(shape)} for {key}")
