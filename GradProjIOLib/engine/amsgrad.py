@@ -47,10 +47,3 @@ class AMSGrad:
             eps=self.epsilon,
             maximize=False,
         )
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, list[Tensor]]) -> None:
-        """Go on from a ``state``, also from one of another device."""
-        for name, tensors in self.state.items():
-            for tensor, value in zip(tensors, state[name], strict=True):
-                tensor.copy_(value)

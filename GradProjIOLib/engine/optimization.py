@@ -105,14 +105,13 @@ class InstanceOptimizer:
 
     def __enter__(self) -> InstanceOptimizer:
         if self.steps:
-            self.saved = [p.detach().to("cpu", copy=True) for p in self.parameters]
+            self.saved = _copied(self.parameters)
         return self
 
+    @torch.no_grad()
     def __exit__(self, *exception: object) -> None:
         if self.saved is not None:
-            with torch.no_grad():
-                for parameter, saved in zip(self.parameters, self.saved, strict=True):
-                    parameter.copy_(saved)
+            torch._foreach_copy_(self.parameters, self.saved)
         self.saved = None
 
     def __iter__(self) -> Iterator[Step]:
@@ -122,21 +121,24 @@ class InstanceOptimizer:
             yield step
 
     def state(self) -> dict[str, Any]:
-        """All that the coming steps depend on, in types that ``torch.load(weights_only=True)`` accepts."""
+        """All that the coming steps depend on, in types that ``torch.load(weights_only=True)`` accepts.
+
+        It is a copy in the memory of the processor, which later steps do not change.
+        """
         return {
             "taken": self.taken,
-            "parameters": [p.detach() for p in self.parameters],
-            "adam": self.adam.state,
+            "parameters": _copied(self.parameters),
+            "adam": {name: _copied(tensors) for name, tensors in self.adam.state.items()},
             "choice": self.choice.get_state(),
             "noise": self.noise.get_state(),
         }
 
+    @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a ``state``; call it inside the context, which brings the network's parameters back."""
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
-                parameter.copy_(value)
-        self.adam.restore(state["adam"])
+        torch._foreach_copy_(self.parameters, state["parameters"])
+        for name, tensors in self.adam.state.items():
+            torch._foreach_copy_(tensors, state["adam"][name])
         self.choice.set_state(state["choice"])
         self.noise.set_state(state["noise"])
         self.taken = state["taken"]
@@ -198,10 +200,6 @@ class InstanceOptimizer:
         ]
 
 
-def copied(state: Any) -> Any:
-    """A copy of an optimizer's ``state``, in the memory of the processor, which later steps do not change."""
-    if isinstance(state, Tensor):
-        return state.to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {name: copied(value) for name, value in state.items()}
-    return [copied(value) for value in state] if isinstance(state, list) else state
+def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in the memory of the processor."""
+    return [tensor.detach().to("cpu", copy=True) for tensor in tensors]

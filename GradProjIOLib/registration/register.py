@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from GradProjIOLib.engine.devices import find_device
-from GradProjIOLib.engine.optimization import InstanceOptimizer, Step, copied
+from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
@@ -266,7 +266,7 @@ class Run:
         def ended(optimizer: InstanceOptimizer) -> None:
             # Only where these were the last steps of all is there something to go on with.
             if optimizer.taken and (self.stopped != "finished" or not self.levels):
-                self.optimizer_state = copied(optimizer.state())
+                self.optimizer_state = optimizer.state()
 
         return self.network.run(self.images, started, partial(self._take, stage="network", level=0), ended)
 
