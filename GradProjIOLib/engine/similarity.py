@@ -14,7 +14,7 @@ fusion for image-guided interventions using self-similarities", MICCAI 2013.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
@@ -64,21 +64,17 @@ class LNCC:
         self.mean, self.variance = self._moments(targets, self.window)
 
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
-        return 1 - weighted_mean(self.correlation(warped, weights), _centers(weights, self.stride))
+        return 1 - weighted_mean(self.correlation(warped, weights), weights, self.stride)
 
     def correlation(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
         """The correlation of the warped images with the targets in each window."""
-        window, target_mean, target_variance = self._in_window(weights)
+        window, target_mean, target_variance = self.window, self.mean, self.variance
+        if weights is not None:
+            window = window_means(self.sigma, self.stride, weights)
+            target_mean, target_variance = self._moments(self.targets, window)
         mean, variance = self._moments(warped, window)
         covariance = window(warped * self.targets) - mean * target_mean + self.shared_variance
         return covariance * torch.rsqrt(variance * target_variance)
-
-    def _in_window(self, weights: Tensor | None) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
-        """What gives means with weights, and mean and variance of the targets by it."""
-        if weights is None:
-            return self.window, self.mean, self.variance
-        window = window_means(self.sigma, self.stride, weights)
-        return window, *self._moments(self.targets, window)
 
     def _moments(self, images: Tensor, window: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Means and variances in the window around every sample."""
@@ -92,7 +88,7 @@ class SquaredLNCC(LNCC):
     """1 − mean squared local normalized cross-correlation, in [0, 1]. The sign of the contrast does not count."""
 
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
-        return 1 - weighted_mean(self.correlation(warped, weights).square(), _centers(weights, self.stride))
+        return 1 - weighted_mean(self.correlation(warped, weights).square(), weights, self.stride)
 
 
 class MINDSSC:
@@ -108,13 +104,15 @@ class MINDSSC:
     def __call__(self, warped: Tensor, weights: Tensor | None = None) -> Tensor:
         descriptors = self.descriptors if weights is None else mind_ssc(self.targets, weights, self.stride)
         difference = (mind_ssc(warped, weights, self.stride) - descriptors).square().mean(dim=1, keepdim=True)
-        return weighted_mean(difference, _centers(weights, self.stride))
+        return weighted_mean(difference, weights, self.stride)
 
 
-def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Means [N] of values [N, 1, D, H, W] over what weights let through."""
+def weighted_mean(values: Tensor, weights: Tensor | None, stride: int) -> Tensor:
+    """Means [N] of the values around every ``stride``-th sample, over what weights [N, 1, D, H, W] let through."""
     if weights is None:
         return values.mean(dim=(1, 2, 3, 4))
+    d, h, w = (_first(size, stride) for size in weights.shape[2:])
+    weights = weights[:, :, d::stride, h::stride, w::stride]
     total = weights.sum(dim=(1, 2, 3, 4)).clamp(min=LEAST_TOTAL)
     return (values * weights).sum(dim=(1, 2, 3, 4)) / total
 
@@ -131,42 +129,26 @@ def gaussian_blur(images: Tensor, sigma: float = SIGMA, stride: int = 1) -> Tens
     return _filter(images, lambda size: _gaussian_matrix(size, sigma, stride, images.dtype, images.device))
 
 
-def _centers(values: Tensor | None, stride: int) -> Tensor | None:
-    """The values [N, C, D, H, W] at the centers of the windows."""
-    if values is None or stride == 1:
-        return values
-    d, h, w = (_first(size, stride) for size in values.shape[2:])
-    return values[:, :, d::stride, h::stride, w::stride]
-
-
 def _first(size: int, stride: int) -> int:
     """The first sample of an axis with a window around it, so that both ends are equally far from one."""
     return ((size - 1) % stride) // 2
 
 
-def mind_ssc(
-    images: Tensor,
-    weights: Tensor | None = None,
-    stride: int = 1,
-    radius: int = MIND_RADIUS,
-    dilation: int = MIND_DILATION,
-) -> Tensor:
+def mind_ssc(images: Tensor, weights: Tensor | None = None, stride: int = 1) -> Tensor:
     """Descriptors [N, 12, D, H, W] of images [N, 1, D, H, W], at every ``stride``-th sample.
 
     Each of the twelve channels compares the patches around two neighbors of a sample that lie √2 neighbor distances
     apart. In a patch only samples count that have a weight.
     """
-    differences = _patch_differences(images, dilation).square_()
+    differences = _patch_differences(images).square_()
     if weights is None:
-        distances = _box_mean(differences, radius, stride)
+        distances = _box_mean(differences, stride)
     else:
-        seen = _patch_differences(weights, dilation, torch.mul)
-        distances = _box_mean(differences * seen, radius, stride) / _box_mean(seen, radius, stride).clamp(
-            min=LEAST_TOTAL
-        )
+        seen = _patch_differences(weights, torch.mul)
+        distances = _box_mean(differences * seen, stride) / _box_mean(seen, stride).clamp(min=LEAST_TOTAL)
     distances = distances - distances.amin(dim=1, keepdim=True)
     noise = distances.mean(dim=1, keepdim=True)
-    level = weighted_mean(noise.detach(), _centers(weights, stride)).view(-1, 1, 1, 1, 1)
+    level = weighted_mean(noise.detach(), weights, stride).view(-1, 1, 1, 1, 1)
     return torch.exp(-distances / torch.clamp(noise, level * 1e-3, level * 1e3))
 
 
@@ -178,25 +160,23 @@ def has_structure(images: Tensor) -> Tensor:
     return (highest - lowest > LEAST_STRUCTURE).to(images.dtype)
 
 
-def _patch_differences(images: Tensor, dilation: int, combine: Callable[..., Tensor] = torch.sub) -> Tensor:
+def _patch_differences(images: Tensor, combine: Callable[..., Tensor] = torch.sub) -> Tensor:
     """For each of the twelve pairs of neighbors of every sample, their difference (or what combines them)."""
-    padded = F.pad(images, [dilation] * 6, mode="replicate")
-    neighbors = [_shifted(padded, offset, dilation, images.shape[2:]) for offset in _NEIGHBORS]
+    padded = F.pad(images, [MIND_DILATION] * 6, mode="replicate")
+    d, h, w = images.shape[2:]
+    neighbors = []
+    for offset in _NEIGHBORS:
+        z, y, x = (MIND_DILATION * (1 + step) for step in offset)
+        neighbors.append(padded[:, :, z : z + d, y : y + h, x : x + w])
     return torch.cat([combine(neighbors[a], neighbors[b]) for a, b in _NEIGHBOR_PAIRS], dim=1)
 
 
-def _box_mean(values: Tensor, radius: int, stride: int) -> Tensor:
-    return _filter(values, lambda size: _box_matrix(size, radius, stride, values.dtype, values.device))
+def _box_mean(values: Tensor, stride: int) -> Tensor:
+    return _filter(values, lambda size: _box_matrix(size, stride, values.dtype, values.device))
 
 
 _NEIGHBORS = [(0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0)]
 _NEIGHBOR_PAIRS = [(a, b) for b in range(6) for a in range(b) if a // 2 != b // 2]
-
-
-def _shifted(padded: Tensor, offset: Sequence[int], dilation: int, size: Sequence[int]) -> Tensor:
-    for axis, step in enumerate(offset):
-        padded = padded.narrow(axis + 2, dilation * (1 + step), size[axis])
-    return padded
 
 
 def _filter(images: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
@@ -219,11 +199,9 @@ def _gaussian_matrix(size: int, sigma: float, stride: int, dtype: torch.dtype, d
 
 
 @lru_cache(maxsize=32)
-def _box_matrix(size: int, radius: int, stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Means of 2·radius + 1 samples, around every ``stride``-th, where those outside repeat the outermost one."""
+def _box_matrix(size: int, stride: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Means of 2 · MIND_RADIUS + 1 samples, around every ``stride``-th; those outside repeat the outermost one."""
     centers = torch.arange(_first(size, stride), size, stride)
-    kernel = torch.zeros(len(centers), size, dtype=torch.float64)
-    for shift in range(-radius, radius + 1):
-        index = (centers + shift).clamp(0, size - 1)
-        kernel[torch.arange(len(centers)), index] += 1 / (2 * radius + 1)
+    samples = centers[:, None] + torch.arange(-MIND_RADIUS, MIND_RADIUS + 1)
+    kernel = F.one_hot(samples.clamp(0, size - 1), size).double().mean(dim=1)
     return kernel.to(device, dtype)
