@@ -7,7 +7,7 @@ computes what two passes would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class Objective:
 
     def __init__(
         self,
-        model: nn.Module | Callable[[Tensor, Tensor], list[Tensor]],
+        model: nn.Module,
         fixed: Tensor,
         moving: Tensor,
         similarity: str = "lncc",
@@ -91,16 +91,12 @@ class Objective:
         self.regularity_weight = regularity_weight
         self.folding_weight = folding_weight
 
-    def losses(self, jitter: Tensor | None = None) -> Losses:
-        """All losses; jitter comes from ``self.regularity.jitter`` and keeps the regularizer's points random."""
-        return self.losses_of(self.fields(), jitter)
-
     def fields(self) -> list[Tensor]:
         """The model's chain of displacement fields [2, 3, …], see ``maps.displace``; fixed → moving first."""
         return self.model(self.sources, self.targets)
 
-    def losses_of(self, fields: Sequence[Tensor], jitter: Tensor | None) -> Losses:
-        """``losses`` of fields that are there already."""
+    def losses(self, fields: Sequence[Tensor], jitter: Tensor | None = None) -> Losses:
+        """All losses of ``fields()``; jitter comes from ``self.regularity.jitter`` and keeps its points random."""
         return Losses(
             self.similarity_of(fields),
             self._regularity_of(fields, jitter),
@@ -135,7 +131,7 @@ class Objective:
         return Losses(similarity.detach(), regularity.detach(), folding.detach(), **guidance), gradients
 
     def similarity_of(self, fields: Sequence[Tensor]) -> Tensor:
-        """The similarity loss of fields that are there already, a scalar."""
+        """The similarity loss of ``fields()``, a scalar."""
         mapped = maps.displaced_identity(fields, self.points)
         warped = maps.sample(self.sources, mapped, padding="zeros")
         return self.similarity(warped, self._weights(mapped)).sum()
@@ -143,7 +139,7 @@ class Objective:
     @torch.no_grad()
     def _weights(self, mapped: Tensor) -> Tensor | None:
         """How much each sample counts: its mask's value times that of the other image's mask where it is mapped."""
-        if self.masks is None or self.counting is None:
+        if self.counting is None:
             return None
         return self.counting * maps.sample(self.masks.flip(0), mapped, padding="zeros")
 
@@ -178,7 +174,7 @@ class Objective:
         return self.displacements_of(self.fields())
 
     def displacements_of(self, fields: Sequence[Tensor]) -> Tensor:
-        """``displacements`` of fields that are there already."""
+        """``displacements`` of ``fields()`` that are there already."""
         per_unit = maps.voxels_per_unit(self.lattice, self.points.device)
         if self.on_lattice:
             return fields[0] * per_unit.view(3, 1, 1, 1)

@@ -96,7 +96,7 @@ class InstanceOptimizer:
         self.steps = 0 if method == "direct" else steps
         self.learning_rate = learning_rate
         self.projection = projection
-        self.parameters = [p for p in objective.model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in objective.model.parameters() if p.requires_grad]
         self.choice = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.parameters[0].device).manual_seed(seed)
         self.adam = AMSGrad(self.parameters, learning_rate, weight_decay, epsilon)

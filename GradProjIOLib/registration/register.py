@@ -300,7 +300,7 @@ class Run:
             fields = Fields.zero(self.ordered)
         objective, _ = refinement.objective(lattice, fields)
         with torch.no_grad():
-            losses = objective.losses()
+            losses = objective.losses(objective.fields())
         return (
             fields,
             start,

@@ -10,7 +10,7 @@ import csv
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from GradProjIOLib.synthetic.pairs import TrainingPair
 from GradProjIOLib.training import pairs, validation
 from GradProjIOLib.training.overlap import overlap_loss
 from GradProjIOLib.training.pairs import SyntheticPairs
-from GradProjIOLib.training.volumes import ValidationPairs, VolumePairs
+from GradProjIOLib.training.volumes import VolumePairs
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.pt"
@@ -94,7 +94,7 @@ class Trainer:
     model: Model
     plan: Plan
     training: SyntheticPairs | VolumePairs
-    validating: Sequence[TrainingPair] | ValidationPairs
+    validating: Iterable[TrainingPair]
     folder: Path
     _: KW_ONLY
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -161,7 +161,7 @@ class Trainer:
         objective = self._objective(pair)
         noise = pairs.generator(self.plan.seed, pairs.JITTER, number, device=self.device)
         fields = objective.fields()
-        losses = objective.losses_of(fields, objective.regularity.jitter(noise))
+        losses = objective.losses(fields, objective.regularity.jitter(noise))
         loss = losses.similarity + self.plan.regularity_weight * losses.regularity
         if self.plan.label_weight and pair.fixed_labels is not None and pair.moving_labels is not None:
             overlap = overlap_loss(pair.fixed_labels, pair.moving_labels, fields)
@@ -190,11 +190,9 @@ class Trainer:
         return Objective(self.network, fixed, moving, self.plan.similarity, sigma=self.plan.sigma)
 
     def _validate(self) -> None:
-        if not len(self.validating):
-            return
-        held_out = (self.validating[number] for number in range(len(self.validating)))
-        found = [validation.measure(self._objective(pair), pair) for pair in held_out]
-        _append(self.folder / VALIDATION_LOG, {"step": self.taken, **validation.mean(found)})
+        found = [validation.measure(self._objective(pair), pair) for pair in self.validating]
+        if found:
+            _append(self.folder / VALIDATION_LOG, {"step": self.taken, **validation.mean(found)})
 
     def _resume(self) -> None:
         """Continue from the folder's checkpoint, and remove what the logs say of later steps."""

@@ -23,8 +23,9 @@ def measure(objective: Objective, pair: TrainingPair) -> dict[str, float]:
     positive, and ndv_percent: non-diffeomorphic volume, both in percent of the lattice. dice and dice_before: mean over
     the structures, after and before the registration; NaN without labels.
     """
-    losses = objective.losses(torch.zeros_like(objective.regularity.points))
-    displacement = objective.displacements()[0].flip(0).cpu()  # along (D, H, W)
+    fields = objective.fields()
+    losses = objective.losses(fields)
+    displacement = objective.displacements_of(fields)[0].flip(0).cpu()  # along (D, H, W)
     samples = displacement[0].numel()
     folded = (jacobian.jacobian_determinant(displacement) <= 0).sum().item()
     volume = jacobian.non_diffeomorphic_volume(displacement).sum().item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -168,16 +168,14 @@ class VolumePairs(Dataset[TrainingPair]):
 
 
 @dataclass(frozen=True)
-class ValidationPairs(Dataset[TrainingPair]):
+class ValidationPairs:
     """The given pairs, without augmentation, and with labels where both images have them."""
 
     files: Sequence[tuple[ImageFile, ImageFile]]
     reader: Reader
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, number: int) -> TrainingPair:
-        files = self.files[number]
-        labels = [self.reader.labels(file.labels) for file in files if file.labels is not None]
-        return TrainingPair(*(self.reader.image(file.image) for file in files), *(labels if len(labels) == 2 else ()))
+    def __iter__(self) -> Iterator[TrainingPair]:
+        for files in self.files:
+            images = [self.reader.image(file.image) for file in files]
+            labels = [self.reader.labels(file.labels) for file in files if file.labels is not None]
+            yield TrainingPair(*images, *(labels if len(labels) == 2 else ()))

@@ -293,7 +293,8 @@ class TestNetwork:
         for mode in ("full", "lean"):
             network = tiny_network()
             network.checkpointed = mode == "lean"
-            found = Objective(network, smooth_image(0), smooth_image(1)).losses(jitter)
+            objective = Objective(network, smooth_image(0), smooth_image(1))
+            found = objective.losses(objective.fields(), jitter)
             losses[mode] = found.similarity.item()
             parts = torch.autograd.grad(found.similarity + found.regularity, list(network.parameters()))
             gradients[mode] = torch.cat([part.flatten() for part in parts])
@@ -369,7 +370,7 @@ class TestOptimization:
         generator = torch.Generator().manual_seed(1)
         for _ in range(2):
             adam.zero_grad()
-            losses = objective.losses(objective.regularity.jitter(generator))
+            losses = objective.losses(objective.fields(), objective.regularity.jitter(generator))
             (losses.similarity + 0.7 * losses.regularity).backward()
             adam.step()
         torch.testing.assert_close(found, objective.displacements(), rtol=1e-3, atol=1e-3)

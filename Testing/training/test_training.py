@@ -52,7 +52,7 @@ def without_times(path: Path) -> list[dict[str, str]]:
 def trainer(folder: Path, plan: Plan, per_epoch: int = 4, **options) -> Trainer:
     source = SyntheticPairs(LATTICE, per_epoch)
     held_out = SyntheticPairs(LATTICE, 2, purpose=pairs.VALIDATION)
-    return Trainer(registry.build(TINY), TINY, plan, source, held_out, folder, loaders=0, **options)
+    return Trainer(registry.build(TINY), TINY, plan, source, [held_out[0], held_out[1]], folder, loaders=0, **options)
 
 
 def parameters(network: torch.nn.Module) -> list[torch.Tensor]:
@@ -238,7 +238,8 @@ def test_training_takes_adam_s_steps_on_the_mean_of_the_batch(tmp_path):
         for number in (2 * step, 2 * step + 1):
             pair = SyntheticPairs(LATTICE, 4)[number]
             objective = Objective(network, pair.fixed[None], pair.moving[None])
-            losses = objective.losses(objective.regularity.jitter(pairs.generator(0, pairs.JITTER, number)))
+            jitter = objective.regularity.jitter(pairs.generator(0, pairs.JITTER, number))
+            losses = objective.losses(objective.fields(), jitter)
             loss = loss + (losses.similarity + 1.5 * losses.regularity) / 2
         adam.zero_grad()
         loss.backward()
@@ -266,7 +267,8 @@ def test_rate_rises_and_falls():
 def test_a_smaller_window_is_used(tmp_path):
     pair = SyntheticPairs(LATTICE, 4)[0]
     run = trainer(tmp_path, Plan(batch=1, sigma=2))
-    loss = run._objective(pair).losses(torch.zeros(1)).similarity
+    objective = run._objective(pair)
+    loss = objective.losses(objective.fields()).similarity
     images = torch.stack([pair.moving, pair.fixed])
     expected = LNCC(images.flip(0), sigma=2)(images).sum()
     torch.testing.assert_close(loss, expected)
