@@ -76,12 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     plan = Plan(**{name: getattr(arguments, name) for name in Plan.__dataclass_fields__})
     device = find_device(arguments.device)
-    model = registry.find(arguments.model)
-    if arguments.stages is not None:
-        model = registry.first_stages(model, arguments.stages)
+    whole = registry.find(arguments.model)
+    model = whole if arguments.stages is None else registry.first_stages(whole, arguments.stages)
     network = registry.build(model)
     if not arguments.from_scratch and (path := registry.weights_path(arguments.model, arguments.weights)):
-        registry.start_from(network, registry.find(arguments.model), path)
+        registry.start_from(network, whole, path)
     lattice, training, validating = _pairs(arguments, model)
     trainer = Trainer(
         network, model, plan, training, validating, arguments.output,

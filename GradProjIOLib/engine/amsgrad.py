@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-DECAY = (0.9, 0.999)
-"""Of the means of gradients and of their squares: β₁ and β₂."""
-
 
 class AMSGrad:
     """Steps of some parameters. ``state`` has, for each of them, what the coming steps depend on."""
@@ -40,8 +37,8 @@ class AMSGrad:
             self.state["steps"],
             fused=self.fused,
             amsgrad=True,
-            beta1=DECAY[0],
-            beta2=DECAY[1],
+            beta1=0.9,
+            beta2=0.999,
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
             eps=self.epsilon,

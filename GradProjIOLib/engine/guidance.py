@@ -37,10 +37,13 @@ class LandmarkDistance:
     def distances(self, fields: Sequence[Tensor]) -> Tensor:
         """Distances in mm [2, n] between where a direction maps a landmark and its partner, fixed → moving first."""
         chains = zip(*(field.split(1) for field in fields), strict=True)
-        return torch.stack([
-            self._distance(maps.displace(chain, start.view(1, -1, 1, 1, 3)).view(-1, 3), end)
-            for chain, start, end in zip(chains, self.sides, reversed(self.sides), strict=True)
-        ])  # fmt: skip
+        distances = []
+        for chain, start, end in zip(chains, self.sides, reversed(self.sides), strict=True):
+            mapped = maps.displace(chain, start.view(1, -1, 1, 1, 3)).view(-1, 3)
+            square = ((mapped - end) @ self.mm_per_unit.T).square().sum(dim=-1)
+            # The small number keeps the derivative of the root finite.
+            distances.append((square + 1e-12).sqrt())
+        return torch.stack(distances)
 
     def __call__(self, fields: Sequence[Tensor]) -> Tensor:
         """The loss, a scalar: √(1 + d²/t²) − 1 for a distance d and the tolerance t, averaged, of both directions.
@@ -48,10 +51,6 @@ class LandmarkDistance:
         It is quadratic near zero and linear far away, so that one wrong landmark does not outweigh all others.
         """
         return ((1 + (self.distances(fields) / self.tolerances).square()).sqrt() - 1).mean(dim=1).sum()
-
-    def _distance(self, mapped: Tensor, end: Tensor) -> Tensor:
-        # The small number keeps the derivative of the root finite.
-        return (((mapped - end) @ self.mm_per_unit.T).square().sum(dim=-1) + 1e-12).sqrt()
 
 
 @dataclass(frozen=True)

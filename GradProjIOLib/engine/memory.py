@@ -74,19 +74,17 @@ def modes_to_try(
     InputError where there is too little memory for the leanest mode, on the device or, for the images on the lattice,
     on the computer.
     """
-    modes: tuple[str, ...] = ("full", "lean") if memory == "auto" else (memory,)
+    modes = ("full", "lean") if memory == "auto" else (memory,)
     free = available_memory(device)
-    if free is not None:
-        fitting = tuple(mode for mode in modes if needed_memory(network, lattice, mode, device) <= free)
-        if not fitting:
-            raise too_little_memory(model, network, lattice, modes[-1], device)
-        modes = fitting
+    fitting = tuple(mode for mode in modes if free is None or needed_memory(network, lattice, mode, device) <= free)
+    if not fitting:
+        raise too_little_memory(model, network, lattice, modes[-1], device)
     if device.type != "cpu":
         computer = torch.device("cpu")
         free = available_memory(computer)
         if free is not None and BYTES_PER_SAMPLE_BESIDE_A_CARD * math.prod(lattice) > free:
             raise too_little_memory(model, network, lattice, modes[-1], computer)
-    return modes
+    return fitting
 
 
 def too_little_memory(

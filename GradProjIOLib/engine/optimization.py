@@ -94,7 +94,6 @@ class InstanceOptimizer:
         self.objective = objective
         self.method = method
         self.steps = 0 if method == "direct" else steps
-        self.learning_rate = learning_rate
         self.projection = projection
         self.parameters: list[Tensor] = [p for p in objective.model.parameters() if p.requires_grad]
         self.choice = torch.Generator().manual_seed(seed)

@@ -68,30 +68,29 @@ class Model:
 
 
 _RELEASES = "https://github.com/uncbiag/uniGradICON/releases/download"
-_PUBLISHED_KEYS = (
-    "netPhi.netPhi.net.netPhi.net.net",
-    "netPhi.netPhi.net.netPsi.net",
-    "netPhi.netPsi.net",
-    "netPsi.net",
+_UNIGRADICON = Model(
+    description="foundation model for pairs of one modality (283 MB)",
+    widths=(UNIGRADICON_WIDTHS,) * 4,
+    halvings=(2, 1, 0, 0),
+    learning_rate=2e-5,
+    license="Apache-2.0",
+    lattice=(175, 175, 175),
+    url=f"{_RELEASES}/unigradicon_weights/Step_2_final.trch",
+    published_keys=(
+        "netPhi.netPhi.net.netPhi.net.net",
+        "netPhi.netPhi.net.netPsi.net",
+        "netPhi.netPsi.net",
+        "netPsi.net",
+    ),
 )
 
-
-def _unigradicon(description: str, release: str) -> Model:
-    return Model(
-        description=description,
-        widths=(UNIGRADICON_WIDTHS,) * 4,
-        halvings=(2, 1, 0, 0),
-        learning_rate=2e-5,
-        license="Apache-2.0",
-        lattice=(175, 175, 175),
-        url=f"{_RELEASES}/{release}/Step_2_final.trch",
-        published_keys=_PUBLISHED_KEYS,
-    )
-
-
 MODELS: dict[str, Model] = {
-    "unigradicon": _unigradicon("foundation model for pairs of one modality (283 MB)", "unigradicon_weights"),
-    "multigradicon": _unigradicon("foundation model for pairs of different modality (283 MB)", "multigradicon_weights"),
+    "unigradicon": _UNIGRADICON,
+    "multigradicon": replace(
+        _UNIGRADICON,
+        description="foundation model for pairs of different modality (283 MB)",
+        url=f"{_RELEASES}/multigradicon_weights/Step_2_final.trch",
+    ),
     "compact": Model(
         description="small network of the same kind, for any computer (in the package)",
         widths=(COMPACT_WIDTHS, COMPACT_WIDTHS, (COMPACT_WIDTHS[0], COMPACT_WIDTHS[1][1:])),

@@ -156,9 +156,10 @@ def load_state(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str,
         with open(path, "rb") as file:
             if file.read(len(ZIP_START)) != ZIP_START:
                 raise _unusable(path, "is not a PyTorch file")
-            damaged = zipfile.ZipFile(file).testzip()  # torch itself does not compare the CRCs
+            if damaged := zipfile.ZipFile(file).testzip():  # torch itself does not compare the CRCs
+                raise _unusable(path, f"is damaged (in {damaged})")
             file.seek(0)
-            state = None if damaged else torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except zipfile.BadZipFile as error:
@@ -167,8 +168,6 @@ def load_state(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str,
         raise _unusable(path, f"cannot be read ({error.strerror})") from error
     except Exception as error:  # what torch raises is not documented
         raise _unusable(path, "is damaged or holds Python objects that are not tensors") from error
-    if damaged:
-        raise _unusable(path, f"is damaged (in {damaged})")
     if not isinstance(state, dict):
         raise _unusable(path, f"holds a {type(state).__name__} and not a dictionary of tensors")
     _check_keys(path, state, expected)

@@ -129,17 +129,16 @@ class Trainer:
 
     def _batches(self) -> Iterator[list[tuple[int, TrainingPair]]]:
         """The coming batches: pairs with their numbers."""
-        steps = range(self.taken, self.steps)
-        numbers = [self._first_of(step) + place for step in steps for place in range(self.plan.batch)]
+        numbers: list[int] = []
+        for step in range(self.taken, self.steps):
+            # What is left of an epoch after its last full batch is left out.
+            epoch, position = divmod(step, self.per_epoch)
+            first = epoch * len(self.training) + position * self.plan.batch
+            numbers += range(first, first + self.plan.batch)
         loaded = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)
         numbered = zip(numbers, loaded, strict=True)
         while batch := list(itertools.islice(numbered, self.plan.batch)):
             yield batch
-
-    def _first_of(self, step: int) -> int:
-        """Number of the first pair of a step; what is left of an epoch after its last full batch is left out."""
-        epoch, position = divmod(step, self.per_epoch)
-        return epoch * len(self.training) + position * self.plan.batch
 
     def _step(self, number: int, batch: list[tuple[int, TrainingPair]], start: float) -> TrainingStep:
         rate = self.plan.rate(number, self.steps)
