@@ -66,14 +66,14 @@ def weighting(gram: Tensor, rule: str = "random", generator: torch.Generator | N
     inner = gram.tolist()
     count = len(inner)
     conflicts = tuple((i, j) for i, j in combinations(range(count), 2) if inner[i][j] < 0)
-    gives_way = _who_gives_way(conflicts, count, rule, generator)
+    kept = _kept(conflicts, count, rule, generator)
     total, projected = [0.0] * count, []
     for i in range(count):
         # The projected gradient i, as weights of the gradients as they were.
         weights = [float(j == i) for j in range(count)]
         for j in _order(count, generator) if conflicts else ():
             along = sum(weight * product for weight, product in zip(weights, inner[j], strict=True) if weight)
-            if j != i and along < 0 < inner[j][j] and gives_way[i][j]:
+            if j != i and along < 0 < inner[j][j] and (i, j) not in kept:
                 weights[j] -= along / inner[j][j]
                 projected.append(i)
         total = [a + b for a, b in zip(total, weights, strict=True)]
@@ -90,18 +90,14 @@ def combine_(gradients: Sequence[list[Tensor]], weights: Sequence[float]) -> lis
     return first
 
 
-def _who_gives_way(
+def _kept(
     conflicts: Sequence[tuple[int, int]], count: int, rule: str, generator: torch.Generator | None
-) -> list[list[bool]]:
-    """Whether gradient i (row) is projected where it conflicts with j (column)."""
-    gives_way = [[rule in ("random", "both") or (rule == "similarity") == (i == 0)] * count for i in range(count)]
+) -> set[tuple[int, int]]:
+    """The pairs (i, j) of which gradient i stays as it is where it conflicts with j."""
     if rule == "random":
-        for i, j in conflicts:
-            if torch.rand((), generator=generator) < 0.5:
-                gives_way[j][i] = False
-            else:
-                gives_way[i][j] = False
-    return gives_way
+        return {(j, i) if torch.rand((), generator=generator) < 0.5 else (i, j) for i, j in conflicts}
+    keeps = {"both": set(), "similarity": set(range(1, count)), "regularity": {0}}[rule]
+    return {(i, j) for i in keeps for j in range(count)}
 
 
 def _order(count: int, generator: torch.Generator | None) -> list[int]:
