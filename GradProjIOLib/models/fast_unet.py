@@ -126,12 +126,7 @@ class _ActivatedBeside(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
         ctx.channels = x.shape[1]
-        last = x.is_contiguous(memory_format=torch.channels_last_3d)
-        layout = torch.channels_last_3d if last else torch.contiguous_format
-        shape = x.shape[0], ctx.channels + skip.shape[1], *x.shape[2:]
-        both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-        torch.ops.aten.leaky_relu.out(x, SLOPE, out=both[:, : ctx.channels])
-        both[:, ctx.channels :] = skip
+        both = torch.cat([F.leaky_relu(x), skip], dim=1)
         ctx.save_for_backward(both)
         return both, x[:, :first]
 
