@@ -162,7 +162,7 @@ def double_and_convolve(
     constant = (head * offset).sum(dim=(1, 2, 3, 4)).repeat(8)
     coarse = F.conv3d(_Padded.apply(residual), _within_coarse(_interpolating(scaled_head)), constant)
     coarse.add_(F.conv3d(activated, _within_coarse(F.conv3d(up, head, padding=2)), padding=1))
-    return _Spread.apply(coarse, size, *excesses)
+    return _spread(coarse, size, excesses)
 
 
 class _WithFaces(torch.autograd.Function):
@@ -199,33 +199,18 @@ class _Padded(torch.autograd.Function):
         return gradient
 
 
-class _Spread(torch.autograd.Function):
-    """[N, 8 · 3, D, H, W] → [N, 3, *size], the fine samples to their places, less what belongs off at each of FACES.
+def _spread(coarse: Tensor, size: Sequence[int], excesses: Sequence[Tensor]) -> Tensor:
+    """[N, 8 · 3, D, H, W] → [N, 3, *size], the fine samples to their places, less the excess at each of FACES.
 
     All with the channels last in memory.
     """
-
-    @staticmethod
-    def forward(ctx: Any, coarse: Tensor, size: Sequence[int], *excesses: Tensor) -> Tensor:
-        n, channels, d, h, w = ctx.coarse = coarse.shape
-        split = coarse.permute(0, 2, 3, 4, 1).reshape(n, d, h, w, 2, 2, 2, channels // 8)
-        fine = split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(n, 2 * d, 2 * h, 2 * w, channels // 8)
-        fine = fine.permute(0, 4, 1, 2, 3)[:, :, : size[0], : size[1], : size[2]]
-        for face, excess in zip(FACES, excesses, strict=True):
-            fine.select(*face).sub_(excess)
-        return fine
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        n, channels, d, h, w = ctx.coarse
-        cut = [2 * coarse - fine for coarse, fine in zip((w, h, d), reversed(gradient.shape[2:]), strict=True)]
-        fine = gradient.permute(0, 2, 3, 4, 1)
-        if any(cut):
-            fine = F.pad(fine, [0, 0, 0, cut[0], 0, cut[1], 0, cut[2]])
-        split = fine.reshape(n, d, 2, h, 2, w, 2, channels // 8).permute(0, 1, 3, 5, 2, 4, 6, 7)
-        coarse = split.reshape(n, d, h, w, channels).permute(0, 4, 1, 2, 3)
-        return coarse, None, *(-gradient.select(*face) for face in FACES)
+    n, channels, d, h, w = coarse.shape
+    split = coarse.permute(0, 2, 3, 4, 1).reshape(n, d, h, w, 2, 2, 2, channels // 8)
+    fine = split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(n, 2 * d, 2 * h, 2 * w, channels // 8)
+    fine = crop(fine.permute(0, 4, 1, 2, 3), size)
+    for face, excess in zip(FACES, excesses, strict=True):
+        fine.select(*face).sub_(excess)
+    return fine
 
 
 def _interpolating(head: Tensor) -> Tensor:
