@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from GradProjIOLib.engine.memory import (
@@ -16,15 +15,11 @@ from GradProjIOLib.engine.memory import (
     recycled_memory,
     too_little_memory,
 )
-from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.preprocessing import ImagePair, LatticeImages
 from GradProjIOLib.settings import Settings
-
-OnStarted = Callable[[InstanceOptimizer, np.ndarray], None]
-OnEnded = Callable[[InstanceOptimizer], None]
 
 
 def network_steps(settings: Settings) -> int:
@@ -59,13 +54,10 @@ class NetworkStage:
         """What a step costs, as a multiple of a step of the refinement on one sample."""
         return self.loaded.network.memory_share * COST_OF_A_SAMPLE * math.prod(self.lattice)
 
-    def run(
-        self, images: ImagePair, on_started: OnStarted, on_step: Callable[[Step], bool], on_ended: OnEnded
-    ) -> Fields:
+    def run(self, images: ImagePair, optimize: Callable[..., Fields]) -> Fields:
         """The fields after the optimization, in the first memory mode that fits.
 
-        on_started is called before the first step, in every mode that is tried. on_step returns whether to go on.
-        on_ended is called after the last step, while the network still has the parameters that were found.
+        optimize: ``Run.optimize`` for this stage; it is called in every mode that is tried.
         """
         network, lattice = self.loaded.network, self.lattice
         try:
@@ -77,7 +69,7 @@ class NetworkStage:
             network.checkpointed = mode == "lean"
             try:
                 with recycled_memory(self.device, needed_memory(network, lattice, mode, self.device)):
-                    return self._optimize(drawn.to(self.device), on_started, on_step, on_ended)
+                    return self._optimize(drawn.to(self.device), optimize)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -89,25 +81,15 @@ class NetworkStage:
                 )
         raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], self.device)
 
-    def _optimize(
-        self, drawn: LatticeImages, on_started: OnStarted, on_step: Callable[[Step], bool], on_ended: OnEnded
-    ) -> Fields:
+    def _optimize(self, drawn: LatticeImages, optimize: Callable[..., Fields]) -> Fields:
         settings = self.settings
         objective = drawn.objective(self.loaded.network, settings, regularity_weight=settings.regularity_weight)
-        with InstanceOptimizer(
+        return optimize(
             objective,
+            lambda: Fields(objective.displacements(), drawn.affine),
             learning_rate=self.learning_rate,
             steps=settings.steps,
-            method=settings.method,
-            projection=settings.projection,
-            seed=settings.seed,
-        ) as optimizer:
-            on_started(optimizer, drawn.affine)
-            for step in optimizer:
-                if not on_step(step):
-                    break
-            on_ended(optimizer)
-            return Fields(objective.displacements(), drawn.affine)
+        )
 
 
 COST_OF_A_SAMPLE = 8.0

@@ -18,7 +18,6 @@ import torch
 
 from GradProjIOLib.engine.memory import available_memory, recycled_memory
 from GradProjIOLib.engine.objective import Objective
-from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models.displacements import Displacements
@@ -42,8 +41,6 @@ SEARCH_PENALTY = 0.02
 """Penalty per sample of a translation's length, as a part of the loss without it."""
 COARSER_LEVELS = 2
 """How many levels, each with twice the spacing of the next, come before the finest."""
-
-OnStarted = Callable[[InstanceOptimizer, Callable[[], Fields]], None]
 
 
 @dataclass(frozen=True)
@@ -221,12 +218,8 @@ class Refinement:
         both = torch.tensor(np.stack([best, -best]), dtype=torch.float32)
         return Fields(both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice), affine)
 
-    def run(self, level: Level, start: Fields | None, on_started: OnStarted, on_step: Callable[[Step], bool]) -> Fields:
-        """Optimize on one level.
-
-        on_started: is called before the first step with the optimizer, and a function that gives the fields reached
-        so far. on_step: returns whether to go on.
-        """
+    def run(self, level: Level, start: Fields | None, optimize: Callable[..., Fields]) -> Fields:
+        """The fields after the steps on one level; optimize: ``Run.optimize`` for this one."""
         objective, affine = self.objective(level.lattice, start)
 
         def reached() -> Fields:
@@ -237,22 +230,12 @@ class Refinement:
             return start.plus(Fields(found.samples - begun, affine))
 
         knots = next(objective.model.parameters())[0, 0].numel()
-        size = BYTES_PER_SAMPLE * math.prod(level.lattice)
-        with (
-            recycled_memory(self.device, size),
-            InstanceOptimizer(
+        with recycled_memory(self.device, BYTES_PER_SAMPLE * math.prod(level.lattice)):
+            return optimize(
                 objective,
+                reached,
                 learning_rate=self.tuning.learning_rate,
                 weight_decay=0.0,
                 epsilon=LEAST_SLOPE / (knots * objective.seen),
                 steps=level.steps,
-                method=self.settings.method,
-                projection=self.settings.projection,
-                seed=self.settings.seed,
-            ) as optimizer,
-        ):
-            on_started(optimizer, reached)
-            for step in optimizer:
-                if not on_step(step):
-                    break
-            return reached()
+            )

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from GradProjIOLib.engine.devices import find_device
+from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.optimization import InstanceOptimizer, Step
 from GradProjIOLib.engine.precision import convolutions
 from GradProjIOLib.errors import InputError
@@ -214,11 +215,11 @@ class Run:
         costs = [] if self.network is None else [self.network.cost] * network_steps(self.settings)
         for level in self.levels:
             costs += [math.prod(level.lattice)] * level.steps
-        self.remaining, self.on_step = RemainingTime(costs), on_step
+        self.remaining, self.on_step, self.on_start = RemainingTime(costs), on_step, on_start
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         self.bar = Progress(total=self.total, unit="step", disable=not progress, leave=False, bar_format=layout)
         with self.bar, convolutions(self.settings.precision):
-            fields, start, losses = self._refined(self._begin(on_start), on_start)
+            fields, start, losses = self._refined(self._begun())
         if self.settings.lattice is not None:
             self.settings = replace(self.settings, lattice=self.as_stored(self.settings.lattice))
         forward = self._whole(fields.forward)
@@ -235,67 +236,68 @@ class Run:
         found.report.update(report if self.earlier is None else self.earlier.continued(report))
         return found
 
-    def _take(self, step: Step, stage: str, level: int) -> bool:
-        """Note a step; whether to go on."""
-        step = replace(step, stage=stage, level=level, remaining_seconds=self.remaining.after(step.seconds))
-        self.steps.append(step)
-        self.bar.show(step)
-        if self.on_step is not None and self.on_step(step) is False:
-            self.stopped = "by request"
-        return self.stopped == "finished"
+    def optimize(
+        self, objective: Objective, reached: Callable[[], Fields], stage: str, level: int, **options: Any
+    ) -> Fields:
+        """Take the steps of one optimization and note them; what is ``reached`` at the end.
 
-    def _begin(self, on_start: OnStart | None) -> Fields | None:
+        level: the place of its lattice among those of the refinement. options: those of ``InstanceOptimizer``.
+        """
+        settings = self.settings
+        with InstanceOptimizer(
+            objective, method=settings.method, projection=settings.projection, seed=settings.seed, **options
+        ) as optimizer:
+            if stage == "network":
+                self._begin_network(optimizer)
+            if self.on_start is not None:
+                self.on_start(Running(optimizer, lambda: self._whole(reached().forward)))
+            for step in optimizer:
+                step = replace(step, stage=stage, level=level, remaining_seconds=self.remaining.after(step.seconds))
+                self.steps.append(step)
+                self.bar.show(step)
+                if self.on_step is not None and self.on_step(step) is False:
+                    self.stopped = "by request"
+                    break
+            # Only where these were the last steps of all is there something to go on with.
+            if stage == "network" and optimizer.taken and (self.stopped != "finished" or not self.levels):
+                self.optimizer_state = optimizer.state()
+            return reached()
+
+    def _begin_network(self, optimizer: InstanceOptimizer) -> None:
+        """Forget what was computed before in another memory mode; go on from the state of an earlier registration."""
+        self.steps.clear()
+        self.bar.restart()
+        state = None if self.earlier is None else self.earlier.result.reached.optimizer
+        if state is not None:
+            optimizer.restore(state)
+        self.remaining.taken = optimizer.taken
+
+    def _begun(self) -> Fields | None:
         """The fields before the refinement; None where it begins without any."""
         if self.network is not None:
-            return self._from_network(on_start)
+            return self.network.run(self.images, partial(self.optimize, stage="network", level=0))
         return None if self.earlier is None else self.earlier.fields(self.ordered, self._reorder)
 
-    def _from_network(self, on_start: OnStart | None) -> Fields:
-        def started(optimizer: InstanceOptimizer, affine: np.ndarray) -> None:
-            # What was computed before in another memory mode, or in an earlier process, does not count.
-            self.steps.clear()
-            self.bar.restart()
-            state = None if self.earlier is None else self.earlier.result.reached.optimizer
-            if state is not None:
-                optimizer.restore(state)
-            self.remaining.taken = optimizer.taken
-            if on_start is not None:
-                displacements = optimizer.objective.displacements
-                on_start(Running(optimizer, lambda: self._whole(Fields(displacements(), affine).forward)))
-
-        def ended(optimizer: InstanceOptimizer) -> None:
-            # Only where these were the last steps of all is there something to go on with.
-            if optimizer.taken and (self.stopped != "finished" or not self.levels):
-                self.optimizer_state = optimizer.state()
-
-        return self.network.run(self.images, started, partial(self._take, stage="network", level=0), ended)
-
-    def _refined(self, fields: Fields | None, on_start: OnStart | None) -> tuple[Fields, str, dict[str, float]]:
+    def _refined(self, fields: Fields | None) -> tuple[Fields, str, dict[str, float]]:
         """The refined fields, what the refinement began with, and the similarity losses before and after."""
-        refined = self.earlier is not None and self.earlier.start is not None
-        refinement = Refinement(self.images, self.settings, self.device, keeps_detail=refined)
+        start = None if self.earlier is None else self.earlier.start
+        refinement = Refinement(self.images, self.settings, self.device, keeps_detail=start is not None)
         lattice = self.levels[-1].lattice if self.levels else self._only_lattice()
         before = refinement.similarity(lattice, None)
-        start = "zero" if fields is None else "network"
-        if self.earlier is not None and self.earlier.start is not None:
-            start = self.earlier.start
-        elif self.levels and fields is not None and refinement.similarity(lattice, fields) > before:
-            fields, start = None, "zero"
-            self.warnings.append(
-                "The network's deformation matches the images worse than none, so the refinement began without it."
-            )
+        if start is None:
+            start = "zero" if fields is None else "network"
+            if self.levels and fields is not None and refinement.similarity(lattice, fields) > before:
+                fields, start = None, "zero"
+                self.warnings.append(
+                    "The network's deformation matches the images worse than none, so the refinement began without it."
+                )
         if self.levels and fields is None:
             fields = refinement.translation()
             start = "zero" if fields is None else "translation"
-
-        def started(optimizer: InstanceOptimizer, reached: Callable[[], Fields]) -> None:
-            if on_start is not None:
-                on_start(Running(optimizer, lambda: self._whole(reached().forward)))
-
         for level in self.levels:
             if self.stopped == "finished":
                 number = self.lattices.index(level.lattice)
-                fields = refinement.run(level, fields, started, partial(self._take, stage="refinement", level=number))
+                fields = refinement.run(level, fields, partial(self.optimize, stage="refinement", level=number))
         if fields is None:
             fields = Fields.zero(self.ordered)
         objective, _ = refinement.objective(lattice, fields)
