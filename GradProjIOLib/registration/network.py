@@ -88,7 +88,6 @@ class NetworkStage:
             objective,
             lambda: Fields(objective.displacements(), drawn.affine),
             learning_rate=self.learning_rate,
-            steps=settings.steps,
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,6 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models.displacements import Displacements
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.network import network_steps
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import maps
@@ -85,35 +84,32 @@ BYTES_PER_SAMPLE = 700
 """A process with 6.9 million samples was seen to take 4.0 GB, 0.5 GB of it before; the rest is a margin."""
 
 
-@dataclass(frozen=True)
-class Level:
-    """One lattice (K, J, I) of the refinement and how many steps are taken on it."""
-
-    lattice: tuple[int, int, int]
-    steps: int
+Levels = dict[tuple[int, int, int], int]
+"""How many steps are taken on each lattice (K, J, I) of a refinement, from coarse to fine."""
 
 
-def plan_levels(fixed: Volume, settings: Settings) -> list[Level]:
+def plan_levels(fixed: Volume, settings: Settings) -> Levels:
     """The levels of a refinement, coarse to fine, each with half the spacing of the one before.
 
     fixed: its voxels are never oversampled, and an axis with few of them is not coarsened.
     """
     if settings.refine_steps == 0 or settings.method == "direct":
-        return []
+        return {}
     extent = [size * length for size, length in zip(fixed.shape, reversed(fixed.spacing), strict=True)]
     spacing = settings.resolution or (math.prod(extent) / settings.samples) ** (1 / 3)
     spacing = max(spacing, min(fixed.spacing))
-    levels: dict[tuple[int, int, int], Level] = {}
+    levels: Levels = {}
     for power in range(COARSER_LEVELS, -1, -1):
         lattice = lattice_for(fixed, spacing * 2**power)
         share = SHARE_OF_STEPS if math.prod(lattice) > MANY_SAMPLES else 1
-        levels[lattice] = Level(lattice, math.ceil(share * settings.refine_steps))
-    return list(levels.values())
+        levels[lattice] = math.ceil(share * settings.refine_steps)
+    return levels
 
 
-def from_level(levels: Sequence[Level], lattice: tuple[int, int, int]) -> list[Level]:
+def from_level(levels: Levels, lattice: tuple[int, int, int]) -> Levels:
     """The levels at least as fine as a lattice (K, J, I); the finest where all are coarser."""
-    return [level for level in levels if math.prod(level.lattice) >= math.prod(lattice)] or list(levels[-1:])
+    fine = [one for one in levels if math.prod(one) >= math.prod(lattice)] or list(levels)[-1:]
+    return {one: levels[one] for one in fine}
 
 
 def lattice_for(image: Volume, spacing: float) -> tuple[int, int, int]:
@@ -125,17 +121,11 @@ def lattice_for(image: Volume, spacing: float) -> tuple[int, int, int]:
     return k, j, i
 
 
-def count_steps(fixed: Volume, settings: Settings) -> int:
-    """How many steps a registration takes in both stages."""
-    return network_steps(settings) + sum(level.steps for level in plan_levels(fixed, settings))
-
-
-def check_memory(levels: Sequence[Level], device: torch.device) -> None:
+def check_memory(levels: Levels, device: torch.device) -> None:
     """Raise InputError where the largest lattice does not fit into the device's memory."""
     free = available_memory(device)
-    samples = max((math.prod(level.lattice) for level in levels), default=0)
-    if free is not None and samples * BYTES_PER_SAMPLE > free:
-        needed = samples * BYTES_PER_SAMPLE
+    needed = BYTES_PER_SAMPLE * max(map(math.prod, levels), default=0)
+    if free is not None and needed > free:
         raise InputError(
             f"There is not enough memory on {device}: the refinement needs about {needed / 2**30:.1f} GB at its finest "
             f"resolution and {free / 2**30:.1f} GB are free; choose a coarser resolution or another device."
@@ -218,24 +208,23 @@ class Refinement:
         both = torch.tensor(np.stack([best, -best]), dtype=torch.float32)
         return Fields(both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice), affine)
 
-    def run(self, level: Level, start: Fields | None, optimize: Callable[..., Fields]) -> Fields:
-        """The fields after the steps on one level; optimize: ``Run.optimize`` for this one."""
-        objective, affine = self.objective(level.lattice, start)
+    def run(self, lattice: tuple[int, int, int], start: Fields | None, optimize: Callable[..., Fields]) -> Fields:
+        """The fields after the steps on one lattice; optimize: ``Run.optimize`` for this one."""
+        objective, affine = self.objective(lattice, start)
 
         def reached() -> Fields:
             found = Fields(objective.displacements(), affine)
-            if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(level.lattice):
+            if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(lattice):
                 return found
-            begun = start.on_lattice(level.lattice).to(found.samples.device)
+            begun = start.on_lattice(lattice).to(found.samples.device)
             return start.plus(Fields(found.samples - begun, affine))
 
         knots = next(objective.model.parameters())[0, 0].numel()
-        with recycled_memory(self.device, BYTES_PER_SAMPLE * math.prod(level.lattice)):
+        with recycled_memory(self.device, BYTES_PER_SAMPLE * math.prod(lattice)):
             return optimize(
                 objective,
                 reached,
                 learning_rate=self.tuning.learning_rate,
                 weight_decay=0.0,
                 epsilon=LEAST_SLOPE / (knots * objective.seen),
-                steps=level.steps,
             )

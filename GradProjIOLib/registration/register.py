@@ -37,7 +37,7 @@ from GradProjIOLib.registration.network import NetworkStage, network_steps
 from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.registration.progress import Progress, RemainingTime
 from GradProjIOLib.registration.refinement import (
-    Level,
+    Levels,
     Refinement,
     check_memory,
     from_level,
@@ -178,20 +178,19 @@ class Run:
         self.stopped = "finished"
         self.optimizer_state: dict[str, Any] | None = None
 
-    def _plan(self, levels: list[Level]) -> tuple[list[tuple[int, int, int]], list[Level]]:
+    def _plan(self, levels: Levels) -> tuple[list[tuple[int, int, int]], Levels]:
         """All lattices of the refinement, which the steps refer to, and the levels that are run."""
         if self.earlier is None:
-            return [level.lattice for level in levels], levels
+            return list(levels), levels
         lattices = [self._reorder(lattice) for lattice in self.earlier.result.report["levels"]]
-        lattices += [level.lattice for level in levels if level.lattice not in lattices]
+        lattices += [lattice for lattice in levels if lattice not in lattices]
         reached = self.earlier.lattice
         return lattices, levels if reached is None else from_level(levels, self._reorder(reached))
 
     @property
     def steps_of_levels(self) -> list[int]:
         """How many steps are taken on each of the refinement's lattices."""
-        counts = {level.lattice: level.steps for level in self.levels}
-        return [counts.get(lattice, 0) for lattice in self.lattices]
+        return [self.levels.get(lattice, 0) for lattice in self.lattices]
 
     @property
     def total(self) -> int:
@@ -213,8 +212,8 @@ class Run:
     def result(self, on_step: OnStep | None, on_start: OnStart | None, progress: bool) -> Registration:
         """Optimize, and say what was found."""
         costs = [] if self.network is None else [self.network.cost] * network_steps(self.settings)
-        for level in self.levels:
-            costs += [math.prod(level.lattice)] * level.steps
+        for lattice, steps in self.levels.items():
+            costs += [math.prod(lattice)] * steps
         self.remaining, self.on_step, self.on_start = RemainingTime(costs), on_step, on_start
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         self.bar = Progress(total=self.total, unit="step", disable=not progress, leave=False, bar_format=layout)
@@ -275,18 +274,19 @@ class Run:
     def _begun(self) -> Fields | None:
         """The fields before the refinement; None where it begins without any."""
         if self.network is not None:
-            return self.network.run(self.images, partial(self.optimize, stage="network", level=0))
+            optimize = partial(self.optimize, stage="network", level=0, steps=self.settings.steps)
+            return self.network.run(self.images, optimize)
         return None if self.earlier is None else self.earlier.fields(self.ordered, self._reorder)
 
     def _refined(self, fields: Fields | None) -> tuple[Fields, str, dict[str, float]]:
         """The refined fields, what the refinement began with, and the similarity losses before and after."""
         start = None if self.earlier is None else self.earlier.start
         refinement = Refinement(self.images, self.settings, self.device, keeps_detail=start is not None)
-        lattice = self.levels[-1].lattice if self.levels else self._only_lattice()
-        before = refinement.similarity(lattice, None)
+        finest = list(self.levels)[-1] if self.levels else self._only_lattice()
+        before = refinement.similarity(finest, None)
         if start is None:
             start = "zero" if fields is None else "network"
-            if self.levels and fields is not None and refinement.similarity(lattice, fields) > before:
+            if self.levels and fields is not None and refinement.similarity(finest, fields) > before:
                 fields, start = None, "zero"
                 self.warnings.append(
                     "The network's deformation matches the images worse than none, so the refinement began without it."
@@ -294,13 +294,14 @@ class Run:
         if self.levels and fields is None:
             fields = refinement.translation()
             start = "zero" if fields is None else "translation"
-        for level in self.levels:
+        for lattice, steps in self.levels.items():
             if self.stopped == "finished":
-                number = self.lattices.index(level.lattice)
-                fields = refinement.run(level, fields, partial(self.optimize, stage="refinement", level=number))
+                number = self.lattices.index(lattice)
+                optimize = partial(self.optimize, stage="refinement", level=number, steps=steps)
+                fields = refinement.run(lattice, fields, optimize)
         if fields is None:
             fields = Fields.zero(self.ordered)
-        objective, _ = refinement.objective(lattice, fields)
+        objective, _ = refinement.objective(finest, fields)
         with torch.no_grad():
             losses = objective.losses(objective.fields())
         return (

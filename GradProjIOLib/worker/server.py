@@ -138,13 +138,14 @@ class _Registration:
         self, fixed: Volume, moving: Volume, initial: Any, masks: dict[str, Any], guides: dict[str, Any]
     ) -> Any:
         """The registration; None where the model's weights are missing, of which the application has been told."""
-        from GradProjIOLib.registration.refinement import count_steps, plan_levels
+        from GradProjIOLib.registration.network import network_steps
+        from GradProjIOLib.registration.refinement import plan_levels
         from GradProjIOLib.registration.register import register
 
         self.connection.kept = None
         settings = Settings.from_mapping(self.request.settings)
-        levels = [level.steps for level in plan_levels(fixed, settings)]
-        self._send(protocol.STARTED, total=count_steps(fixed, settings), levels=levels, before=0)
+        levels = list(plan_levels(fixed, settings).values())
+        self._send(protocol.STARTED, total=network_steps(settings) + sum(levels), levels=levels, before=0)
         if not self._fetch_weights(settings):
             return None
         watched = {"on_step": self._on_step, "on_start": self._on_start()}

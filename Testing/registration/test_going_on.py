@@ -19,7 +19,7 @@ from GradProjIOLib.geometry.image_files import read_labels, write_volume
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.registration.going_on import Earlier, prepare
 from GradProjIOLib.registration.landmarks import LandmarkPairs
-from GradProjIOLib.registration.refinement import Level, from_level
+from GradProjIOLib.registration.refinement import from_level
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.registration.report import CHANGES_VOLUMES
 from GradProjIOLib.spatial.deformation import Deformation
@@ -249,10 +249,10 @@ class TestRefinement:
 
 
 def test_levels_at_least_as_fine():
-    levels = [Level((8, 8, 8), 5), Level((16, 16, 16), 5), Level((32, 32, 32), 5)]
-    assert from_level(levels, (16, 16, 16)) == levels[1:]
-    assert from_level(levels, (64, 64, 64)) == levels[2:]
-    assert from_level([], (8, 8, 8)) == []
+    levels = {(8, 8, 8): 5, (16, 16, 16): 5, (32, 32, 32): 5}
+    assert from_level(levels, (16, 16, 16)) == {(16, 16, 16): 5, (32, 32, 32): 5}
+    assert from_level(levels, (64, 64, 64)) == {(32, 32, 32): 5}
+    assert from_level({}, (8, 8, 8)) == {}
 
 
 class TestRefusals:
