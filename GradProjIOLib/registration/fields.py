@@ -27,6 +27,12 @@ class Fields:
     samples: Tensor
     affine: np.ndarray
 
+    @classmethod
+    def over(cls, fixed: Volume, samples: Tensor) -> Fields:
+        """Displacements [2, 3, K, J, I] in samples of a lattice that is stretched over the fixed image."""
+        k, j, i = samples.shape[2:]
+        return cls(samples, lattice_affine(fixed.affine, fixed.shape, (k, j, i)))
+
     @property
     def forward(self) -> Deformation:
         """The direction fixed → moving in RAS mm."""
@@ -80,9 +86,3 @@ class Fields:
             displacements[1, slab] = inverse.map_points(first.map_points(points)) - points
         samples = np.moveaxis(displacements @ np.linalg.inv(affine[:3, :3]).T, -1, 1)
         return cls(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), affine)
-
-    @classmethod
-    def zero(cls, fixed: Volume) -> Fields:
-        """No displacement anywhere in the fixed image."""
-        lattice = (2, 2, 2)
-        return cls(torch.zeros(2, 3, *lattice), lattice_affine(fixed.affine, fixed.shape, lattice))

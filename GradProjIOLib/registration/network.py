@@ -18,7 +18,7 @@ from GradProjIOLib.engine.memory import (
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.preprocessing import ImagePair, LatticeImages
+from GradProjIOLib.registration.preprocessing import ImagePair
 from GradProjIOLib.settings import Settings
 
 
@@ -61,7 +61,7 @@ class NetworkStage:
         """
         network, lattice = self.loaded.network, self.lattice
         try:
-            drawn = images.on_lattice(lattice)
+            images.on_lattice(lattice)
         except MemoryError as error:
             raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], torch.device("cpu")) from error
         for mode in self.modes:
@@ -69,7 +69,7 @@ class NetworkStage:
             network.checkpointed = mode == "lean"
             try:
                 with recycled_memory(self.device, needed_memory(network, lattice, mode, self.device)):
-                    return self._optimize(drawn.to(self.device), optimize)
+                    return self._optimize(images, optimize)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -81,12 +81,12 @@ class NetworkStage:
                 )
         raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], self.device)
 
-    def _optimize(self, drawn: LatticeImages, optimize: Callable[..., Fields]) -> Fields:
-        settings = self.settings
-        objective = drawn.objective(self.loaded.network, settings, regularity_weight=settings.regularity_weight)
+    def _optimize(self, images: ImagePair, optimize: Callable[..., Fields]) -> Fields:
+        weight = self.settings.regularity_weight
+        objective = images.objective(self.loaded.network, self.lattice, self.device, regularity_weight=weight)
         return optimize(
             objective,
-            lambda: Fields(objective.displacements(), drawn.affine),
+            lambda: Fields.over(images.fixed, objective.displacements()),
             learning_rate=self.learning_rate,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.labels import LabelPairs, PlacedLabels
+from GradProjIOLib.registration.labels import LabelPairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
@@ -101,37 +101,6 @@ def cuts_through(volume: Volume) -> bool:
     return bool(np.mean(np.concatenate(faces) > FACE_BACKGROUND) > FEWEST_FACE_VOXELS)
 
 
-@dataclass(frozen=True)
-class LatticeImages:
-    """Both images and masks on one lattice: tensors [1, 1, K, J, I], and the lattice's affine (index → RAS mm)."""
-
-    fixed: Tensor
-    moving: Tensor
-    fixed_mask: Tensor | None
-    moving_mask: Tensor | None
-    affine: np.ndarray
-    landmarks: LandmarkPairs | None
-    labels: PlacedLabels | None
-
-    def to(self, device: torch.device) -> LatticeImages:
-        """The same on a device."""
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
-
-    def objective(self, model: nn.Module, settings: Settings, **options: Any) -> Objective:
-        """The losses of a deformation model for these images; options are those of ``Objective``."""
-        k, j, i = self.fixed.shape[2:]
-        lattice, device = (k, j, i), self.fixed.device
-        given: dict[str, Any] = {"fixed_mask": self.fixed_mask, "moving_mask": self.moving_mask}
-        if self.landmarks is not None:
-            given["landmarks"] = self.landmarks.on_lattice(lattice, self.affine, settings.landmark_tolerance, device)
-        if self.labels is not None:
-            given["labels"] = self.labels.on_lattice(lattice, self.affine, device)
-        return Objective(model, self.fixed, self.moving, settings.similarity, **given, **options)
-
-
 class ImagePair:
     """The images of a registration, to be drawn on lattices over the fixed image's field of view.
 
@@ -153,8 +122,8 @@ class ImagePair:
     ):
         self.landmarks = None if landmarks is None else landmarks.placed(initial, fixed)
         self.labels = None if labels is None else labels.placed(initial, fixed)
-        self.initial = initial
-        self.drawn: dict[tuple[int, ...], LatticeImages] = {}
+        self.initial, self.settings = initial, settings
+        self.drawn: dict[tuple[int, ...], dict[str, Tensor | None]] = {}
         self.fixed_mask, self.moving_mask = _zeros_and_ones(fixed_mask), _zeros_and_ones(moving_mask)
         self.fixed = _normalized(fixed, settings.fixed_modality, self.fixed_mask)
         self.moving = _normalized(moving, settings.moving_modality, self.moving_mask)
@@ -162,16 +131,32 @@ class ImagePair:
         ones = np.ones(moving.shape, dtype=np.uint8)
         self.view = replace(self.moving, array=ones) if cuts_through(self.moving) else None
 
-    def on_lattice(self, lattice: tuple[int, int, int]) -> LatticeImages:
+    def objective(
+        self, model: nn.Module, lattice: tuple[int, int, int], device: torch.device, **options: Any
+    ) -> Objective:
+        """The losses of a deformation model on a lattice (K, J, I); options are those of ``Objective``."""
+        drawn: dict[str, Any] = {
+            name: tensor.to(device) for name, tensor in self.on_lattice(lattice).items() if tensor is not None
+        }
+        affine = lattice_affine(self.fixed.affine, self.fixed.shape, lattice)
+        if self.landmarks is not None:
+            tolerance = self.settings.landmark_tolerance
+            options["landmarks"] = self.landmarks.on_lattice(lattice, affine, tolerance, device)
+        if self.labels is not None:
+            options["labels"] = self.labels.on_lattice(lattice, affine, device)
+        return Objective(model, similarity=self.settings.similarity, **drawn, **options)
+
+    def on_lattice(self, lattice: tuple[int, int, int]) -> dict[str, Tensor | None]:
         """Images and masks on a lattice (K, J, I) stretched over the fixed image; they are kept.
 
+        Each is a tensor [1, 1, K, J, I], by its name in ``Objective``; a mask is None where everything counts.
         Raises InputError where a mask is empty.
         """
         if lattice not in self.drawn:
             self.drawn[lattice] = self._draw(lattice)
         return self.drawn[lattice]
 
-    def _draw(self, lattice: tuple[int, int, int]) -> LatticeImages:
+    def _draw(self, lattice: tuple[int, int, int]) -> dict[str, Tensor | None]:
         affine = lattice_affine(self.fixed.affine, self.fixed.shape, lattice)
         still, placed = as_deformation(np.eye(4)), as_deformation(self.initial)
 
@@ -196,7 +181,7 @@ class ImagePair:
 
         fixed, fixed_mask = draw_image(self.fixed, still, [self.fixed_mask])
         moving, moving_mask = draw_image(self.moving, placed, [self.moving_mask, self.view])
-        return LatticeImages(fixed, moving, fixed_mask, moving_mask, affine, self.landmarks, self.labels)
+        return {"fixed": fixed, "moving": moving, "fixed_mask": fixed_mask, "moving_mask": moving_mask}
 
 
 def _inner(mask: Tensor) -> Tensor:

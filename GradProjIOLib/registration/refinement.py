@@ -144,9 +144,8 @@ class Refinement:
         self.keeps_detail = keeps_detail
         self.tuning = TUNINGS[settings.similarity]
 
-    def objective(self, lattice: tuple[int, int, int], start: Fields | None) -> tuple[Objective, np.ndarray]:
-        """The losses on a lattice of fields that begin as ``start`` (None: zero), and the lattice's affine."""
-        drawn = self.images.on_lattice(lattice).to(self.device)
+    def objective(self, lattice: tuple[int, int, int], start: Fields | None) -> Objective:
+        """The losses on a lattice of fields that begin as ``start`` (None: zero)."""
         displacements = torch.zeros(2, 3, *lattice) if start is None else start.on_lattice(lattice)
         few = min(1.0, FEW_SAMPLES / max(lattice))
         smooth = self.tuning.smoothing
@@ -156,9 +155,10 @@ class Refinement:
         if self.settings.similarity == "mind":
             stride = MIND_STRIDE if few < 1 else 1
         model = Displacements(displacements.to(self.device), smooth)
-        objective = drawn.objective(
+        return self.images.objective(
             model,
-            self.settings,
+            lattice,
+            self.device,
             regularity_weight=self.tuning.regularity_weight
             * self.settings.regularity_weight
             / Settings.regularity_weight,
@@ -168,11 +168,10 @@ class Refinement:
             window_stride=stride,
             outside_counts=self.settings.similarity != "mind",
         )
-        return objective, drawn.affine
 
     def similarity(self, lattice: tuple[int, int, int], start: Fields | None) -> float:
         """The similarity loss of fields on a lattice."""
-        objective, _ = self.objective(lattice, start)
+        objective = self.objective(lattice, start)
         with torch.no_grad():
             return objective.similarity_of(objective.fields()).item()
 
@@ -186,7 +185,7 @@ class Refinement:
             return None
         extent = max(n * d for n, d in zip(self.images.fixed.shape, reversed(self.images.fixed.spacing), strict=True))
         lattice = lattice_for(self.images.fixed, extent / SEARCH_SAMPLES)
-        objective, affine = self.objective(lattice, None)
+        objective = self.objective(lattice, None)
         unit = 1 / maps.voxels_per_unit(lattice, self.device)
 
         @torch.no_grad()
@@ -206,18 +205,18 @@ class Refinement:
         if lowest > LEAST_GAIN * still:
             return None
         both = torch.tensor(np.stack([best, -best]), dtype=torch.float32)
-        return Fields(both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice), affine)
+        return Fields.over(self.images.fixed, both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice))
 
     def run(self, lattice: tuple[int, int, int], start: Fields | None, optimize: Callable[..., Fields]) -> Fields:
         """The fields after the steps on one lattice; optimize: ``Run.optimize`` for this one."""
-        objective, affine = self.objective(lattice, start)
+        objective = self.objective(lattice, start)
 
         def reached() -> Fields:
-            found = Fields(objective.displacements(), affine)
+            found = Fields.over(self.images.fixed, objective.displacements())
             if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(lattice):
                 return found
             begun = start.on_lattice(lattice).to(found.samples.device)
-            return start.plus(Fields(found.samples - begun, affine))
+            return start.plus(Fields(found.samples - begun, found.affine))
 
         knots = next(objective.model.parameters())[0, 0].numel()
         with recycled_memory(self.device, BYTES_PER_SAMPLE * math.prod(lattice)):

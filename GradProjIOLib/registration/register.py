@@ -300,8 +300,8 @@ class Run:
                 optimize = partial(self.optimize, stage="refinement", level=number, steps=steps)
                 fields = refinement.run(lattice, fields, optimize)
         if fields is None:
-            fields = Fields.zero(self.ordered)
-        objective, _ = refinement.objective(finest, fields)
+            fields = Fields.over(self.ordered, torch.zeros(2, 3, 2, 2, 2))
+        objective = refinement.objective(finest, fields)
         with torch.no_grad():
             losses = objective.losses(objective.fields())
         return (

@@ -45,7 +45,7 @@ def main() -> None:
             refinement = Refinement(ImagePair(fixed, moving, np.eye(4), settings), settings, torch.device("cpu"))
             norms = []
             for lattice in plan_levels(fixed, settings):
-                objective, _ = refinement.objective(lattice, None)
+                objective = refinement.objective(lattice, None)
                 _, gradients = objective.gradients(objective.fields(), None)
                 per_sample = gradients[0][0] / voxels_per_unit(lattice).view(3, 1, 1, 1)
                 norms.append((math.prod(lattice) * per_sample).norm(dim=1).square().mean().sqrt().item())

@@ -138,20 +138,20 @@ class TestViews:
         affine = skull_stripped.moving.affine.copy()
         affine[:3, 3] = apply_matrix(affine, np.full(3, 2.0))
         drawn = ImagePair(skull_stripped.fixed, Volume(inner, affine), np.eye(4), Settings()).on_lattice((24, 28, 24))
-        assert drawn.moving_mask is None
+        assert drawn["moving_mask"] is None
 
     def test_what_a_cut_view_does_not_show_is_unknown(self, phantom):
         affine = phantom.moving.affine.copy()
         affine[:3, 3] = apply_matrix(affine, [0, 0, 16])
         upper = Volume(phantom.moving.array[16:], affine, "upper")
         drawn = self.pair(phantom, upper).on_lattice(phantom.fixed.shape)
-        assert drawn.moving_mask[0, 0, 17:].all()
-        assert not drawn.moving_mask[0, 0, :15].any()
-        assert drawn.fixed_mask is None
+        assert drawn["moving_mask"][0, 0, 17:].all()
+        assert not drawn["moving_mask"][0, 0, :15].any()
+        assert drawn["fixed_mask"] is None
         whole = self.pair(phantom, phantom.moving).on_lattice(phantom.fixed.shape)
-        assert whole.moving_mask is None
+        assert whole["moving_mask"] is None
         # The part has another 99th percentile than the whole.
-        shown = torch.stack([drawn.moving[0, 0, 17:].flatten(), whole.moving[0, 0, 17:].flatten()])
+        shown = torch.stack([one["moving"][0, 0, 17:].flatten() for one in (drawn, whole)])
         assert torch.corrcoef(shown)[0, 1] > 0.998
 
     @pytest.mark.parametrize("swapped", [False, True])
