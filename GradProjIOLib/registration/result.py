@@ -146,10 +146,10 @@ class Registration:
 
     def describe_jacobian(self) -> dict[str, float]:
         """Figures of both at the fixed image's voxels; see ``describe_jacobian`` below."""
-        return _figures(self.forward, *self._maps)
+        return describe_jacobian(self.forward, self.fixed, maps=self._maps)
 
     @cached_property
-    def _maps(self) -> tuple[np.ndarray, Folding, np.ndarray | None]:
+    def _maps(self) -> Maps:
         """The Jacobian determinant and the folding, which take seconds; and where they are defined."""
         return _jacobian_maps(self.forward, self.fixed, None)
 
@@ -162,17 +162,17 @@ class Registration:
 
         The figure does not belong to pyplot, so nothing has to be closed; `figure.savefig("overview.png")` writes it.
         """
-        return self._draw(self.warped(), self.determinant(), self.folding_mask())
+        return self._draw(self.warped())
 
-    def _draw(self, warped: Volume, determinant: Volume, folding: Volume) -> Figure:
+    def _draw(self, warped: Volume) -> Figure:
         from GradProjIOLib.report.overview import draw_overview
 
         return draw_overview(
             self.fixed,
             self.moved_before(),
             warped,
-            determinant.array,
-            folding.array > 0,
+            self.determinant().array,
+            self.folding_mask().array > 0,
             self.report["steps"],
             self.title(),
             self.forward,
@@ -200,7 +200,7 @@ class Registration:
             raise write_error(folder, error) from error
 
     def _write_files(self, folder: Path, labels: Volume | None, thumbnail: bool) -> None:
-        warped, determinant, folding = self.warped(), self.determinant(), self.folding_mask()
+        warped = self.warped()
         write_volume(warped, folder / "warped.nii.gz")
         self.forward.write(folder / "transform.h5")
         self.inverse.write(folder / "inverse_transform.h5")
@@ -208,12 +208,12 @@ class Registration:
             self.initial.write(folder / INITIAL_TRANSFORM)
         if self.reached.optimizer is not None:
             torch.save(self.reached.optimizer, folder / OPTIMIZER_STATE)
-        write_volume(determinant, folder / "jacobian.nii.gz", "Jacobian determinant")
-        write_volume(folding, folder / "folding.nii.gz")
+        write_volume(self.determinant(), folder / "jacobian.nii.gz", "Jacobian determinant")
+        write_volume(self.folding_mask(), folder / "folding.nii.gz")
         if labels is not None:
             write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
         try:
-            self._draw(warped, determinant, folding).savefig(folder / "overview.png")
+            self._draw(warped).savefig(folder / "overview.png")
             if thumbnail:
                 from GradProjIOLib.report.thumbnail import write_thumbnail
 
@@ -251,36 +251,22 @@ def steps_in_words(report: Mapping[str, Any]) -> str:
     return f"{' + '.join(counts)} steps" if counts else "no steps"
 
 
-def describe_jacobian(forward: Deformation, fixed: Volume, region: np.ndarray | None = None) -> dict[str, float]:
+Maps = tuple[np.ndarray, Folding, np.ndarray | None]
+"""See ``_jacobian_maps``."""
+
+
+def describe_jacobian(
+    forward: Deformation, fixed: Volume, region: np.ndarray | None = None, maps: Maps | None = None
+) -> dict[str, float]:
     """Figures of the Jacobian determinant and of folding at the fixed image's voxels, or those of a region.
 
     `affine_determinant` is that of the linear part; the figures that begin with without_affine leave it out. Where the
     deformation is undefined nothing is measured; `undefined_voxels` says at how many voxels. Raises InputError where
-    none is left.
+    none is left. maps: what ``_jacobian_maps`` gives, where it is there already.
     """
-    looked_at = None if region is None else int(region.sum())
-    return _figures(forward, *_jacobian_maps(forward, fixed, region), looked_at)
-
-
-def _jacobian_maps(
-    forward: Deformation, fixed: Volume, region: np.ndarray | None
-) -> tuple[np.ndarray, Folding, np.ndarray | None]:
-    """The determinant, the folding, and the region without what is undefined; None where that is everywhere."""
-    sampled = forward.sample(fixed.shape, fixed.affine)
-    where = jacobian.defined_region(sampled, region)
-    determinant = jacobian.determinant_map(sampled)
-    return determinant, jacobian.folding(sampled, region), where
-
-
-def _figures(
-    forward: Deformation,
-    determinant: np.ndarray,
-    folding: Folding,
-    where: np.ndarray | None,
-    looked_at: int | None = None,
-) -> dict[str, float]:
     from scipy import ndimage
 
+    determinant, folding, where = maps or _jacobian_maps(forward, fixed, region)
     linear = jacobian.linear_determinant(forward)
     without = jacobian.summary(determinant / linear, where)
     return (
@@ -292,9 +278,16 @@ def _figures(
             "folded_percent": folding.folded_percent,
             "folded_regions": int(ndimage.label(folding.mask, structure=np.ones((3, 3, 3)))[1]),
             "ndv_percent": folding.ndv_percent,
-            "undefined_voxels": (determinant.size if looked_at is None else looked_at) - folding.voxels,
+            "undefined_voxels": (determinant.size if region is None else int(region.sum())) - folding.voxels,
         }
     )
+
+
+def _jacobian_maps(forward: Deformation, fixed: Volume, region: np.ndarray | None) -> Maps:
+    """The determinant, the folding, and the region without what is undefined; None where that is everywhere."""
+    sampled = forward.sample(fixed.shape, fixed.affine)
+    where = jacobian.defined_region(sampled, region)
+    return jacobian.determinant_map(sampled), jacobian.folding(sampled, region), where
 
 
 def _move_folder(source: Path, target: Path) -> None:
