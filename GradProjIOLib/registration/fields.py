@@ -53,14 +53,6 @@ class Fields:
         k, j, i = self.samples.shape[2:]
         return k, j, i
 
-    def plus(self, change: Fields) -> Fields:
-        """The sum of these fields, on whose lattice it is, and of others over the same image."""
-        return Fields(self.samples + change.on_lattice(self.shape).to(self.samples.device), self.affine)
-
-    def on_cpu(self) -> Fields:
-        """The same in the memory of the processor."""
-        return Fields(self.samples.cpu(), self.affine)
-
     @classmethod
     def between(
         cls,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,6 @@ INPUTS = {
     "moving_labels": "moving labels",
 }
 """Roles of inputs in the report, in words."""
-
-Reorder = Callable[[Sequence[int]], tuple[int, int, int]]
 
 
 def prepare(
@@ -113,13 +111,13 @@ def _settings(result: Registration, steps: int | None, changes: dict[str, Any]) 
         raise InputError("The method direct takes no steps; go on with another, such as method projected.")
     if not more:
         raise InputError("There are no steps to go on with; say how many to take.")
-    if taken and not refined and steps and result.reached.optimizer is None:
-        raise InputError(
-            "The state of the network's optimizer was not kept with this result, so it can go on only by refinement; "
-            "give refine steps."
-        )
     uses_network = not refined and bool(steps)
     if uses_network and taken:
+        if result.reached.optimizer is None:
+            raise InputError(
+                "The state of the network's optimizer was not kept with this result, so it can go on only by "
+                "refinement; give refine steps."
+            )
         before_on, now_on = result.report["device"]["name"], find_device(planned.device).type
         if before_on.split(":")[0] != now_on:
             raise InputError(
@@ -161,18 +159,18 @@ class Earlier:
         levels, steps = self.result.report["levels"], self.result.report["steps"]
         return levels[steps[-1]["level"]] if steps and steps[-1]["stage"] == "refinement" else None
 
-    def fields(self, fixed: Volume, reorder: Reorder) -> Fields | None:
+    def fields(self, run: Run) -> Fields | None:
         """Those that were reached, or are made from the deformations; None where nothing was found yet.
 
-        fixed: the image in the order in which it is registered, and reorder puts a lattice into that order.
+        run: the one that goes on from them.
         """
         result = self.result
         if result.settings.model == "none" and not result.report["steps"]:
             return None
         if result.reached.fields is not None:
             return result.reached.fields
-        lattice = reorder(self._refined_to() or result.settings.lattice or result.fixed.shape)
-        return Fields.between(result.forward, result.inverse, result.initial, fixed, lattice)
+        lattice = run.reorder(self._refined_to() or result.settings.lattice or result.fixed.shape)
+        return Fields.between(result.forward, result.inverse, result.initial, run.ordered, lattice)
 
     def continued(self, report: dict[str, Any]) -> dict[str, Any]:
         """The report of the whole, from that of what came after."""

@@ -61,14 +61,14 @@ class LabelPairs:
     @classmethod
     def of(cls, fixed: Labels | Image, moving: Labels | Image, wanted: Wanted | None = None) -> LabelPairs:
         """From label maps; see ``as_labels`` and ``match_labels``, also for errors."""
-        sides = as_labels(fixed, "the fixed labels"), as_labels(moving, "the moving labels")
-        pairs = match_labels(*sides, wanted)
-        first, second = (side.volume for side in sides)
-        numbered = (
-            _numbered(first, [pair.fixed for pair in pairs]),
-            _numbered(second, [pair.moving for pair in pairs]),
+        first, second = as_labels(fixed, "the fixed labels"), as_labels(moving, "the moving labels")
+        pairs = match_labels(first, second, wanted)
+        return cls(
+            pairs,
+            _numbered(first.volume, [pair.fixed for pair in pairs]),
+            _numbered(second.volume, [pair.moving for pair in pairs]),
+            (first.volume, second.volume),
         )
-        return cls(pairs, *numbered, (first, second))
 
     def placed(self, initial: Deformation | np.ndarray, fixed: Volume) -> PlacedLabels:
         """The structures where the initial transform puts those of the moving image, beside those of the fixed one.

@@ -73,8 +73,7 @@ class NetworkStage:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
             if mode != self.modes[-1]:
                 self.warnings.append(
                     f"There was too little memory on {self.device}, so the optimization began anew in lean mode."

@@ -215,8 +215,9 @@ class Refinement:
             found = Fields.over(self.images.fixed, objective.displacements())
             if not self.keeps_detail or start is None or math.prod(start.shape) <= math.prod(lattice):
                 return found
-            begun = start.on_lattice(lattice).to(found.samples.device)
-            return start.plus(Fields(found.samples - begun, found.affine))
+            begun = start.on_lattice(lattice).to(self.device)
+            change = Fields(found.samples - begun, found.affine).on_lattice(start.shape)
+            return Fields(start.samples + change.to(start.samples.device), start.affine)
 
         knots = next(objective.model.parameters())[0, 0].numel()
         with recycled_memory(self.device, BYTES_PER_SAMPLE * math.prod(lattice)):

@@ -163,7 +163,7 @@ class Run:
         # What is found must not depend on the order in which the voxels are stored.
         self.ordered, self.order = in_ras_order(fixed)
         if settings.lattice is not None:
-            self.settings = replace(self.settings, lattice=self._reorder(settings.lattice))
+            self.settings = replace(self.settings, lattice=self.reorder(settings.lattice))
         self.earlier = earlier
         self.lattices, self.levels = self._plan(plan_levels(self.ordered, settings))
         check_memory(self.levels, self.device)
@@ -182,10 +182,10 @@ class Run:
         """All lattices of the refinement, which the steps refer to, and the levels that are run."""
         if self.earlier is None:
             return list(levels), levels
-        lattices = [self._reorder(lattice) for lattice in self.earlier.result.report["levels"]]
+        lattices = [self.reorder(lattice) for lattice in self.earlier.result.report["levels"]]
         lattices += [lattice for lattice in levels if lattice not in lattices]
         reached = self.earlier.lattice
-        return lattices, levels if reached is None else from_level(levels, self._reorder(reached))
+        return lattices, levels if reached is None else from_level(levels, self.reorder(reached))
 
     @property
     def steps_of_levels(self) -> list[int]:
@@ -199,7 +199,7 @@ class Run:
         before = self.earlier.network_steps if self.earlier is not None and on_network else 0
         return on_network - before + sum(self.steps_of_levels)
 
-    def _reorder(self, lattice: Sequence[int]) -> tuple[int, int, int]:
+    def reorder(self, lattice: Sequence[int]) -> tuple[int, int, int]:
         """A lattice (K, J, I) along the axes of the fixed image, in the order in which it is registered."""
         k, j, i = (lattice[axis] for axis in self.order)
         return k, j, i
@@ -218,20 +218,18 @@ class Run:
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         self.bar = Progress(total=self.total, unit="step", disable=not progress, leave=False, bar_format=layout)
         with self.bar, convolutions(self.settings.precision):
-            fields, start, losses = self._refined(self._begun())
+            fields = self._refined(self._begun())
         if self.settings.lattice is not None:
             self.settings = replace(self.settings, lattice=self.as_stored(self.settings.lattice))
         forward = self._whole(fields.forward)
         if not np.array_equal(forward.matrix, np.eye(4)):
             forward = forward.fading()
         inverse, error = inverse_of(forward, self.fixed, self.moving)
-        reached = Reached(
-            fields.on_cpu(), self.optimizer_state, **self.masks, landmarks=self.landmarks, labels=self.labels
-        )
+        reached = Reached(fields, self.optimizer_state, **self.masks, landmarks=self.landmarks, labels=self.labels)
         found = Registration(
             self.settings, self.fixed, self.moving, self.initial, forward, inverse, report={}, reached=reached
         )
-        report = report_of(self, found, error, start, losses)
+        report = report_of(self, found, error)
         found.report.update(report if self.earlier is None else self.earlier.continued(report))
         return found
 
@@ -276,24 +274,26 @@ class Run:
         if self.network is not None:
             optimize = partial(self.optimize, stage="network", level=0, steps=self.settings.steps)
             return self.network.run(self.images, optimize)
-        return None if self.earlier is None else self.earlier.fields(self.ordered, self._reorder)
+        return None if self.earlier is None else self.earlier.fields(self)
 
-    def _refined(self, fields: Fields | None) -> tuple[Fields, str, dict[str, float]]:
-        """The refined fields, what the refinement began with, and the similarity losses before and after."""
-        start = None if self.earlier is None else self.earlier.start
-        refinement = Refinement(self.images, self.settings, self.device, keeps_detail=start is not None)
-        finest = list(self.levels)[-1] if self.levels else self._only_lattice()
-        before = refinement.similarity(finest, None)
-        if start is None:
-            start = "zero" if fields is None else "network"
-            if self.levels and fields is not None and refinement.similarity(finest, fields) > before:
-                fields, start = None, "zero"
-                self.warnings.append(
-                    "The network's deformation matches the images worse than none, so the refinement began without it."
-                )
+    def _refined(self, fields: Fields | None) -> Fields:
+        """The refined fields, on the processor. Notes what the refinement began with, and the losses around it."""
+        before = None if self.earlier is None else self.earlier.start
+        refinement = Refinement(self.images, self.settings, self.device, keeps_detail=before is not None)
+        if self.levels:
+            finest = list(self.levels)[-1]
+        else:
+            finest = self.settings.lattice or lattice_for(self.ordered, USUAL_SPACINGS * min(self.fixed.spacing))
+        still = refinement.similarity(finest, None)
+        self.start = before or ("zero" if fields is None else "network")
+        if before is None and self.levels and fields is not None and refinement.similarity(finest, fields) > still:
+            fields = None
+            self.warnings.append(
+                "The network's deformation matches the images worse than none, so the refinement began without it."
+            )
         if self.levels and fields is None:
             fields = refinement.translation()
-            start = "zero" if fields is None else "translation"
+            self.start = "zero" if fields is None else "translation"
         for lattice, steps in self.levels.items():
             if self.stopped == "finished":
                 number = self.lattices.index(lattice)
@@ -304,19 +304,12 @@ class Run:
         objective = refinement.objective(finest, fields)
         with torch.no_grad():
             losses = objective.losses(objective.fields())
-        return (
-            fields,
-            start,
-            {
-                "similarity_before": before,
-                "similarity": losses.similarity.item(),
-                "regularity": losses.regularity.item(),
-            },
-        )
-
-    def _only_lattice(self) -> tuple[int, int, int]:
-        """The lattice on which to measure where nothing is refined."""
-        return self.settings.lattice or lattice_for(self.ordered, USUAL_SPACINGS * min(self.fixed.spacing))
+        self.losses = {
+            "similarity_before": still,
+            "similarity": losses.similarity.item(),
+            "regularity": losses.regularity.item(),
+        }
+        return Fields(fields.samples.cpu(), fields.affine)
 
     def _whole(self, forward: Deformation) -> Deformation:
         """The whole map fixed → moving, of displacements about the initial transform."""

@@ -35,13 +35,8 @@ It was 0.31 to 0.35 where brains were matched well, and more than 0.7 where LNCC
 """
 
 
-def report_of(
-    run: Run, found: Registration, inverse_error: dict[str, float | None], start: str, losses: dict[str, float]
-) -> dict[str, Any]:
-    """The report of a registration, without what came before it went on. All its fields: Docs/report.schema.json.
-
-    start: what the refinement began with. losses: those at the start and at the end.
-    """
+def report_of(run: Run, found: Registration, inverse_error: dict[str, float | None]) -> dict[str, Any]:
+    """The report of a registration, without what came before it went on. All its fields: Docs/report.schema.json."""
     forward, figures = found.forward, found.describe_jacobian()
     if figures["std_log"] > LARGE_SPREAD:
         least, most = (max(figures[f"without_affine_percentile_{n}"], 0) for n in (1, 99))
@@ -54,11 +49,10 @@ def report_of(
     loaded = None if run.network is None else run.network.loaded
     inputs = {"fixed": run.fixed, "moving": run.moving} | run.masks
     if run.labels is not None:
-        inputs |= dict(zip(("fixed_labels", "moving_labels"), run.labels.sources, strict=True))
+        inputs["fixed_labels"], inputs["moving_labels"] = run.labels.sources
     points = {}
     if run.landmarks is not None:
-        for role, source in zip(("fixed_points", "moving_points"), run.landmarks.sources, strict=True):
-            points[role] = describe_points(source)
+        points["fixed_points"], points["moving_points"] = map(describe_points, run.landmarks.sources)
     return {
         "version": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,14 +76,14 @@ def report_of(
         "inputs": {role: describe_image(volume) for role, volume in inputs.items() if volume is not None} | points,
         "initial_transform": None if isinstance(run.initial, Deformation) else run.initial.tolist(),
         "overlap": run.overlap,
-        "start": start,
+        "start": run.start,
         "levels": [list(run.as_stored(lattice)) for lattice in run.lattices],
         "steps": [asdict(step) | {"conflicts": list(step.conflicts)} for step in run.steps],
         "continued_after": [],
         "landmarks": None if run.landmarks is None else run.landmarks.report(run.initial, forward),
         "labels": None if run.labels is None else run.labels.report(run.initial, forward),
         "stopped": run.stopped,
-        **losses,
+        **run.losses,
         "jacobian": figures,
         "inverse_error_mm": inverse_error,
         "seconds": time.perf_counter() - run.started,

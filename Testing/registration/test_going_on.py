@@ -187,7 +187,7 @@ class TestRefinement:
         result.write(tmp_path / "result")
         assert (tmp_path / "result" / "initial_transform.h5").exists() == bent
         run = prepare(gp.load_result(tmp_path / "result"), 1)
-        found = run.earlier.fields(run.ordered, run._reorder).samples
+        found = run.earlier.fields(run).samples
         expected = result.reached.fields.samples
         middle = (..., *(slice(2, -2),) * 3)
         assert (found - expected)[0].abs().max() < 0.01
