@@ -123,7 +123,7 @@ class WorkerClient:
             raise InputError(f"The worker process could not be started ({error}); reinstall GradProjIO.") from error
         os.set_blocking(self._process.stdout.fileno(), False)
         # Who forgets to close the client leaves no process.
-        weakref.finalize(self, _release, self._process, self._errors)
+        self._release = weakref.finalize(self, _release, self._process, self._errors)
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._process is None:
@@ -164,28 +164,21 @@ class WorkerClient:
         return lines[-1].strip() if lines else ""
 
     def _end(self) -> None:
-        """Close the process's input, which ends it; wait until it is gone."""
-        if self._process is None:
-            return
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-        try:
-            self._process.wait(EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
-        self._process = self.pid = None
-        self._unread = b""
+        """End the process, where there is one."""
+        if self._process is not None:
+            self._release()
+            self._process = self.pid = None
+            self._unread = b""
 
 
 def _release(process: subprocess.Popen[bytes], errors: BinaryIO) -> None:
-    """Let go of a process that nobody holds any more, which ends it; one that has ended already is left alone."""
+    """Close the process's input, which ends it; wait until it is gone."""
     for pipe in (process.stdin, process.stdout, errors):
         with contextlib.suppress(OSError):
             pipe.close()
-    if process.poll() is None:
+    try:
+        process.wait(EXIT_SECONDS)
+    except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
