@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,49 +25,37 @@ FORGOTTEN = (
 )
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The state of a network's optimizer, which is too large to be sent, and the result to which it belongs."""
-
-    report: str
-    optimizer: dict[str, Any]
-
-    @classmethod
-    def of(cls, result: Registration) -> Kept | None:
-        """What is kept of a result; None where its last steps were not a network's."""
-        state = result.reached.optimizer
-        return None if state is None else cls(_text(result.report), state)
+Kept = tuple[str, dict[str, Any] | None]
+"""The `report_text` of a result, and the state of its network's optimizer, if any: continuing exactly needs it, and it
+is too large to be sent."""
 
 
 def run_that_goes_on(
-    request: RegisterRequest,
-    kept: Kept | None,
-    fixed: Volume,
-    moving: Volume,
-    initial: Any,
-    masks: Mapping[str, Any],
-    guides: Mapping[str, Any],
+    request: RegisterRequest, kept: Kept | None, fixed: Volume, moving: Volume, given: Mapping[str, Any]
 ) -> Run:
     """The run for a request with an `earlier` result; of the same images, initial transform and masks.
 
-    initial: None where it is the matrix in the report. guides: the landmarks and labels of the request. The landmarks
-    of the report hold where there are none; labels are taken for those of the report where it has some. Where the
-    network's optimizer is not kept any more, it is a refinement, and its warnings say so. Raises InputError.
+    given: the initial transform, masks, landmarks and labels of the request, as `register` takes them. Without an
+    initial transform it is the matrix in the report. The landmarks of the report hold where there are none; labels are
+    taken for those of the report where it has some. Where the network's optimizer is not kept any more, it is a
+    refinement, and its warnings say so. Raises InputError.
     """
     earlier = request.earlier
     assert earlier is not None
     report, steps, changes = dict(earlier["report"]), earlier["steps"], dict(request.settings)
-    optimizer = kept.optimizer if kept is not None and kept.report == _text(report) else None
+    optimizer = kept[1] if kept is not None and kept[0] == report_text(report) else None
     forward, inverse = (Deformation(*protocol.read_field(earlier[role])) for role in ("transform", "inverse"))
-    landmarks = landmark_pairs(guides["fixed_points"], guides["moving_points"])
-    labels = label_pairs(guides["fixed_labels"], guides["moving_labels"], guides["guiding_labels"])
+    landmarks = landmark_pairs(given["fixed_points"], given["moving_points"])
+    labels = label_pairs(given["fixed_labels"], given["moving_labels"], given["guiding_labels"])
     settings = Settings.from_mapping(report["settings"])
     reached = Reached(
         optimizer=optimizer,
-        **masks,
+        fixed_mask=given["fixed_mask"],
+        moving_mask=given["moving_mask"],
         landmarks=LandmarkPairs.from_report(report.get("landmarks")),
         labels=labels if report.get("labels") else None,
     )
+    initial = given["initial_transform"]
     if initial is None:
         initial = np.array(report["initial_transform"])
     result = Registration(settings, fixed, moving, initial, forward, inverse, report, reached)
@@ -80,6 +67,6 @@ def run_that_goes_on(
     return run
 
 
-def _text(report: Mapping[str, Any]) -> str:
+def report_text(report: Mapping[str, Any]) -> str:
     """A report as the application gets it and gives it back."""
     return json_text(report, sort_keys=True)

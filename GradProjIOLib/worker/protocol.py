@@ -18,7 +18,7 @@ An event is `{"event": kind, …}`. All but the first two have an `id`. One of t
 | event       | further content                                     | meaning                                          |
 |-------------|-----------------------------------------------------|--------------------------------------------------|
 | `ready`     | `pid`                                               | the process runs                                 |
-| `devices`   | `devices` and `models`, see the server's functions | what can compute, and with what                 |
+| `devices`   | `devices` and `models`, as `answers` finds them     | what can compute, and with what                  |
 | `started`   | `total`, `levels` and `before`: numbers of steps    | the work on the request begins                   |
 | `download`  | `received` and `total` bytes; `total` may be null   | the model's weights are being fetched            |
 | `step`      | the fields of `Step`                                | one optimization step is done                    |

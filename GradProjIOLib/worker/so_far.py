@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,33 +22,37 @@ MOST_OF_THE_TIME = 0.02
 
 
 class SoFar:
-    """Sends the deformation that is reached every few seconds, as a file in `folder`.
+    """Sends the deformation that is reached every few seconds, as a file in `folder`; never where they are None.
 
-    send: takes the record of the displacement field. It is called again only when the file is gone.
+    send: takes the record of the displacement field as `transform`. It is called again only when the file is gone.
     """
 
-    def __init__(self, seconds: float, folder: Path, send: Callable[[Mapping[str, Any]], None]) -> None:
-        self.seconds, self.folder, self.send = seconds, folder, send
+    def __init__(self, seconds: float | None, folder: Path, send: Callable[..., None]) -> None:
+        self.seconds = math.inf if seconds is None else seconds
+        self.folder, self.send = folder, send
         self.running: Running | None = None
-        self._next = time.monotonic() + seconds
+        self._next = time.monotonic() + self.seconds
 
     def start(self, running: Running) -> None:
         """Look at these steps from now on."""
-        self.running = running
+        # What is held takes memory.
+        if math.isfinite(self.seconds):
+            self.running = running
 
     def step(self, last: bool) -> None:
         """Send what is reached, where it is time. last: whether no step follows, so that nothing need be held."""
-        optimizer = None if self.running is None else self.running.optimizer
-        if last or (optimizer is not None and optimizer.taken >= optimizer.steps):
+        running = self.running
+        if running is None or last or running.optimizer.taken >= running.optimizer.steps:
             self.running = None
-        begun = time.monotonic()
-        if self.running is None or begun < self._next or (self.folder / f"{protocol.SO_FAR}.npy").exists():
             return
-        deformation = coarse(self.running.forward())
+        begun = time.monotonic()
+        if begun < self._next or (self.folder / f"{protocol.SO_FAR}.npy").exists():
+            return
+        deformation = coarse(running.forward())
         field = deformation.displacement, deformation.affine, deformation.matrix
         # Where there is no room for it, the registration goes on.
         with contextlib.suppress(InputError):
-            self.send(protocol.write_field(*field, self.folder, protocol.SO_FAR))
+            self.send(transform=protocol.write_field(*field, self.folder, protocol.SO_FAR))
         now = time.monotonic()
         self._next = now + max(self.seconds, (now - begun) / MOST_OF_THE_TIME)
 

@@ -16,7 +16,7 @@ from GradProjIOLib.models import weights
 from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.synthetic.phantom import make_pair
-from GradProjIOLib.worker import protocol, server
+from GradProjIOLib.worker import answers, protocol
 from GradProjIOLib.worker.client import WorkerClient
 from GradProjIOLib.worker.protocol import RegisterRequest
 
@@ -34,7 +34,7 @@ class Recorder:
 def fetched(model="unigradicon", canceled=()):
     connection = Recorder()
     connection.canceled = set(canceled)
-    server.answer({"request": "download", "id": 3, "model": model}, connection)
+    answers.answer({"request": "download", "id": 3, "model": model}, connection)
     return connection.events
 
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_fetched_is_said_in_a_sentence():
 
 def test_the_application_learns_which_models_are_there(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADPROJIO_CACHE", str(tmp_path))
-    found = server.published_models()
+    found = answers.published_models()
     assert set(found) == {"unigradicon", "multigradicon"}
     assert not any(model["there"] for model in found.values())
     assert 3 < found["unigradicon"]["memory"] / 2**30 < 12
@@ -76,14 +76,14 @@ def test_folds_between_voxels_are_those_that_only_the_volume_shows(amplitude):
     fixed = Volume(np.zeros(shape, np.float32), np.eye(4), "fixed")
     registration = types.SimpleNamespace(fixed=fixed, forward=Deformation(displacement, np.eye(4)))
     mask = jacobian.folding(registration.forward).mask
-    between = server.folded_between(registration, Volume(mask, np.eye(4), "folding"))
+    between = answers.folded_between(registration, Volume(mask, np.eye(4), "folding"))
     inner = between.array[3:-3, 3:-3, 3:-3]
     assert not mask[3:-3, 3:-3, 3:-3].any()
     assert inner.all() if amplitude > 0.5 else not between.array.any()
     # What folds by the determinant as well, and its neighbors, are not counted twice.
     mask[:] = False
     mask[7, 7, 7] = True
-    near = server.folded_between(registration, Volume(mask, np.eye(4), "folding")).array[6:9, 6:9, 6:9]
+    near = answers.folded_between(registration, Volume(mask, np.eye(4), "folding")).array[6:9, 6:9, 6:9]
     assert not near.any()
 
 
@@ -105,7 +105,7 @@ def guided():
            for name, one in zip(("fixed_guide", "moving_guide"), labels, strict=True)},
     )  # fmt: skip
     connection = Recorder()
-    server.answer(protocol.to_message(request) | {"id": 1}, connection)
+    answers.answer(protocol.to_message(request) | {"id": 1}, connection)
     assert connection.events[-1]["event"] == "done", connection.events[-1]
     return request, connection.events
 
@@ -137,7 +137,7 @@ def test_a_guided_result_goes_on_with_the_same_guides_or_with_others():
     ):
         connection = Recorder()
         again = replace(request, settings={}, earlier=earlier, **points)
-        server.answer(protocol.to_message(again) | {"id": 2}, connection)
+        answers.answer(protocol.to_message(again) | {"id": 2}, connection)
         started, *_, ended = connection.events
         assert ended["event"] == "done", ended
         assert (started["total"], started["levels"]) == (sum(expected), expected)
