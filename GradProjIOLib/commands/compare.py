@@ -19,7 +19,7 @@ from GradProjIOLib.commands.options import (
     whole_number,
     whole_numbers,
 )
-from GradProjIOLib.evaluation.comparison import COMPARED, CURVES, DEFAULT, Comparison, parse_settings
+from GradProjIOLib.evaluation.comparison import COMPARED, CURVES, DEFAULT, TABLE, Comparison, parse_settings
 from GradProjIOLib.geometry.pairs import read_pairs
 from GradProjIOLib.models.registry import chosen_model
 from GradProjIOLib.settings import Settings
@@ -68,9 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     outcomes = run_batch(pairs, unusable, arguments.output, where, arguments, job)
     if outcomes is None:
         return INTERRUPTED
-    done = [outcome.case for outcome in outcomes if outcome.state not in (FAILED, OPEN)]
-    if done:
-        print(comparison.text([row for case in done for row in comparison.rows(case, arguments.output)]))
+    if any(outcome.state not in (FAILED, OPEN) for outcome in outcomes):
+        print((arguments.output / TABLE).read_text(encoding="utf-8"), end="")
         print(f"results in {arguments.output}, curves in {arguments.output / CURVES}")
     return exit_status(outcomes)
 

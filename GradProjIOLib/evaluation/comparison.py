@@ -1,7 +1,7 @@
 """The paper's Table 1: which settings are compared, the records of what was measured, and tables and curves of them.
 
-The folder of a comparison has a folder for each pair with a record for each method. Settings that differ only in the
-number of steps share one record; one with refinement has its own. ``batch.trajectory`` computes the records.
+The folder of a comparison has a folder for each pair with a record for each run. Settings that differ only in the
+number of steps share one run; one with refinement has its own. ``batch.trajectory`` makes the records.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ DEFAULT = f"{PAPER},projected:0+60"
 COMPARED = ("method", "steps", "refine_steps")
 """These settings come from the compared methods, not from the pair."""
 DIRECT = "direct"
-CURVES = "curves.png"
+TABLE, CURVES = "table.txt", "curves.png"
 
 
 @dataclass(frozen=True)
@@ -68,35 +68,28 @@ def parse_settings(text: str) -> tuple[Setting, ...]:
     return settings
 
 
-@dataclass
+@dataclass(frozen=True)
 class Record:
-    """What is known of one method on one pair.
+    """What came out of one run on one pair, which is written when the run has ended.
 
     `steps` are those taken, as dictionaries; `measured` has the rows that were measured, by the number of steps before;
     `fingerprint` says of which files and settings.
     """
 
     fingerprint: dict[str, Any]
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    measured: dict[int, tables.Row] = field(default_factory=dict)
+    steps: list[dict[str, Any]]
+    measured: dict[int, tables.Row]
 
     @classmethod
-    def read(cls, path: Path, fingerprint: dict[str, Any] | None = None) -> Record:
-        """The record at `path`; an empty one where there is none.
-
-        Raises InputError where it is one of other files or settings than `fingerprint` says.
-        """
-        if not path.exists():
-            return cls(fingerprint or {})
+    def read(cls, path: Path) -> Record:
+        """The record at `path`."""
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if fingerprint is not None:
-            tables.check_fingerprint(stored["fingerprint"], fingerprint, path.parent)
         measured = {int(steps): tables.from_json(row) for steps, row in stored["measured"].items()}
         return cls(stored["fingerprint"], stored["steps"], measured)
 
-    def write(self, path: Path) -> None:
-        """Store the record at `path`, whole or not at all."""
-        tables.write_json(vars(self), path)
+
+Records = dict[str, Record]
+"""The records of a pair by the names of the runs."""
 
 
 @dataclass(frozen=True)
@@ -111,63 +104,77 @@ class Comparison:
     structures: tuple[int, ...] | None = None
 
     @property
-    def refined(self) -> list[Setting]:
-        """The settings with refinement, each of which is run on its own."""
-        return [setting for setting in self.settings if setting.refine_steps]
+    def runs(self) -> dict[str, Setting]:
+        """What is run on each pair, by name: each method as far as it is needed, and each setting with refinement.
 
-    @property
-    def methods(self) -> list[str]:
-        """The methods to run without refinement. The result without steps is the start of the first one."""
-        plain = dict.fromkeys(setting.method for setting in self.settings if not setting.refine_steps)
-        return [method for method in plain if method != DIRECT] or list(plain)
+        The result without steps is the start of the first run, which is one without refinement where there is any.
+        """
+        plain: dict[str, Setting] = {}
+        for setting in self.settings:
+            if not setting.refine_steps:
+                longest = plain.get(setting.method, setting)
+                plain[setting.method] = max(setting, longest, key=lambda one: one.steps)
+        if len(plain) > 1:
+            plain.pop(DIRECT, None)
+        return plain | {str(setting): setting for setting in self.settings if setting.refine_steps}
 
     @property
     def on_network(self) -> bool:
         """Whether anything of it needs a network."""
-        return bool(self.methods) or any(setting.steps for setting in self.refined)
+        return any(setting.steps or not setting.refine_steps for setting in self.settings)
 
-    @property
-    def names(self) -> list[str]:
-        """The names of all records of a pair."""
-        return [*self.methods, *map(str, self.refined)]
+    def measured_steps(self, name: str) -> list[int]:
+        """After how many steps of a run to measure: those of its settings, and those between for the curves.
 
-    def last_step(self, method: str) -> int:
-        """How many steps of `method` without refinement are needed."""
-        return max((setting.steps for setting in self._plain(method)), default=0)
-
-    def measured_steps(self, method: str) -> list[int]:
-        """After how many steps of `method` to measure: those of its settings, and those between for the curves."""
-        last = self.last_step(method)
-        asked = {setting.steps for setting in self._plain(method)}
-        start = {0} if method == self.methods[0] else set()
-        return sorted(start | asked | set(range(self.every, last + 1, self.every)))
-
-    def _plain(self, method: str) -> list[Setting]:
-        return [setting for setting in self.settings if setting.method == method and not setting.refine_steps]
+        A run with refinement is measured at its end only.
+        """
+        runs = self.runs
+        if runs[name].refine_steps:
+            return []
+        asked = {setting.steps for setting in self.settings if setting.method == name and not setting.refine_steps}
+        between = set(range(self.every, runs[name].steps + 1, self.every))
+        start = {0} if name == next(iter(runs)) else set()
+        return sorted(start | asked | between)
 
     def is_compared(self, method: str, steps: int) -> bool:
         """Whether `method` after so many steps is a setting, which has a row in the table with all metrics."""
         return Setting(method if steps else DIRECT, steps) in self.settings
 
-    def missing(self, record: Record, method: str) -> list[int]:
-        """The steps after which something is still to be measured."""
+    def missing(self, folder: Path, case: str, fingerprint: dict[str, Any]) -> list[str]:
+        """The runs of a pair that have no record yet, or one in which something is not measured that is wanted.
 
-        def is_measured(steps: int) -> bool:
-            row = record.measured.get(steps)
-            return row is not None and (not self.is_compared(method, steps) or "hd95_mm" in row)
+        Raises InputError where there are records of other files or settings than `fingerprint` says.
+        """
+        missing = []
+        for name in self.runs:
+            path = record_path(folder, case, name)
+            record = Record.read(path) if path.exists() else None
+            if record is not None:
+                tables.check_fingerprint(record.fingerprint, fingerprint, path.parent)
+            if record is None or not self._has_all(record, name):
+                missing.append(name)
+        return missing
 
-        return [steps for steps in self.measured_steps(method) if not is_measured(steps)]
+    def _has_all(self, record: Record, name: str) -> bool:
+        for steps in self.measured_steps(name):
+            wanted = "hd95_mm" if self.is_compared(name, steps) else "dice"
+            if wanted not in record.measured.get(steps, {}):
+                return False
+        return True
 
-    def rows(self, case: str, folder: Path) -> list[tables.Row]:
+    def records(self, folder: Path, case: str) -> Records:
+        """The records of a pair that is done."""
+        return {name: Record.read(record_path(folder, case, name)) for name in self.runs}
+
+    def rows(self, case: str, records: Records) -> list[tables.Row]:
         """A row for every setting of a pair that is done."""
-        records = {name: Record.read(record_path(folder, case, name)) for name in self.names}
         rows = []
         for setting in self.settings:
             if setting.refine_steps:
                 record = records[str(setting)]
                 count = len(record.steps)
             else:
-                record = records[self.methods[0] if setting.method == DIRECT else setting.method]
+                record = _first(records) if setting.method == DIRECT else records[setting.method]
                 count = setting.steps
             seconds = sum(step["seconds"] for step in record.steps[:count])
             rows.append({"case": case, "group": str(setting)} | record.measured[count] | {"seconds": seconds})
@@ -180,15 +187,16 @@ class Comparison:
         """
         if not cases:
             return
-        rows = [row for case in cases for row in self.rows(case, folder)]
-        fingerprints = {case: Record.read(record_path(folder, case, self.names[0])).fingerprint for case in cases}
+        found = {case: self.records(folder, case) for case in cases}
+        rows = [row for case, records in found.items() for row in self.rows(case, records)]
         report = tables.report(rows, failed, self.comparisons(rows))
-        settings = {case: fingerprint["settings"] for case, fingerprint in fingerprints.items()}
+        # All records of a pair have the same fingerprint.
+        settings = {case: _first(records).fingerprint["settings"] for case, records in found.items()}
         tables.write_json(report | {"settings": settings}, folder / "results.json")
         tables.write_csv(rows, folder / "results.csv")
-        with atomic_path(folder / "table.txt") as temporary:
+        with atomic_path(folder / TABLE) as temporary:
             temporary.write_text(self.text(rows) + "\n", encoding="utf-8")
-        if panels := self.panels(cases, folder):
+        if panels := self.panels(list(found.values())):
             models = "/".join(sorted({settings[case]["model"] for case in cases}))
             title = f"{models}, {len(cases)} pair" + "s" * (len(cases) != 1)
             curves.write_png(panels, title, folder / CURVES)
@@ -201,7 +209,7 @@ class Comparison:
         pairs = [(Setting(DIRECT, 0), setting) for setting in self.settings if setting.method != DIRECT]
         pairs += [(replace(setting, method="vanilla"), setting) for setting in self.settings
                   if setting.method == "projected"]  # fmt: skip
-        pairs += [(replace(setting, refine_steps=0), setting) for setting in self.refined]
+        pairs += [(replace(setting, refine_steps=0), setting) for setting in self.settings if setting.refine_steps]
         return tables.compare_groups(rows, [(str(one), str(other)) for one, other in pairs if one in self.settings])
 
     def text(self, rows: Sequence[tables.Row]) -> str:
@@ -210,8 +218,8 @@ class Comparison:
         comparisons = self.comparisons(rows)
         return f"{text}\n\n{tables.comparison_table(comparisons)}" if comparisons else text
 
-    def panels(self, cases: Sequence[str], folder: Path) -> list[curves.Panel]:
-        """Dice, NDV, cosine and share of conflicts over the steps, from the records of `cases`, which are done.
+    def panels(self, found: Sequence[Records]) -> list[curves.Panel]:
+        """Dice, NDV, cosine and share of conflicts over the steps, from the records of several pairs.
 
         Settings with refinement have no curves, as they are only measured at their end.
         """
@@ -219,22 +227,16 @@ class Comparison:
         folding: list[curves.Curve] = []
         cosine: list[curves.Curve] = []
         conflicts: list[curves.Curve] = []
-        methods = [method for method in self.methods if method != DIRECT]
-        if not methods:
-            return []
-        starts = {case: Record.read(record_path(folder, case, methods[0])).measured[0] for case in cases}
-        for method in methods:
-            records = {case: Record.read(record_path(folder, case, method)) for case in cases}
+        for method, setting in self.runs.items():
+            if method == DIRECT or setting.refine_steps:
+                continue
             steps = sorted({0, *self.measured_steps(method)})
+            measured = [records[method].measured | {0: _first(records).measured[0]} for records in found]
             for curve, key in ((dice, "dice"), (folding, "ndv_percent")):
-                values = [
-                    [(starts[case] if step == 0 else record.measured[step])[key] for step in steps]
-                    for case, record in records.items()
-                ]
-                curve.append(curves.Curve(method, steps, values))
+                curve.append(curves.Curve(method, steps, [[rows[step][key] for step in steps] for rows in measured]))
             if method == "projected":
-                taken = range(self.last_step(method))
-                cosines = [[record.steps[step]["cosine"] for step in taken] for record in records.values()]
+                taken = range(setting.steps)
+                cosines = [[records[method].steps[step]["cosine"] for step in taken] for records in found]
                 shares = np.cumsum(np.array(cosines) < 0, axis=1) / np.arange(1, len(taken) + 1)
                 cosine.append(curves.Curve(method, taken, cosines))
                 conflicts.append(curves.Curve(method, taken, shares.tolist()))
@@ -245,6 +247,11 @@ class Comparison:
             curves.Panel("Conflicts", "share of the steps so far", conflicts),
         ]
         return [panel for panel in panels if panel.curves]
+
+
+def _first(records: Records) -> Record:
+    """The record of the first run, which has the result without steps."""
+    return next(iter(records.values()))
 
 
 def record_path(folder: Path, case: str, name: str) -> Path:

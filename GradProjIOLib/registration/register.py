@@ -103,8 +103,7 @@ def register(
     on_step: is called after each step; returning False ends the optimization there, and the result is what was
     reached.
     on_start: is called before the first step on the network's parameters and on each level of the refinement, with what
-    a reader of the steps needs to look at the deformation on the way, or to go on from a stored state of the network's
-    steps; those taken before that state are not in the report.
+    a reader of the steps needs to look at the deformation on the way.
     progress: whether to show a progress bar.
 
     Raises InputError for input that cannot be registered: see ``volume.check_image``; images that do not overlap;

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from GradProjIOLib.batch.trajectory import Trajectory
+from GradProjIOLib.batch import trajectory
 from GradProjIOLib.commands import main
 from GradProjIOLib.engine.optimization import InstanceOptimizer
 from GradProjIOLib.errors import InputError
@@ -120,7 +119,7 @@ def test_table_is_that_of_single_registrations(compared):
         assert sum(line["case"] in ("one", "two") for line in csv.DictReader(file)) == 10
     for name in ("curves.png", "table.txt"):
         assert (output / name).stat().st_size > 100
-    assert not list(output.glob("*/*.state"))
+    assert {path.name for path in output.glob("*/*")} == {"vanilla.json", "projected.json"}
 
 
 def test_settings_share_steps(pairs, tmp_path, monkeypatch):
@@ -141,10 +140,14 @@ def test_settings_share_steps(pairs, tmp_path, monkeypatch):
     assert len(taken) == 8
     assert run(one_pair, tmp_path / "out", methods="direct,vanilla:1,projected:3") == 0
     assert len(taken) == 8 + 1 + 3  # measured less at these steps before, so that they are taken anew
+    assert run(one_pair, tmp_path / "out", methods="direct,vanilla:1,vanilla:2,projected:3,projected:0+1") == 0
+    assert taken[12:14] == [("vanilla", 0), ("vanilla", 1)]
+    assert {method for method, _ in taken[14:]} == {"projected"}
+    assert len(taken) == 14 + 3  # a step at each level of the refinement
 
 
-def test_leaner_mode_goes_on(compared, tmp_path, monkeypatch, capsys):
-    """Where memory runs out, the registration begins anew in its lean mode; what was stored is taken up."""
+def test_leaner_mode_begins_anew(compared, tmp_path, monkeypatch):
+    """Where memory runs out, the registration begins anew in its lean mode, and is measured anew."""
     step = InstanceOptimizer._step
     failures = []
 
@@ -160,33 +163,28 @@ def test_leaner_mode_goes_on(compared, tmp_path, monkeypatch, capsys):
     table.write_text("\n".join(lines).replace("one_", f"{compared}/one_"))
     assert run(table, tmp_path / "out") == 0
     assert failures == ["vanilla"]
-    assert "vanilla goes on after step 3" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "one" / "vanilla.json").read_text())["steps"]) == 4
     assert rows_of(tmp_path / "out") == [row for row in rows_of(compared / "out") if row["case"] == "one"]
 
 
 def test_killed_comparison_goes_on(pairs, tmp_path, capsys):
-    """A process that is killed in the middle leaves what it had; the next call goes on and ends at the same."""
+    """A process that is killed in the middle leaves the runs that ended; the next call ends at the same."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     methods = "direct,vanilla:1,projected:8"
     command = [sys.executable, "-m", "GradProjIOLib", "compare", str(pairs), "-o", str(killed), "--methods",
                methods, "--every", "1", *SETTINGS]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    record = killed / "one" / "projected.json"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if record.exists() and len(json.loads(record.read_text())["steps"]) >= 3:
-            break
-        time.sleep(0.005)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert any("one: projected, step 3 of 8" in line for line in process.stderr)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (killed / "one" / "projected.state").exists()
+    process.communicate()
+    assert [path.name for path in (killed / "one").glob("[!.]*")] == ["vanilla.json"]
     assert not (killed / "two").exists()
     pairs.write_text("\n".join(pairs.read_text().splitlines()[:2]))
     capsys.readouterr()
     assert run(pairs, killed, methods=methods) == 0
     said = capsys.readouterr().err
-    assert "one: projected goes on after step" in said
+    assert "one: projected, step 1 of 8, Dice" in said
     assert "one: vanilla, step" not in said
     assert run(pairs, whole, methods=methods) == 0
     assert rows_of(killed) == rows_of(whole)
@@ -194,7 +192,7 @@ def test_killed_comparison_goes_on(pairs, tmp_path, capsys):
     timeless = {"seconds": 0, "remaining_seconds": 0}
     assert [step | timeless for step in first] == [step | timeless for step in second]
     assert any(step["projected"] != "none" for step in first[3:])
-    assert not (killed / "one" / "projected.state").exists()
+    assert {path.name for path in (killed / "one").iterdir()} == {"vanilla.json", "projected.json"}
 
 
 def test_broken_pair_does_not_stop_the_others(pairs, tmp_path, capsys):
@@ -208,14 +206,14 @@ def test_broken_pair_does_not_stop_the_others(pairs, tmp_path, capsys):
 
 def test_pair_that_fails_for_another_reason(pairs, tmp_path, monkeypatch, capsys):
     """An error of the program itself is reported with the pair and gives another exit status."""
-    measure = Trajectory.measure
+    measure = trajectory.measure
 
-    def fails(self, steps):
-        if self.task.pair.case == "one":
+    def fails(deformation, inputs, *arguments):
+        if "one_fixed" in inputs["fixed"].name:
             raise RuntimeError("no luck")
-        return measure(self, steps)
+        return measure(deformation, inputs, *arguments)
 
-    monkeypatch.setattr(Trajectory, "measure", fails)
+    monkeypatch.setattr(trajectory, "measure", fails)
     assert run(pairs, tmp_path / "out", methods="direct") == 1
     assert {row["case"] for row in rows_of(tmp_path / "out")} == {"two"}
     assert "one: RuntimeError: no luck" in capsys.readouterr().err
@@ -229,7 +227,8 @@ def test_other_settings_do_not_mix(pairs, tmp_path, capsys):
 
 def test_curves_hold_what_was_measured(compared):
     compared_settings = comparison.Comparison(comparison.parse_settings(METHODS), every=1)
-    dice, folding, cosine, conflicts = compared_settings.panels(["one", "two"], compared / "out")
+    records = [compared_settings.records(compared / "out", case) for case in ("one", "two")]
+    dice, folding, cosine, conflicts = compared_settings.panels(records)
     rows = {(row["case"], row["group"]): row for row in rows_of(compared / "out")}
     vanilla = dice.curves[0]
     assert list(vanilla.x) == [0, 1, 2, 3, 4]
