@@ -45,6 +45,11 @@ class Setting:
             return DIRECT
         return f"{self.method}:{self.steps}" + (f"+{self.refine_steps}" if self.refine_steps else "")
 
+    @property
+    def run(self) -> str:
+        """The name of the run that gives its result; that of "direct" may be any without refinement."""
+        return str(self) if self.refine_steps else self.method
+
     @classmethod
     def parse(cls, text: str) -> Setting:
         """The setting that `text` names. Raises InputError."""
@@ -105,18 +110,19 @@ class Comparison:
 
     @property
     def runs(self) -> dict[str, Setting]:
-        """What is run on each pair, by name: each method as far as it is needed, and each setting with refinement.
+        """What is run on each pair, by name: each method as far as it is needed, and each setting with refinement."""
+        runs: dict[str, Setting] = {}
+        for setting in sorted(self.settings, key=lambda one: one.refine_steps > 0):
+            if setting.steps >= runs.get(setting.run, setting).steps:
+                runs[setting.run] = setting
+        if "vanilla" in runs or "projected" in runs:
+            runs.pop(DIRECT, None)
+        return runs
 
-        The result without steps is the start of the first run, which is one without refinement where there is any.
-        """
-        plain: dict[str, Setting] = {}
-        for setting in self.settings:
-            if not setting.refine_steps:
-                longest = plain.get(setting.method, setting)
-                plain[setting.method] = max(setting, longest, key=lambda one: one.steps)
-        if len(plain) > 1:
-            plain.pop(DIRECT, None)
-        return plain | {str(setting): setting for setting in self.settings if setting.refine_steps}
+    @property
+    def first(self) -> str:
+        """The run whose start is the result without steps: one without refinement where there is any."""
+        return next(iter(self.runs))
 
     @property
     def on_network(self) -> bool:
@@ -128,13 +134,12 @@ class Comparison:
 
         A run with refinement is measured at its end only.
         """
-        runs = self.runs
-        if runs[name].refine_steps:
+        run = self.runs[name]
+        if run.refine_steps:
             return []
-        asked = {setting.steps for setting in self.settings if setting.method == name and not setting.refine_steps}
-        between = set(range(self.every, runs[name].steps + 1, self.every))
-        start = {0} if name == next(iter(runs)) else set()
-        return sorted(start | asked | between)
+        asked = {setting.steps for setting in self.settings if setting.run == name}
+        start = {0} if name == self.first else set()
+        return sorted(start | asked | set(range(self.every, run.steps + 1, self.every)))
 
     def is_compared(self, method: str, steps: int) -> bool:
         """Whether `method` after so many steps is a setting, which has a row in the table with all metrics."""
@@ -148,11 +153,12 @@ class Comparison:
         missing = []
         for name in self.runs:
             path = record_path(folder, case, name)
-            record = Record.read(path) if path.exists() else None
-            if record is not None:
+            if path.exists():
+                record = Record.read(path)
                 tables.check_fingerprint(record.fingerprint, fingerprint, path.parent)
-            if record is None or not self._has_all(record, name):
-                missing.append(name)
+                if self._has_all(record, name):
+                    continue
+            missing.append(name)
         return missing
 
     def _has_all(self, record: Record, name: str) -> bool:
@@ -170,12 +176,8 @@ class Comparison:
         """A row for every setting of a pair that is done."""
         rows = []
         for setting in self.settings:
-            if setting.refine_steps:
-                record = records[str(setting)]
-                count = len(record.steps)
-            else:
-                record = _first(records) if setting.method == DIRECT else records[setting.method]
-                count = setting.steps
+            record = records[self.first if setting.method == DIRECT else setting.run]
+            count = len(record.steps) if setting.refine_steps else setting.steps
             seconds = sum(step["seconds"] for step in record.steps[:count])
             rows.append({"case": case, "group": str(setting)} | record.measured[count] | {"seconds": seconds})
         return rows
@@ -189,13 +191,17 @@ class Comparison:
             return
         found = {case: self.records(folder, case) for case in cases}
         rows = [row for case, records in found.items() for row in self.rows(case, records)]
-        report = tables.report(rows, failed, self.comparisons(rows))
+        comparisons = self.comparisons(rows)
+        report = tables.report(rows, failed, comparisons)
         # All records of a pair have the same fingerprint.
-        settings = {case: _first(records).fingerprint["settings"] for case, records in found.items()}
+        settings = {case: records[self.first].fingerprint["settings"] for case, records in found.items()}
         tables.write_json(report | {"settings": settings}, folder / "results.json")
         tables.write_csv(rows, folder / "results.csv")
+        text = tables.summary_table(rows, [str(setting) for setting in self.settings])
+        if comparisons:
+            text += f"\n\n{tables.comparison_table(comparisons)}"
         with atomic_path(folder / TABLE) as temporary:
-            temporary.write_text(self.text(rows) + "\n", encoding="utf-8")
+            temporary.write_text(text + "\n", encoding="utf-8")
         if panels := self.panels(list(found.values())):
             models = "/".join(sorted({settings[case]["model"] for case in cases}))
             title = f"{models}, {len(cases)} pair" + "s" * (len(cases) != 1)
@@ -212,12 +218,6 @@ class Comparison:
         pairs += [(replace(setting, refine_steps=0), setting) for setting in self.settings if setting.refine_steps]
         return tables.compare_groups(rows, [(str(one), str(other)) for one, other in pairs if one in self.settings])
 
-    def text(self, rows: Sequence[tables.Row]) -> str:
-        """The paper's Table 1 with what it leaves out, and the comparisons, as text."""
-        text = tables.summary_table(rows, [str(setting) for setting in self.settings])
-        comparisons = self.comparisons(rows)
-        return f"{text}\n\n{tables.comparison_table(comparisons)}" if comparisons else text
-
     def panels(self, found: Sequence[Records]) -> list[curves.Panel]:
         """Dice, NDV, cosine and share of conflicts over the steps, from the records of several pairs.
 
@@ -231,7 +231,7 @@ class Comparison:
             if method == DIRECT or setting.refine_steps:
                 continue
             steps = sorted({0, *self.measured_steps(method)})
-            measured = [records[method].measured | {0: _first(records).measured[0]} for records in found]
+            measured = [records[method].measured | {0: records[self.first].measured[0]} for records in found]
             for curve, key in ((dice, "dice"), (folding, "ndv_percent")):
                 curve.append(curves.Curve(method, steps, [[rows[step][key] for step in steps] for rows in measured]))
             if method == "projected":
@@ -247,11 +247,6 @@ class Comparison:
             curves.Panel("Conflicts", "share of the steps so far", conflicts),
         ]
         return [panel for panel in panels if panel.curves]
-
-
-def _first(records: Records) -> Record:
-    """The record of the first run, which has the result without steps."""
-    return next(iter(records.values()))
 
 
 def record_path(folder: Path, case: str, name: str) -> Path:
