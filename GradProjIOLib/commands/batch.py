@@ -1,6 +1,6 @@
 """``gradprojio batch``: a table of pairs, each into a folder of its own.
 
-What other verbs for many pairs share with it is here, too: `add_compute_options` and `run_batch`.
+What other verbs for many pairs share with it is here, too: `add_compute_options`, `run_batch` and `exit_status`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from GradProjIOLib.batch import cluster, processes
 from GradProjIOLib.batch import run as batch
@@ -49,9 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, note in registry.SUBSTITUTE_NOTES.items():
         if name in taken and not arguments.quiet:
             print(f"note: where no model is chosen: {note}", file=sys.stderr)
-    outcomes = run_batch(pairs, unusable, arguments.output, compute_with(arguments) or in_processes(None), arguments)
-    if outcomes is None:
-        return INTERRUPTED
+    outcomes = run_batch(pairs, unusable, arguments.output, arguments)
     if not arguments.quiet:
         counts = Counter(outcome.state for outcome in outcomes)
         print(f"{counts[DONE]} registered, {counts[KEPT]} were done before, {counts[FAILED]} failed")
@@ -71,27 +70,28 @@ def add_compute_options(parser: argparse.ArgumentParser, default: str) -> None:
     where.add_argument("--scheduler", metavar="ADDRESS", help="compute on the workers of this Dask scheduler")
 
 
-def in_processes(workers: int | None) -> dict:
-    """What `batch.run` needs to compute in processes on this computer."""
-    return {"compute": partial(processes.compute, workers=workers), "check_device": processes.check_device}
-
-
-def compute_with(arguments: argparse.Namespace) -> dict | None:
-    """What `batch.run` needs to compute where --workers or --scheduler say; None where they say nothing."""
-    if arguments.scheduler:
-        return {"compute": partial(cluster.compute, scheduler=arguments.scheduler)}
-    return None if arguments.workers is None else in_processes(arguments.workers)
-
-
 def run_batch(
     pairs: Sequence[Pair],
     unusable: Mapping[str, str],
     folder: Path,
-    where: Mapping,
     arguments: argparse.Namespace,
     job: Job | None = None,
-) -> list[Outcome] | None:
-    """Do a job for all pairs and print what becomes of each; None where the user has interrupted it."""
+) -> list[Outcome]:
+    """Do a job for all pairs where --workers or --scheduler say, and print what becomes of each.
+
+    Where they say nothing, a job is done in this process, and without one pairs are registered in other processes.
+    Ends the command where the user has interrupted it.
+    """
+    where: dict[str, Any]
+    if arguments.scheduler:
+        where = {"compute": partial(cluster.compute, scheduler=arguments.scheduler)}
+    elif job is not None and arguments.workers is None:
+        where = {"compute": batch.here}
+    else:
+        where = {
+            "compute": partial(processes.compute, workers=arguments.workers),
+            "check_device": processes.check_device,
+        }
     total, counts = len(pairs) + len(unusable), Counter[str]()
 
     def show(outcome: Outcome) -> None:
@@ -112,7 +112,7 @@ def run_batch(
             "and the same command goes on with the rest",
             file=sys.stderr,
         )
-        return None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> int:

@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from GradProjIOLib.batch import run as batch
 from GradProjIOLib.batch.tasks import FAILED, OPEN
 from GradProjIOLib.batch.trajectory import Trajectories
-from GradProjIOLib.commands.batch import INTERRUPTED, add_compute_options, compute_with, exit_status, run_batch
+from GradProjIOLib.commands.batch import add_compute_options, exit_status, run_batch
 from GradProjIOLib.commands.options import (
     add_output_option,
     add_setting_options,
@@ -64,10 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if comparison.on_network:
         pairs = [replace(pair, settings=_with_network(pair.settings)) for pair in pairs]
     job = Trajectories(comparison, _print_nothing if arguments.quiet else print_progress)
-    where = compute_with(arguments) or {"compute": batch.here}
-    outcomes = run_batch(pairs, unusable, arguments.output, where, arguments, job)
-    if outcomes is None:
-        return INTERRUPTED
+    outcomes = run_batch(pairs, unusable, arguments.output, arguments, job)
     if any(outcome.state not in (FAILED, OPEN) for outcome in outcomes):
         print((arguments.output / TABLE).read_text(encoding="utf-8"), end="")
         print(f"results in {arguments.output}, curves in {arguments.output / CURVES}")

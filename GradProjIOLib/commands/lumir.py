@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from GradProjIOLib.batch import run as batch
 from GradProjIOLib.batch.lumir_fields import LumirFields
 from GradProjIOLib.batch.tasks import FAILED, OPEN
-from GradProjIOLib.commands.batch import INTERRUPTED, add_compute_options, compute_with, exit_status, run_batch
+from GradProjIOLib.commands.batch import add_compute_options, exit_status, run_batch
 from GradProjIOLib.commands.compare import print_progress
 from GradProjIOLib.commands.options import add_setting_options, output_folder, settings_from, whole_numbers
 from GradProjIOLib.evaluation import lumir, tables
@@ -66,10 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 def register_pairs(arguments: argparse.Namespace) -> int:
     """Register every pair whose field is not there yet, then pack them all; returns the exit status."""
     pairs, folder = lumir.validation_pairs(arguments.data, settings_from(arguments)), arguments.output.with_suffix("")
-    outcomes = run_batch(pairs, {}, folder, compute_with(arguments) or {"compute": batch.here}, arguments,
-                         LumirFields())  # fmt: skip
-    if outcomes is None:
-        return INTERRUPTED
+    outcomes = run_batch(pairs, {}, folder, arguments, LumirFields())
     if status := exit_status(outcomes):
         missing = sum(outcome.state in (FAILED, OPEN) for outcome in outcomes)
         print_progress(f"gradprojio: {arguments.output} was not written: pairs without a field: {missing}")
