@@ -79,25 +79,21 @@ def evaluate_folding(deformation: Deformation, reference: Volume, mask: Volume |
     determinant where it is positive). Those of the mask end in _in_mask. Raises InputError for a mask that has no voxel
     there.
     """
+    regions: dict[str, np.ndarray | None] = {"": None}
+    if mask is not None:
+        regions["_in_mask"] = inside = IDENTITY.warp(mask, reference, "nearest").array != 0
+        if not inside.any():
+            raise InputError(f"{mask.name} marks no voxel of the fixed image; choose another mask.")
     sampled = deformation.sample(reference.shape, reference.affine)
     determinant = jacobian.determinant_map(sampled)
-
-    def inside(region: np.ndarray | None, ending: str = "") -> Columns:
+    columns: Columns = {}
+    for ending, region in regions.items():
         folding = jacobian.folding(sampled, region)
-        spread = jacobian.summary(determinant, jacobian.defined_region(sampled, region))["std_log"]
-        found = {
-            "ndv_percent": folding.ndv_percent,
-            "folded_voxels": folding.folded_voxels,
-            "std_log_jacobian": spread,
-        }
-        return {key + ending: value for key, value in found.items()}
-
-    if mask is None:
-        return inside(None)
-    region = IDENTITY.warp(mask, reference, "nearest").array != 0
-    if not region.any():
-        raise InputError(f"{mask.name} marks no voxel of the fixed image; choose another mask.")
-    return inside(None) | inside(region, "_in_mask")
+        columns[f"ndv_percent{ending}"] = folding.ndv_percent
+        columns[f"folded_voxels{ending}"] = folding.folded_voxels
+        where = jacobian.defined_region(sampled, region)
+        columns[f"std_log_jacobian{ending}"] = jacobian.summary(determinant, where)["std_log"]
+    return columns
 
 
 def label_overlap(
@@ -134,12 +130,12 @@ def label_overlap(
     boxes = dict(zip(numbers.tolist(), ndimage.find_objects(positions.reshape(both.shape) + 1), strict=True))
     overlaps = []
     for structure, dice in zip(structures, dice_of(fixed, warped, structures), strict=True):
+        overlap = {"structure": structure, "dice": np.nan, "hd95_mm": np.nan}
         if structure in in_fixed and structure in in_moving:
             box = boxes[structure][1:]
             distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
-            overlaps.append({"structure": structure, "dice": dice, "hd95_mm": distance})
-        else:
-            overlaps.append({"structure": structure, "dice": np.nan, "hd95_mm": np.nan})
+            overlap |= {"dice": dice, "hd95_mm": distance}
+        overlaps.append(overlap)
     return overlaps
 
 
