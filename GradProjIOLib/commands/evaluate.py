@@ -74,9 +74,10 @@ def _structure_table(row: tables.Row) -> str:
     return tables.text_table(["structure", "Dice", "HD95 [mm]"], lines).replace("nan", "–") + "\n"
 
 
-def _against(reference: str | None, groups: Sequence[str]) -> list[tuple[str, str]] | None:
+def _against(reference: str | None, groups: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of groups to compare: all others with the reference, which is the first without another."""
     if reference is None:
-        return None
+        return [(groups[0], group) for group in groups[1:]]
     if reference not in groups:
         raise InputError(f"There is no group {reference}; choose one of {', '.join(groups)}.")
     return [(reference, group) for group in groups if group != reference]

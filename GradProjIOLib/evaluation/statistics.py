@@ -55,12 +55,12 @@ def compare_paired(reference: Sequence[float], other: Sequence[float]) -> Paired
     pairs = np.array([reference, other], dtype=np.float64)
     first, second = pairs[:, np.isfinite(pairs).all(axis=0)]
     difference = second - first
-    if len(difference) < 2:
-        mean = float(difference.mean()) if len(difference) else np.nan
-        return PairedComparison(len(difference), mean, np.nan, np.nan, np.nan)
-    mean = float(difference.mean())
+    count = len(difference)
+    mean = float(difference.mean()) if count else np.nan
+    if count < 2:
+        return PairedComparison(count, mean, np.nan, np.nan, np.nan)
     if not difference.any():
-        return PairedComparison(len(difference), 0.0, 0.0, 0.0, 1.0)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(difference) - 1) * stats.sem(difference))
+        return PairedComparison(count, 0.0, 0.0, 0.0, 1.0)
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * stats.sem(difference))
     p_value = float(stats.wilcoxon(difference).pvalue)
-    return PairedComparison(len(difference), mean, mean - margin, mean + margin, p_value)
+    return PairedComparison(count, mean, mean - margin, mean + margin, p_value)

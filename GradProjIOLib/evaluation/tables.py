@@ -51,9 +51,8 @@ METRICS = (
 )
 
 
-def measured_metrics(rows: Iterable[Row]) -> list[Metric]:
+def measured_metrics(rows: Sequence[Row]) -> list[Metric]:
     """The metrics that at least one row has."""
-    rows = list(rows)
     return [metric for metric in METRICS if any(metric.key in row for row in rows)]
 
 
@@ -83,18 +82,12 @@ class GroupComparison:
     result: PairedComparison
 
 
-def compare_groups(rows: Sequence[Row], pairs: Iterable[tuple[str, str]] | None = None) -> list[GroupComparison]:
-    """Compare pairs (reference, other) of groups; without `pairs`, every group with the first one."""
-    groups = groups_of(rows)
-    if not groups:
-        return []
-    if pairs is None:
-        pairs = [(groups[0], other) for other in groups[1:]]
+def compare_groups(rows: Sequence[Row], pairs: Iterable[tuple[str, str]]) -> list[GroupComparison]:
+    """Compare pairs (reference, other) of groups by each metric that at least one row has."""
+    metrics = [metric for metric in measured_metrics(rows) if metric.compared]
     found = []
     for reference, other in pairs:
-        for metric in measured_metrics(rows):
-            if not metric.compared:
-                continue
+        for metric in metrics:
             first, second = (
                 {row["case"]: row[metric.key] for row in rows if row["group"] == group and metric.key in row}
                 for group in (reference, other)
