@@ -144,12 +144,10 @@ def measure_pair(pair: Pair, field: np.ndarray, structures: Sequence[int] | None
             "LUMIR wants finite float32 ones."
         )
     row: tables.Row = {"case": pair.case, "group": ""}
-    labels = companions(pair, "labels")
-    if labels:
-        row |= _measure_labels(read_labels(labels[0]), read_labels(labels[1]), field, structures)
-    landmarks = companions(pair, "landmarks")
-    if landmarks:
-        row |= _measure_landmarks(read_labels(landmarks[0]), read_labels(landmarks[1]), field)
+    if files := companions(pair, "labels"):
+        row |= _measure_labels(files, field, structures)
+    if files := companions(pair, "landmarks"):
+        row |= _measure_landmarks(files, field)
     return row | _measure_folding(moving, field)
 
 
@@ -188,26 +186,26 @@ def warp_labels(labels: np.ndarray, field: np.ndarray) -> np.ndarray:
     return ndimage.map_coordinates(labels, identity + np.moveaxis(field.astype(np.float64), -1, 0), order=0)
 
 
-def _measure_labels(fixed: Volume, moving: Volume, field: np.ndarray, structures: Sequence[int] | None) -> tables.Row:
+def _measure_labels(files: tuple[Path, Path], field: np.ndarray, structures: Sequence[int] | None) -> tables.Row:
     """Every voxel counts as 1 mm, as LUMIR's are."""
-    fixed_labels, moving_labels = _by_index(fixed), _by_index(moving)
+    fixed, moving = (_by_index(read_labels(path)) for path in files)
     if structures is None:
-        structures = np.union1d(fixed_labels, moving_labels).tolist()
-    warped = warp_labels(moving_labels, field)
-    overlaps = metrics.label_overlap(fixed_labels, warped, (1, 1, 1), structures, moving_labels)
-    undeformed = warp_labels(moving_labels, np.zeros_like(field))
-    before = np.nanmean(metrics.dice_of(fixed_labels, undeformed, structures))
+        structures = np.union1d(fixed, moving).tolist()
+    warped = warp_labels(moving, field)
+    overlaps = metrics.label_overlap(fixed, warped, (1, 1, 1), structures, moving)
+    undeformed = warp_labels(moving, np.zeros_like(field))
+    before = np.nanmean(metrics.dice_of(fixed, undeformed, structures))
     return metrics.label_columns(overlaps, float(before))
 
 
-def _measure_landmarks(fixed: Volume, moving: Volume, field: np.ndarray) -> tables.Row:
+def _measure_landmarks(files: tuple[Path, Path], field: np.ndarray) -> tables.Row:
     """The distance of the centers of every landmark's voxels. One that the warp has lost leaves no TRE."""
-    fixed_marks, moving_marks = _by_index(fixed), _by_index(moving)
-    names = np.unique(fixed_marks)[1:].tolist()
-    centers = metrics.label_centers(fixed_marks, names)
+    fixed, moving = (_by_index(read_labels(path)) for path in files)
+    names = np.unique(fixed)[1:].tolist()
+    centers = metrics.label_centers(fixed, names)
     before, after = (
         np.linalg.norm(metrics.label_centers(marks, names) - centers, axis=1)
-        for marks in (moving_marks, warp_labels(moving_marks, field))
+        for marks in (moving, warp_labels(moving, field))
     )
     return metrics.landmark_columns(names, before, after)
 
