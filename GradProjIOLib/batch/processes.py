@@ -116,7 +116,8 @@ class _Process:
         self._environment = {name: os.environ.get(name, str(threads)) for name in THREADS}
         self._card = card
         self._executor: ProcessPoolExecutor | None = None
-        self._pipe: tuple[Connection, Connection] | None = None
+        # The worker ends when the other end is closed, as it is when the parent ends, however it ends.
+        self._pipe = get_context("loky").Pipe(duplex=False)
         self.tasks: list[Task] = []
         self.future: Future[Outcome] | None = None
 
@@ -124,10 +125,8 @@ class _Process:
         """Begin with the first task."""
         with _interrupts_blocked():
             if self._executor is None:
-                context = get_context("loky")
-                self._pipe = context.Pipe(duplex=False)
                 self._executor = ProcessPoolExecutor(
-                    1, context=context, initializer=_begin, initargs=self._pipe[:1], env=self._environment
+                    1, context=get_context("loky"), initializer=_begin, initargs=self._pipe[:1], env=self._environment
                 )
             try:
                 self.future = self._executor.submit(_compute, *map(self._on_card, self.tasks))
@@ -140,8 +139,6 @@ class _Process:
         """End the process at once, if it is there."""
         if self._executor is not None:
             self._executor.shutdown(kill_workers=True)
-            for connection in self._pipe:
-                connection.close()
             self._executor = None
 
     def _on_card(self, task: Task) -> Task:
