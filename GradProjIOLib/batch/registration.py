@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from GradProjIOLib.batch import summary
-from GradProjIOLib.batch.summary import REPORT, read_report
 from GradProjIOLib.batch.tasks import Job, Outcome, Task, images_of
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation.cases import REPORT, read_report
 from GradProjIOLib.geometry.files import staging_folder
 from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.registration.register import register

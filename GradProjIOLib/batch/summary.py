@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import html
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Outcome
+from GradProjIOLib.evaluation.cases import REPORT, read_report
 from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.report.thumbnail import THUMBNAIL
 
-REPORT, TABLE, PAGE = "report.json", "summary.csv", "index.html"
+TABLE, PAGE = "summary.csv", "index.html"
 FROM_REPORT: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ndv_percent": lambda report: report["jacobian"]["ndv_percent"],
     "folded_voxels": lambda report: report["jacobian"]["folded_voxels"],
@@ -56,22 +57,8 @@ img { height: 96px; display: block; background: #000 } small { color: #666 }
 """
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """The report in a folder of results; empty where there is none that can be read."""
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
-def rows(outcomes: Iterable[Outcome], folder: Path) -> list[dict[str, Any]]:
-    """One row per pair with the keys of COLUMNS: first the failed ones, then by folding, then by similarity."""
-    found = [_row(outcome, folder) for outcome in outcomes]
-    return sorted(found, key=_badness)
-
-
 def _row(outcome: Outcome, folder: Path) -> dict[str, Any]:
+    """The columns of a pair."""
     row = dict.fromkeys(COLUMNS, "") | {"case": outcome.case, "state": outcome.state, "message": outcome.message}
     report = read_report(folder / outcome.case) if outcome.state in (DONE, KEPT) else {}
     return row | {name: value(report) for name, value in FROM_REPORT.items() if report}
@@ -88,8 +75,11 @@ def _is_number(value: Any) -> bool:
 
 
 def write(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write the table and the page into ``folder``, each whole or not at all. Raises WriteError."""
-    found = rows(outcomes, folder)
+    """Write the table and the page into ``folder``, each whole or not at all. Raises WriteError.
+
+    First come the failed pairs, the others by folding, then by similarity.
+    """
+    found = sorted((_row(outcome, folder) for outcome in outcomes), key=_badness)
     with atomic_path(folder / TABLE) as path, open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -100,7 +90,7 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 def page(found: Sequence[dict[str, Any]]) -> str:
     """The page for the rows of a batch; its pictures lie in the folders of the pairs."""
-    counts = {state: sum(row["state"] == state for row in found) for state in (DONE, KEPT, FAILED, OPEN)}
+    counts = Counter(row["state"] for row in found)
     ready = counts[DONE] + counts[KEPT]
     still = f", {counts[OPEN]} not done yet" if counts[OPEN] else ""
     head = "".join(f"<th>{title}</th>" for title in ("pair", "fixed, warped, Jacobian", *SHOWN.values(), "note"))

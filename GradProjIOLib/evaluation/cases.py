@@ -22,6 +22,7 @@ from GradProjIOLib.spatial.deformation import Deformation
 
 INPUTS = ("fixed_labels", "moving_labels", "fixed_points", "moving_points", "mask")
 """The files that a result is measured with."""
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,15 @@ def _moving_affine(result: Path) -> np.ndarray | None:
         return None
 
 
-def _report(result: Path) -> dict[str, Any]:
-    """The report of a result, which lies beside a transform; empty where there is none."""
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report in a folder of results; empty where there is none that can be read."""
     try:
-        folder = result if result.is_dir() else result.parent
-        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _report(result: Path) -> dict[str, Any]:
+    """The report of a result, which lies beside a transform."""
+    return read_report(result if result.is_dir() else result.parent)

@@ -24,10 +24,10 @@ from GradProjIOLib.batch.processes import _compute, check_device
 from GradProjIOLib.batch.processes import compute as compute_in_processes
 from GradProjIOLib.batch.registration import LABELS, NEEDED, Registration
 from GradProjIOLib.batch.run import here
-from GradProjIOLib.batch.summary import read_report
 from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Outcome, Task
 from GradProjIOLib.commands.main import main
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation.cases import read_report
 from GradProjIOLib.geometry.files import STAGING_PREFIX
 from GradProjIOLib.geometry.image_files import read_volume, write_volume
 from GradProjIOLib.geometry.pairs import Pair, read_pairs
