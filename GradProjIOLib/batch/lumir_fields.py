@@ -8,7 +8,6 @@ from typing import Any
 
 from GradProjIOLib.batch.tasks import Job, Task
 from GradProjIOLib.evaluation import lumir, tables
-from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.registration.register import register
 
 
@@ -18,13 +17,13 @@ class LumirFields(Job):
     The submission is packed when all fields are there, so there is no summary to write before.
     """
 
-    def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
+    def is_done(self, task: Task) -> bool:
         """Whether the pair's field is there. Raises InputError for one of other files or settings."""
-        path = folder / lumir.displacement_file(pair)
+        path = task.folder / lumir.displacement_file(task.pair)
         record = _record(path)
         if not (path.exists() and record.exists()):
             return False
-        tables.check_fingerprint(json.loads(record.read_text(encoding="utf-8")), fingerprint, path)
+        tables.check_fingerprint(json.loads(record.read_text(encoding="utf-8")), task.fingerprint, path)
         return True
 
     def compute(self, task: Task, inputs: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from GradProjIOLib.batch.tasks import Job, Outcome, Task, images_of
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.cases import REPORT, read_report
 from GradProjIOLib.geometry.files import staging_folder
-from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.registration.result import RESULT_FILES, Reached
 
@@ -35,13 +34,13 @@ FINGERPRINT = "request"
 class Registration(Job):
     """Registers pairs into folders named after their cases, with what ``gradprojio register`` writes."""
 
-    def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
+    def is_done(self, task: Task) -> bool:
         """Whether the pair's folder holds a whole result. Raises InputError where it holds something else."""
-        own = folder / pair.case
+        own = task.folder / task.pair.case
         if own.exists() and not (own / REPORT).is_file() and (not own.is_dir() or any(own.iterdir())):
             raise InputError(f"{own} is there but holds no result of a registration; move it or rename the case.")
-        names = [*NEEDED, LABELS] if "moving_labels" in fingerprint["files"] else NEEDED
-        return read_report(own).get(FINGERPRINT) == fingerprint and all((own / name).is_file() for name in names)
+        names = [*NEEDED, LABELS] if "moving_labels" in task.fingerprint["files"] else NEEDED
+        return read_report(own).get(FINGERPRINT) == task.fingerprint and all((own / name).is_file() for name in names)
 
     def compute(self, task: Task, inputs: dict[str, Any]) -> None:
         """Register the pair; its folder appears, or is replaced, when all is written."""

@@ -75,13 +75,13 @@ def run(
     job = job or Registration()
     check_cases([pair.case for pair in pairs] + [TABLE, PAGE], "The batch")
     with _lock(folder):
-        unusable = [Outcome(case, FAILED, message, "input") for case, message in (failed or {}).items()]
-        planned = plan(pairs, folder, job, check_device)
-        tasks = [item for item in planned if isinstance(item, Task)]
-        outcomes = {outcome.case: outcome for outcome in unusable}
-        for item in planned:
-            outcome = Outcome(item.pair.case, OPEN) if isinstance(item, Task) else item
-            outcomes[outcome.case] = outcome
+        outcomes = {case: Outcome(case, FAILED, message, "input") for case, message in (failed or {}).items()}
+        tasks: list[Task] = []
+        for item in plan(pairs, folder, job, check_device):
+            if isinstance(item, Task):
+                tasks.append(item)
+                item = Outcome(item.pair.case, OPEN)
+            outcomes[item.case] = item
 
         def note(outcome: Outcome) -> None:
             outcomes[outcome.case] = outcome
@@ -105,7 +105,7 @@ def run(
         finally:
             for task in tasks:
                 # The end may have come between the result and its outcome.
-                if outcomes[task.pair.case].state == OPEN and job.is_done(task.pair, folder, task.fingerprint):
+                if outcomes[task.pair.case].state == OPEN and job.is_done(task):
                     note(Outcome(task.pair.case, DONE))
             remove_abandoned(folder)
             job.write_summary(list(outcomes.values()), folder)
@@ -114,7 +114,7 @@ def run(
 
 def plan(
     pairs: Sequence[Pair], folder: Path, job: Job, check_device: Callable[[str], None] | None = None
-) -> list[Task | Outcome]:
+) -> Iterator[Task | Outcome]:
     """For each pair what has to be done, or that it is done or cannot be done. Reads every file that is needed."""
     # Each file once, however many pairs it belongs to.
     checksum_of, lattice_of = cache(checksum), cache(_lattice)
@@ -122,21 +122,20 @@ def plan(
     def plan_one(pair: Pair) -> Task | Outcome:
         # Another computer may have other weights.
         pair = replace(pair, settings=replace(pair.settings, model=registry.chosen_model(pair.settings)))
-        wanted = job.fingerprint(fingerprint(pair, checksum_of))
-        if job.is_done(pair, folder, wanted):
+        task = Task(job, pair, folder, job.fingerprint(fingerprint(pair, checksum_of)))
+        if job.is_done(task):
             return Outcome(pair.case, KEPT)
         if check_device is not None:
             check_device(pair.settings.device)
         _check_files(pair, lattice_of)
-        return Task(job, pair, folder, wanted)
+        return task
 
-    planned: list[Task | Outcome] = []
     for pair in pairs:
         try:
-            planned.append(plan_one(pair))
+            planned = plan_one(pair)
         except Exception as error:
-            planned.append(failure(pair.case, error))
-    return planned
+            planned = failure(pair.case, error)
+        yield planned
 
 
 def fingerprint(pair: Pair, checksum: Callable[[Path], str] = checksum) -> dict[str, Any]:

@@ -47,8 +47,8 @@ class Job(Protocol):
         """``found`` without what does not matter to this job, and with what else does."""
         return found
 
-    def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
-        """Whether ``folder``, which is that of the batch, has the pair's whole result with this fingerprint.
+    def is_done(self, task: Task) -> bool:
+        """Whether the task's whole result with its fingerprint is there.
 
         Raises InputError where something else is there that must not be replaced.
         """

@@ -19,7 +19,6 @@ from GradProjIOLib.engine.optimization import Step
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import metrics, tables
 from GradProjIOLib.evaluation.comparison import COMPARED, Comparison, Record, record_path
-from GradProjIOLib.geometry.pairs import Pair
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.register import Running, register
 from GradProjIOLib.spatial.deformation import Deformation
@@ -43,9 +42,9 @@ class Trajectories(Job):
         structures = self.comparison.structures
         return {**found, "settings": settings, "structures": structures and list(structures)}
 
-    def is_done(self, pair: Pair, folder: Path, fingerprint: dict[str, Any]) -> bool:
+    def is_done(self, task: Task) -> bool:
         """Whether all is measured. Raises InputError for records of other files or settings."""
-        return not self.comparison.missing(folder, pair.case, fingerprint)
+        return not self.comparison.missing(task.folder, task.pair.case, task.fingerprint)
 
     def compute(self, task: Task, inputs: dict[str, Any]) -> None:
         """Run what is missing, from its beginning to its end."""

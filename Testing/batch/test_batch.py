@@ -611,7 +611,8 @@ def test_a_result_is_done_only_when_nothing_is_missing(images, finished, tmp_pat
     wanted = read_report(folder)["request"]
 
     def is_done(fingerprint) -> bool:
-        return Registration().is_done(pair(images, 0), tmp_path, fingerprint)
+        job = Registration()
+        return job.is_done(Task(job, pair(images, 0), tmp_path, fingerprint))
 
     assert is_done(wanted)
     assert not is_done(wanted | {"weights": "another"})
