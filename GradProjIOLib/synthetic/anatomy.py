@@ -19,43 +19,40 @@ from torch import Tensor
 
 from GradProjIOLib.spatial.sampling import sample
 
-STRUCTURES = {
-    1: "cerebral cortex",
-    2: "cerebral white matter",
-    3: "left lateral ventricle",
-    4: "right lateral ventricle",
-    5: "left thalamus",
-    6: "right thalamus",
-    7: "left putamen",
-    8: "right putamen",
-    9: "left caudate nucleus",
-    10: "right caudate nucleus",
-    11: "cerebellar cortex",
-    12: "brain stem",
-    13: "cerebellar white matter",
-    14: "left hippocampus",
-    15: "right hippocampus",
-    16: "left pallidum",
-    17: "right pallidum",
-    18: "left amygdala",
-    19: "right amygdala",
-    20: "third ventricle",
-    21: "fourth ventricle",
-    22: "cerebrospinal fluid",
-    23: "bone",
-    24: "bone marrow",
-    25: "fat and skin",
-    26: "muscle",
-    27: "eyes",
-}
-"""Label values of `paint`; 0 is air and everything else outside. Left and right are the subject's."""
+T1_INTENSITIES = [
+    2.0,  # 0 air and everything else outside
+    96.0,  # 1 cerebral cortex
+    150.0,  # 2 cerebral white matter
+    30.0,  # 3 left lateral ventricle
+    30.0,  # 4 right lateral ventricle
+    126.0,  # 5 left thalamus
+    126.0,  # 6 right thalamus
+    114.0,  # 7 left putamen
+    114.0,  # 8 right putamen
+    104.0,  # 9 left caudate nucleus
+    104.0,  # 10 right caudate nucleus
+    92.0,  # 11 cerebellar cortex
+    138.0,  # 12 brain stem
+    144.0,  # 13 cerebellar white matter
+    94.0,  # 14 left hippocampus
+    94.0,  # 15 right hippocampus
+    134.0,  # 16 left pallidum
+    134.0,  # 17 right pallidum
+    96.0,  # 18 left amygdala
+    96.0,  # 19 right amygdala
+    30.0,  # 20 third ventricle
+    30.0,  # 21 fourth ventricle
+    28.0,  # 22 cerebrospinal fluid
+    16.0,  # 23 bone
+    105.0,  # 24 bone marrow
+    195.0,  # 25 fat and skin
+    80.0,  # 26 muscle
+    38.0,  # 27 eyes
+]
+"""The structures by label: mean intensities in a T1-weighted image, on a scale to about 200.
 
-T1_INTENSITIES = {
-    0: 2.0, 1: 96.0, 2: 150.0, 3: 30.0, 4: 30.0, 5: 126.0, 6: 126.0, 7: 114.0, 8: 114.0, 9: 104.0, 10: 104.0,
-    11: 92.0, 12: 138.0, 13: 144.0, 14: 94.0, 15: 94.0, 16: 134.0, 17: 134.0, 18: 96.0, 19: 96.0, 20: 30.0,
-    21: 30.0, 22: 28.0, 23: 16.0, 24: 105.0, 25: 195.0, 26: 80.0, 27: 38.0,
-}  # fmt: skip
-"""Mean intensity of every structure in a T1-weighted image, on a scale to about 200."""
+Left and right are the subject's.
+"""
 
 FOLD_WAVELENGTH = 23.0
 FOLD_LATTICE_SPACING = 4.0
@@ -117,15 +114,13 @@ class _Canvas:
         """
         margin = 3 * self.edge
         inside = torch.ones_like(self.image[::4, ::4, ::4], dtype=torch.bool)
-        for axis in range(3):
-            coordinate = self.points[axis, ::4, ::4, ::4]
-            inside &= (coordinate > low[axis] - margin) & (coordinate < high[axis] + margin)
-        part = []
-        for first, second in ((1, 1), (0, 1), (0, 0)):
-            hits = inside.any(dim=first).any(dim=second).nonzero()
-            part.append(slice(max(0, int(hits[0]) * 4 - 4), int(hits[-1]) * 4 + 5) if len(hits) else slice(0))
-        window = tuple(part)
-        points = self.points[(slice(None), *window)].contiguous()
+        for coordinate, lower, upper in zip(self.points[:, ::4, ::4, ::4], low, high, strict=True):
+            inside &= (coordinate > lower - margin) & (coordinate < upper + margin)
+        window = tuple(
+            slice(max(0, 4 * int(hits.min()) - 4), 4 * int(hits.max()) + 5) if len(hits) else slice(0)
+            for hits in inside.nonzero().T
+        )
+        points = self.points[:, *window].contiguous()
         return _Canvas(points, self.intensities, self.edge, self.image[window], self.labels[window])
 
     def stroke(self, label: int, distance: Tensor) -> None:
@@ -295,37 +290,28 @@ def _paint_cerebellum(canvas: _Canvas, anatomy: Anatomy) -> None:
     part.stroke(13, hull + 8.0 + 3.5 * leaves)
 
 
-def _nuclei(side: int, bulge: float) -> list[tuple[int, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
-    """(label, signed distance) of the deep structures of one side (-1 left, +1 right).
-
-    `bulge` (mm) is how far the lateral ventricle is inflated; the nuclei beside it give way.
-    """
-    offset = 0 if side < 0 else 1
-    out = 0.6 * bulge
-
-    def paired(distance: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
-        return lambda x, y, z: distance(x * side, y, z)
-
-    return [
-        (7 + offset, paired(lambda x, y, z: _ellipsoid(
-            x - 0.22 * (4 - y) - out, y, z, (26.0, 3.0, 1.0), (6.0, 16.0, 10.5)))),
-        (16 + offset, paired(lambda x, y, z: _ellipsoid(
-            x - 0.3 * (0 - y) - out, y, z, (19.0, -2.0, -1.0), (4.5, 10.0, 7.0)))),
-        (5 + offset, paired(lambda x, y, z: _ellipsoid(
-            x + 0.25 * (y + 17) - 0.4 * out, y, z, (11.0, -17.0, 7.0), (8.5, 15.0, 9.0)))),
-        (9 + offset, paired(lambda x, y, z: _tube(x - out, y, z, [
-            (13.5, 18.0, 1.0, 6.5), (14.5, 9.0, 10.0, 5.8), (17.5, -8.0, 18.0, 4.2),
-            (23.0, -26.0, 16.0, 2.8)]))),
-        (14 + offset, paired(lambda x, y, z: _tube(x, y, z, [
-            (24.0, -9.0, -21.0, 6.0), (30.0, -22.0, -15.0, 5.0), (26.0, -36.0, -3.0, 3.8)]))),
-        (18 + offset, paired(lambda x, y, z: _ellipsoid(x, y, z, (22.0, -1.0, -20.0), (8.0, 7.5, 7.5)))),
-        (3 + offset, paired(lambda x, y, z: torch.minimum(
-            _tube(x, y, z, [
-                (11.0, 32.0, 3.0, 3.0), (7.5, 20.0, 11.0, 4.5), (7.5, -6.0, 19.5, 4.2),
-                (14.0, -30.0, 16.0, 5.5), (24.0, -43.0, 6.0, 5.5), (24.0, -64.0, 5.0, 2.0)]),
-            _tube(x, y, z, [(24.0, -43.0, 6.0, 5.0), (33.0, -26.0, -10.0, 2.4), (31.0, -10.0, -18.0, 1.6)]),
-        ) - bulge)),
-    ]  # fmt: skip
+# Label and signed distance of the deep structures of the left side; the label of the right one is the next. x grows
+# away from the middle. `bulge` (mm): how far the lateral ventricle is inflated; the nuclei beside it give way.
+PAIRED: list[tuple[int, Callable[[Tensor, Tensor, Tensor, float], Tensor]]] = [
+    (7, lambda x, y, z, bulge: _ellipsoid(
+        x - 0.22 * (4 - y) - 0.6 * bulge, y, z, (26.0, 3.0, 1.0), (6.0, 16.0, 10.5))),
+    (16, lambda x, y, z, bulge: _ellipsoid(
+        x - 0.3 * (0 - y) - 0.6 * bulge, y, z, (19.0, -2.0, -1.0), (4.5, 10.0, 7.0))),
+    (5, lambda x, y, z, bulge: _ellipsoid(
+        x + 0.25 * (y + 17) - 0.4 * (0.6 * bulge), y, z, (11.0, -17.0, 7.0), (8.5, 15.0, 9.0))),
+    (9, lambda x, y, z, bulge: _tube(x - 0.6 * bulge, y, z, [
+        (13.5, 18.0, 1.0, 6.5), (14.5, 9.0, 10.0, 5.8), (17.5, -8.0, 18.0, 4.2),
+        (23.0, -26.0, 16.0, 2.8)])),
+    (14, lambda x, y, z, _: _tube(x, y, z, [
+        (24.0, -9.0, -21.0, 6.0), (30.0, -22.0, -15.0, 5.0), (26.0, -36.0, -3.0, 3.8)])),
+    (18, lambda x, y, z, _: _ellipsoid(x, y, z, (22.0, -1.0, -20.0), (8.0, 7.5, 7.5))),
+    (3, lambda x, y, z, bulge: torch.minimum(
+        _tube(x, y, z, [
+            (11.0, 32.0, 3.0, 3.0), (7.5, 20.0, 11.0, 4.5), (7.5, -6.0, 19.5, 4.2),
+            (14.0, -30.0, 16.0, 5.5), (24.0, -43.0, 6.0, 5.5), (24.0, -64.0, 5.0, 2.0)]),
+        _tube(x, y, z, [(24.0, -43.0, 6.0, 5.0), (33.0, -26.0, -10.0, 2.4), (31.0, -10.0, -18.0, 1.6)]),
+    ) - bulge),
+]  # fmt: skip
 
 
 def _paint_deep(canvas: _Canvas, anatomy: Anatomy) -> None:
@@ -333,10 +319,11 @@ def _paint_deep(canvas: _Canvas, anatomy: Anatomy) -> None:
     for side, bulge in zip((-1, 1), anatomy.ventricle_growth, strict=True):
         inner, outer = sorted((-4.0 * side, 48.0 * side))
         half = canvas.crop((inner, -76, -34), (outer, 44, 34))
-        for label, distance in _nuclei(side, bulge):
+        for left, distance in PAIRED:
+            label = left + (side > 0)
             shift = anatomy.shifts.get(label, (0.0, 0.0, 0.0))
-            moved = (p - offset for p, offset in zip(half.points, shift, strict=True))
-            half.stroke(label, distance(*moved) - anatomy.growth.get(label, 0.0))
+            x, y, z = (p - offset for p, offset in zip(half.points, shift, strict=True))
+            half.stroke(label, distance(x * side, y, z, bulge) - anatomy.growth.get(label, 0.0))
     bulge = 0.17 * sum(anatomy.ventricle_growth)
     canvas.ellipsoid(20, (0.0, -10.0, 1.0), (1.8 + bulge, 14.0 + bulge, 10.0 + bulge))
     canvas.ellipsoid(21, (0.0, -41.0, -34.0), (6.0 + bulge, 5.0 + bulge, 9.0 + bulge))
@@ -347,24 +334,22 @@ def paint(
 ) -> tuple[Tensor, Tensor]:
     """Intensity and label of the head at the given points.
 
-    `points` float32 [3, D, H, W]: x, y, z in mm of the head's frame; `intensities` [28]: one per label of
-    `STRUCTURES`, 0 first; `edge`: width in mm of the soft edges, best the voxel's size; without skull,
+    `points` float32 [3, D, H, W]: x, y, z in mm of the head's frame; `intensities` [28]: one per label, as
+    `T1_INTENSITIES`; `edge`: width in mm of the soft edges, best the voxel's size; without skull,
     everything outside the brain and the fluid in it is 0, like after brain extraction.
     Returns the image (float32) and the labels (uint8), both [D, H, W].
     """
     image = torch.full(points.shape[1:], float(intensities[0]))
     canvas = _Canvas(points, intensities, edge, image, torch.zeros(image.shape, dtype=torch.uint8))
-    brain = canvas
+    brain = canvas if with_skull else canvas.crop(BRAIN_LOW, BRAIN_HIGH)
+    x, y, z = brain.points
+    stem = _tube(x, y, z, STEM) - anatomy.growth.get(12, 0.0)
     if with_skull:
-        x, y, z = points
-        stem = _tube(x, y, z, STEM) - anatomy.growth.get(12, 0.0)
         cavity = _merge(_merge(_cerebrum(x, y, z), _cerebellum(x, y, z), 12.0), stem, 8.0) - 3.0
         _paint_outside(canvas, cavity, anatomy)
         canvas.stroke(22, cavity)
     else:
-        brain = canvas.crop(BRAIN_LOW, BRAIN_HIGH)
-        x, y, z = brain.points
-        stem = torch.maximum(_tube(x, y, z, STEM) - anatomy.growth.get(12, 0.0), BRAIN_LOW[2] - z)
+        stem = torch.maximum(stem, BRAIN_LOW[2] - z)
     _paint_cerebellum(brain, anatomy)
     _paint_cerebrum(brain, anatomy)
     brain.stroke(12, stem)

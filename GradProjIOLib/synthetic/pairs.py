@@ -9,7 +9,7 @@ deformation explains: folds of the cortex, size of the ventricles, size and plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from GradProjIOLib.synthetic.anatomy import STRUCTURES, T1_INTENSITIES, Anatomy, paint, random_folds
+from GradProjIOLib.synthetic.anatomy import T1_INTENSITIES, Anatomy, paint, random_folds
 from GradProjIOLib.synthetic.random_fields import identity_points, integrate, resize, sample, smooth_noise
 
 Kind = Literal["head", "shapes"]
@@ -89,13 +89,13 @@ def synthetic_pair(
 
     `lattice` (D, H, W): its axes run up, to the front and to the subject's right, as those of arrays [k, j, i] of
     an image in RAS order. `kind` of map: drawn from the seed unless given. Intensities are in [0, 1], and
-    background is 0 in most pairs. Labels (uint8) are those of `anatomy.STRUCTURES` in heads.
+    background is 0 in most pairs. Labels (uint8) are those of `anatomy.T1_INTENSITIES` in heads.
     """
     draw = _Draw(seed)
     drawn = "head" if draw.chance(HEADS) else "shapes"
     make = {"head": _heads, "shapes": _shapes}[kind or drawn]
-    images, labels = make(draw, lattice)
-    return TrainingPair(*(image[None] for image in images), *(label[None] for label in labels))
+    (fixed, fixed_labels), (moving, moving_labels) = make(draw, lattice)
+    return TrainingPair(fixed[None], moving[None], fixed_labels[None], moving_labels[None])
 
 
 def _affine_change(draw: _Draw, degrees: float, scale: float, shift: float) -> tuple[Tensor, Tensor]:
@@ -142,12 +142,8 @@ def _moved_points(velocity: Tensor, lattice: Sequence[int]) -> Tensor:
     return identity_points(lattice) + resize(displacement, lattice)
 
 
-def _transform(points: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    moved = matrix @ points.reshape(3, -1) + offset[:, None]
-    return moved.reshape(points.shape)
-
-
-def _heads(draw: _Draw, lattice: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+def _heads(draw: _Draw, lattice: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two images of heads and their labels."""
     with_skull = draw.chance(WITH_SKULL)
     matrix, offset, voxel = _placement(draw, lattice, HEAD if with_skull else BRAIN)
     residual = 4.0 if draw.chance(MISALIGNED) else 1.0
@@ -156,17 +152,15 @@ def _heads(draw: _Draw, lattice: Sequence[int]) -> tuple[list[Tensor], list[Tens
     velocity = _velocity(draw, lattice, 0.03)
     strength = draw.uniform(0.008, 0.022)
     blur = draw.uniform(-0.5, 0.8)
-    images, labels = [], []
     for _ in range(2):
         change, shift = _affine_change(draw, degrees=residual, scale=0.012 * residual, shift=residual)
-        points = _moved_points(velocity + _velocity(draw, lattice, strength), lattice)
-        points = _transform(points, change @ matrix, change @ offset + shift)
+        index = _moved_points(velocity + _velocity(draw, lattice, strength), lattice)
+        points = change @ matrix @ index.reshape(3, -1) + (change @ offset + shift)[:, None]
         anatomy = subject()
         intensities = contrast * (1 + draw.normals(0.04, len(contrast)))
-        image, structures = paint(points, anatomy, intensities, voxel * draw.uniform(0.8, 1.4), with_skull)
-        images.append(_acquire(draw, image, None if with_skull else structures > 0, blur))
-        labels.append(structures)
-    return images, labels
+        edge = voxel * draw.uniform(0.8, 1.4)
+        image, structures = paint(points.reshape(index.shape), anatomy, intensities, edge, with_skull)
+        yield _acquire(draw, image, None if with_skull else structures > 0, blur), structures
 
 
 def _family(draw: _Draw) -> Callable[[], Anatomy]:
@@ -199,7 +193,7 @@ def _family(draw: _Draw) -> Callable[[], Anatomy]:
 
 def _head_contrast(draw: _Draw) -> Tensor:
     """Mean intensity of every structure: T1-like, T1 inverted within the head, or random by tissue."""
-    base = torch.tensor([T1_INTENSITIES[label] for label in (0, *STRUCTURES)])
+    base = torch.tensor(T1_INTENSITIES)
     name = draw.choice(CONTRASTS)
     if name == "inverted":
         base[1:] = 225.0 - base[1:]
@@ -212,8 +206,11 @@ def _head_contrast(draw: _Draw) -> Tensor:
     return base * (1 + draw.normals(0.06, len(base)))
 
 
-def _shapes(draw: _Draw, lattice: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Labels are the cells between the level sets of two smooth random fields, often within one big blob."""
+def _shapes(draw: _Draw, lattice: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two images of shapes and their labels.
+
+    Labels are the cells between the level sets of two smooth random fields, often within one big blob.
+    """
     levels = (draw.integer(4, 5), draw.integer(4, 5))
     size = sum(lattice) / 3
     fields = torch.cat(
@@ -225,7 +222,6 @@ def _shapes(draw: _Draw, lattice: Sequence[int]) -> tuple[list[Tensor], list[Ten
     detail = draw.uniform(0.0, 0.15)
     strength = draw.uniform(0.015, 0.05)
     blur = draw.uniform(0.4, 0.9)
-    images, labels = [], []
     for _ in range(2):
         instance = sample(fields, _moved_points(_velocity(draw, lattice, strength), lattice))
         instance += detail * smooth_noise(lattice, 0.15 * size, draw.generator)
@@ -234,9 +230,7 @@ def _shapes(draw: _Draw, lattice: Sequence[int]) -> tuple[list[Tensor], list[Ten
         varied = intensities * (1 + draw.normals(0.04, len(intensities)))
         image = varied[structures.long()]
         inside = structures > 0 if draw.chance(0.7) else None
-        images.append(_acquire(draw, image, inside, blur))
-        labels.append(structures)
-    return images, labels
+        yield _acquire(draw, image, inside, blur), structures
 
 
 def _blob(draw: _Draw, lattice: Sequence[int]) -> Tensor:
@@ -271,7 +265,10 @@ def _acquire(draw: _Draw, image: Tensor, inside: Tensor | None, blur: float) -> 
     image = (image + grain * draw.uniform(0.5, 7.0)).abs_()
     if inside is not None:
         image = image * inside
-    image = _normalize(image)
+    # Clip to [minimum, 99th percentile] and scale to [0, 1], by the look of every 27th voxel.
+    few = image[::3, ::3, ::3].flatten()
+    low, high = few.min(), few.kthvalue(max(1, round(PERCENTILE * few.numel()))).values
+    image = ((image - low) / (high - low).clamp(min=1e-6)).clamp_(0, 1)
     return image.pow_(draw.uniform(0.8, 1.25))
 
 
@@ -282,11 +279,3 @@ def _thick_slices(draw: _Draw, image: Tensor) -> Tensor:
     reduced[axis] = max(4, round(reduced[axis] / draw.uniform(1.5, 3.5)))
     averaged = functional.adaptive_avg_pool3d(image[None], (reduced[0], reduced[1], reduced[2]))
     return resize(averaged, image.shape)[0]
-
-
-def _normalize(image: Tensor) -> Tensor:
-    """Clip to [minimum, 99th percentile] and scale to [0, 1]. Looks at every 27th voxel."""
-    few = image[::3, ::3, ::3].flatten()
-    high = few.kthvalue(max(1, round(PERCENTILE * few.numel()))).values
-    low = few.min()
-    return ((image - low) / (high - low).clamp(min=1e-6)).clamp_(0, 1)

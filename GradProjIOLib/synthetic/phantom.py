@@ -19,11 +19,11 @@ from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.spatial.jacobian import jacobian_determinant
-from GradProjIOLib.synthetic.anatomy import STRUCTURES, T1_INTENSITIES, Anatomy, paint, random_folds
+from GradProjIOLib.synthetic.anatomy import T1_INTENSITIES, Anatomy, paint, random_folds
 from GradProjIOLib.synthetic.random_fields import integrate, sample, smooth_noise
 
-LABELS = {label: STRUCTURES[label] for label in range(1, 13)} | {11: "cerebellum"}
-"""The structures in the label volumes; 0 is everything else. Left and right are the subject's."""
+LABELS = range(1, 13)
+"""The structures of `anatomy.T1_INTENSITIES` in the label volumes; 11 is the whole cerebellum, 0 everything else."""
 
 CEREBELLAR_WHITE_MATTER = 13
 SMALLEST_DETERMINANT = 0.25
@@ -129,14 +129,7 @@ def make_pair(
     anatomy = Anatomy(random_folds(generator), tuple(growth.tolist()))
     coarse, fine = (smooth_noise((64, 64, 64), wavelength, generator, 3) for wavelength in (12, 5))
     wobble = 2.3 * coarse + 0.7 * fine
-    intensities = torch.tensor([T1_INTENSITIES[label] for label in sorted(T1_INTENSITIES)])
-
-    def painted(points: Tensor, edge: float, with_skull: bool) -> tuple[Tensor, np.ndarray]:
-        image, structures = paint(_to_head(points, wobble), anatomy, intensities, edge, with_skull)
-        labels = structures.numpy()
-        labels[labels == CEREBELLAR_WHITE_MATTER] = 11
-        labels[labels > max(LABELS)] = 0
-        return image, labels
+    intensities = torch.tensor(T1_INTENSITIES)
 
     affine = _centered_affine(shape, np.full(3, spacing), _rotation(LATTICE_ANGLES))
     moving_shape, moving_affine = shape, affine
@@ -147,21 +140,22 @@ def make_pair(
         moving_affine = _centered_affine(moving_shape, spacing * stretch, _rotation((-5.0, 7.0, -4.0)))
 
     fixed_points = _points(shape, affine)
-    undeformed, _ = painted(fixed_points, 2 * spacing, with_skull=True)
+    undeformed, _ = paint(_to_head(fixed_points, wobble), anatomy, intensities, 2 * spacing, with_skull=True)
     weight = (undeformed > 20).float()
     displacement = _random_displacement(shape, spacing, weight, mean_displacement, generator)
     physical = torch.einsum("ab,bkji->akji", torch.from_numpy(affine[:3, :3]).float(), displacement.flip(0))
 
-    fixed, fixed_labels = painted(fixed_points + physical, spacing, with_skull)
-    moving, moving_labels = painted(_points(moving_shape, moving_affine), spacing, with_skull)
-    images = []
-    for image in (fixed, moving):
-        brain = 1.0 if with_skull else (image > T1_INTENSITIES[0]).float()
-        images.append(_acquire(image, generator, noise) * np.asarray(brain, dtype=np.float32))
-    return PhantomPair(
-        fixed=Volume(images[0], affine, "phantom fixed"),
-        moving=Volume(images[1], moving_affine, "phantom moving"),
-        fixed_labels=Volume(fixed_labels, affine, "phantom fixed labels"),
-        moving_labels=Volume(moving_labels, moving_affine, "phantom moving labels"),
-        deformation=Deformation(physical.movedim(0, -1).contiguous().numpy(), affine),
-    )
+    def volumes(points: Tensor, affine: np.ndarray, name: str) -> tuple[Volume, Volume]:
+        image, structures = paint(_to_head(points, wobble), anatomy, intensities, spacing, with_skull)
+        labels = structures.numpy()
+        labels[labels == CEREBELLAR_WHITE_MATTER] = 11
+        labels[labels > max(LABELS)] = 0
+        array = _acquire(image, generator, noise)
+        if not with_skull:
+            array *= (image > T1_INTENSITIES[0]).numpy()
+        return Volume(array, affine, name), Volume(labels, affine, f"{name} labels")
+
+    fixed, fixed_labels = volumes(fixed_points + physical, affine, "phantom fixed")
+    moving, moving_labels = volumes(_points(moving_shape, moving_affine), moving_affine, "phantom moving")
+    deformation = Deformation(physical.movedim(0, -1).contiguous().numpy(), affine)
+    return PhantomPair(fixed, moving, fixed_labels, moving_labels, deformation)
