@@ -217,7 +217,7 @@ class Registration:
             if thumbnail:
                 from GradProjIOLib.report.thumbnail import write_thumbnail
 
-                write_thumbnail(folder, self.fixed)
+                write_thumbnail(folder, self.fixed, warped, determinant, folding)
         except Exception as error:
             warning = f"A picture of the result could not be drawn ({error})."
             if warning not in self.report["warnings"]:

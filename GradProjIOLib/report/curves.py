@@ -44,7 +44,8 @@ def write_png(panels: Sequence[Panel], title: str, path: str | os.PathLike) -> N
     figure.suptitle(title)
     names = dict.fromkeys(curve.name for panel in panels for curve in panel.curves)
     colors = dict(zip(names, itertools.cycle(COLORS), strict=False))
-    for panel, axes in zip(panels, figure.subplots(rows, 2, squeeze=False).ravel(), strict=False):
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, 2, number)
         axes.set(title=panel.title, xlabel="step", ylabel=panel.label)
         axes.grid(alpha=0.3)
         if panel.level is not None:
@@ -56,7 +57,5 @@ def write_png(panels: Sequence[Panel], title: str, path: str | os.PathLike) -> N
             axes.plot(curve.x, np.mean(curve.cases, axis=0), color=colors[curve.name], linewidth=2, label=curve.name)
         if panel.curves:
             axes.legend(frameon=False)
-    for axes in figure.axes[len(panels) :]:
-        axes.set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -14,7 +14,11 @@ def summary_line(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> s
     model. `tr` translates its sentences.
     """
     _ = tr
-    parts = [_similarity(report, _), _folding(report.get("jacobian", {}), _), guidance(report, _)]
+    parts = []
+    if "similarity_before" in report:
+        text = _("similarity loss {similarity_before:z.4f} → {similarity:z.4f}").format(**report)
+        parts.append(text + _(", worse than before") if is_worse(report) else text)
+    parts += [_folding(report.get("jacobian", {}), _), guidance(report, _)]
     if report.get("overlap") is not None:
         parts.append(_("{percent:.0f} % of the images overlap").format(percent=100 * report["overlap"]))
     starts = {"zero": _("no deformation"), "translation": _("a translation"), "network": _("the network's deformation")}
@@ -45,13 +49,6 @@ def guidance(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
 def is_worse(report: Mapping[str, Any]) -> bool:
     """Whether the images match worse than before the deformable registration, as far as the digits shown tell."""
     return "similarity_before" in report and round(report["similarity"], 4) > round(report["similarity_before"], 4)
-
-
-def _similarity(report: Mapping[str, Any], _: Callable[[str], str]) -> str:
-    if "similarity_before" not in report:
-        return ""
-    text = _("similarity loss {similarity_before:z.4f} → {similarity:z.4f}").format(**report)
-    return text + _(", worse than before") if is_worse(report) else text
 
 
 def _folding(figures: Mapping[str, float], _: Callable[[str], str]) -> str:

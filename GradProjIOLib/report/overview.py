@@ -6,14 +6,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.geometry.volume import Volume, in_ras_order
 from GradProjIOLib.report.canvas import new_figure
-from GradProjIOLib.report.colors import FOLD_COLOR, LARGEST_DETERMINANT, determinant_colors, tick_labels
+from GradProjIOLib.report.colors import FOLD_COLOR, determinant_colors, scale_colors, tick_labels
 from GradProjIOLib.report.orientation import to_anatomical, worst_fold
 from GradProjIOLib.report.steps import draw_steps
 
@@ -32,8 +32,7 @@ SQUARES = 8
 """Of a checkerboard along the longest axis of what is shown."""
 
 
-@dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """One orthogonal slice. Both axes on screen grow to the left and upwards, the radiological convention."""
 
     name: str
@@ -70,9 +69,10 @@ class _Frame:
         part[view.through] = int(self.position[view.through])
         return np.swapaxes(array[tuple(part)], 0, 1)[:, ::-1]
 
-    def extent(self, axis: int) -> float:
-        """Length in mm of the part shown."""
-        return float((self.high[axis] - self.low[axis]) * self.spacing[axis])
+    @property
+    def extent(self) -> np.ndarray:
+        """Lengths in mm of the part shown."""
+        return (self.high - self.low) * self.spacing
 
 
 def _window(array: np.ndarray) -> tuple[float, float]:
@@ -84,10 +84,6 @@ def _window(array: np.ndarray) -> tuple[float, float]:
         return low, low + 1
     high = float(np.percentile(values, 99.5))
     return low, high if high > low else low + 1
-
-
-def _scaled(array: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    return np.clip((array.astype(np.float32) - window[0]) / (window[1] - window[0]), 0, 1)
 
 
 def _frame(affine: np.ndarray, foreground: np.ndarray, determinant: np.ndarray, folded: np.ndarray) -> _Frame:
@@ -136,10 +132,10 @@ def draw_overview(
         if array.shape != fixed.shape:
             raise ValueError(f"expected {name} on the lattice {fixed.shape} of fixed, found {array.shape}")
     folded = folded | (determinant <= 0)
-    moving_window = _window(moved_before.array)
+    volumes, moving_window = (fixed, moved_before, warped), _window(moved_before.array)
     images = [
-        to_anatomical(_scaled(volume.array, window), fixed.affine)
-        for volume, window in ((fixed, _window(fixed.array)), (moved_before, moving_window), (warped, moving_window))
+        to_anatomical(np.clip((volume.array.astype(np.float32) - low) / (high - low), 0, 1), fixed.affine)
+        for volume, (low, high) in zip(volumes, (_window(fixed.array), moving_window, moving_window), strict=True)
     ]
     determinant, folded = (to_anatomical(array, fixed.affine) for array in (determinant, folded))
     foreground = np.maximum.reduce(images) > 0.08
@@ -156,7 +152,7 @@ def draw_overview(
 
     footer = 3.55 if steps else 1.35
     figure, panels = _layout(frame, title, footer)
-    names = [_shorten(Path(volume.name).name) for volume in (fixed, moved_before, warped)]
+    names = [_shorten(Path(volume.name).name) for volume in volumes]
     notes = [*names, *notes, f"{determinant.min():.2f} to {determinant.max():.2f}"]
     for axes, column, note in zip(panels[0], (*IMAGES, *titles, "Jacobian determinant"), notes, strict=True):
         axes.set_title(f"{column}\n{note}", fontsize=11, parse_math=False)
@@ -166,7 +162,7 @@ def draw_overview(
             _show(axes, frame, view, frame.slice(image, view), vmin=0, **scale)
         plane = frame.slice(folded, view)
         _show(row[5], frame, view, determinant_colors(frame.slice(determinant, view), plane))
-        _outline(row[5], frame, view, plane)
+        _outline(row[5], plane)
         if deformation is not None:
             _draw_grid(row[5], frame, view, deformation)
         if folded.any():
@@ -180,7 +176,7 @@ def draw_overview(
 
 def _checkerboard(frame: _Frame, shape: tuple[int, ...]) -> np.ndarray:
     """Where the fixed image is shown: every second cube of edge length extent / SQUARES, in mm."""
-    edge = max(frame.extent(axis) for axis in range(3)) / SQUARES
+    edge = frame.extent.max() / SQUARES
     cubes = [((np.arange(n) - low) * d // edge) for n, low, d in zip(shape, frame.low, frame.spacing, strict=True)]
     return np.add.outer(np.add.outer(cubes[0], cubes[1]), cubes[2]) % 2 == 0
 
@@ -193,20 +189,18 @@ def _layout(frame: _Frame, title: str, footer: float) -> tuple[Figure, np.ndarra
     """Figure and panels [row, column] at one scale, with `footer` inches left below them."""
     title = textwrap.fill(title, 145, break_on_hyphens=False)
     left, right, gap, top = 0.75, 0.2, 0.1, 0.95 + 0.23 * title.count("\n")
-    widest = max(frame.extent(view.horizontal) for view in VIEWS)
-    tallest = max(frame.extent(view.vertical) for view in VIEWS)
+    widest = max(frame.extent[view.horizontal] for view in VIEWS)
+    tallest = max(frame.extent[view.vertical] for view in VIEWS)
     inches = min(2.6 / widest, 3.4 / tallest)
     column_width = max(widest * inches, 2.1)
-    heights = [frame.extent(view.vertical) * inches for view in VIEWS]
+    heights = [frame.extent[view.vertical] * inches for view in VIEWS]
     width = left + 6 * column_width + 5 * gap + right
     height = top + sum(heights) + 2 * gap + footer
     figure = new_figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     figure.text(left / width, 1 - 0.2 / height, title, fontsize=13, va="top", parse_math=False)
     grid = {"left": left / width, "right": 1 - right / width, "bottom": footer / height, "top": 1 - top / height,
             "wspace": gap / column_width, "hspace": gap / (sum(heights) / 3), "height_ratios": heights}  # fmt: skip
-    panels = figure.subplots(3, 6, gridspec_kw=grid)
-    for axes in panels.ravel():
-        axes.set(facecolor="black", xticks=[], yticks=[])
+    panels = figure.subplots(3, 6, gridspec_kw=grid, subplot_kw={"facecolor": "black", "xticks": [], "yticks": []})
     for view, row in zip(VIEWS, panels, strict=True):
         coordinate = (frame.affine @ [*frame.position, 1])[view.through]
         place = f"{DIRECTIONS[view.through][int(coordinate >= 0)]} {abs(coordinate):.0f} mm"
@@ -215,21 +209,19 @@ def _layout(frame: _Frame, title: str, footer: float) -> tuple[Figure, np.ndarra
 
 
 def _show(axes: Axes, frame: _Frame, view: _View, plane: np.ndarray, **options: Any) -> None:
-    """One slice, in mm from the lower left corner of the part shown."""
-    extent = (0, frame.extent(view.horizontal), 0, frame.extent(view.vertical))
-    axes.imshow(plane, origin="lower", extent=extent, interpolation="nearest", **options)
+    """One slice in its proportions. Its lower left voxel is at (0, 0), and the next ones are at whole numbers."""
+    aspect = frame.spacing[view.vertical] / frame.spacing[view.horizontal]
+    axes.imshow(plane, origin="lower", aspect=aspect, interpolation="nearest", **options)
 
 
-def _outline(axes: Axes, frame: _Frame, view: _View, folded: np.ndarray) -> None:
+def _outline(axes: Axes, folded: np.ndarray) -> None:
     """A black line around what folds: no color of the scale is next to the yellow."""
-    rows, columns = (np.diff(np.pad(folded, 1).astype(np.int8), axis=axis) != 0 for axis in (0, 1))
-    dx, dy = frame.spacing[view.horizontal], frame.spacing[view.vertical]
-    lines = [[(x * dx, y * dy), ((x + 1) * dx, y * dy)] for y, x in np.argwhere(rows[:, 1:-1])]
-    lines += [[(x * dx, y * dy), (x * dx, (y + 1) * dy)] for y, x in np.argwhere(columns[1:-1])]
-    if lines:
-        from matplotlib.collections import LineCollection
+    from matplotlib.collections import LineCollection
 
-        axes.add_collection(LineCollection(lines, colors="black", linewidths=0.8), autolim=False)
+    rows, columns = (np.diff(np.pad(folded, 1), axis=axis) for axis in (0, 1))
+    lines = [[(x, y), (x + 1, y)] for y, x in np.argwhere(rows[:, 1:-1]) - 0.5]
+    lines += [[(x, y), (x, y + 1)] for y, x in np.argwhere(columns[1:-1]) - 0.5]
+    axes.add_collection(LineCollection(lines, colors="black", linewidths=0.8), autolim=False)
 
 
 def _letter(axes: Axes, frame: _Frame, view: _View) -> None:
@@ -253,20 +245,18 @@ def _draw_grid(axes: Axes, frame: _Frame, view: _View, deformation: Deformation)
     plane = np.stack([frame.slice(axis, view) for axis in index], axis=-1)
     mapped = deformation.map_points(apply_matrix(frame.affine, plane))
     mapped = apply_matrix(np.linalg.inv(frame.affine), mapped) * frame.spacing
-    x = (np.arange(plane.shape[1]) + 0.5) * frame.spacing[view.horizontal]
-    y = (np.arange(plane.shape[0]) + 0.5) * frame.spacing[view.vertical]
-    distance = max(frame.extent(axis) for axis in range(3)) / 24
+    distance = frame.extent.max() / 24
     for axis in (view.horizontal, view.vertical):
         position = mapped[..., axis]
         levels = np.arange(position.min(), position.max(), distance)
         if len(levels):
-            axes.contour(x, y, position, levels=levels, colors="black", linewidths=0.5, alpha=0.55)
+            axes.contour(position, levels=levels, colors="black", linewidths=0.5, alpha=0.55)
 
 
 def _ring(axes: Axes, frame: _Frame, view: _View) -> None:
     """Mark the worst fold, which may be a single voxel."""
-    x = (frame.high - frame.position - 0.5)[view.horizontal] * frame.spacing[view.horizontal]
-    y = (frame.position - frame.low + 0.5)[view.vertical] * frame.spacing[view.vertical]
+    x = (frame.high - 1 - frame.position)[view.horizontal]
+    y = (frame.position - frame.low)[view.vertical]
     for color, width in (("black", 3.0), (FOLD_COLOR, 1.6)):
         axes.plot([x], [y], "o", markersize=16, fillstyle="none", color=color, markeredgewidth=width)
 
@@ -292,8 +282,7 @@ def _draw_legends(figure: Figure, footer: float, lowest: np.ndarray, folded: np.
     axes = _bar(figure, footer, lowest[5], lowest[5])
     axes.set_title("volume in moving / in fixed", fontsize=9, pad=3)
     label = axes.set_xlabel(text, fontsize=9)
-    ramp = LARGEST_DETERMINANT ** np.linspace(-1, 1, 256)[None]
-    axes.imshow(determinant_colors(ramp, ramp <= 0), aspect="auto", extent=(-2, 2, 0, 1))
+    axes.imshow(scale_colors(np.linspace(-1, 1, 256)[None]), aspect="auto", extent=(-2, 2, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([-2, -1, 0, 1, 2], tick_labels())
     if count:

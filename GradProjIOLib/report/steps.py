@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIMILARITY_COLOR = (0.12, 0.47, 0.71)
-REGULARITY_COLOR = (0.89, 0.45, 0.13)
-LANDMARKS_COLOR = (0.17, 0.55, 0.25)
-LABELS_COLOR = (0.55, 0.36, 0.72)
+LOSSES = (
+    ("similarity", (0.12, 0.47, 0.71), "o"),
+    ("regularity", (0.89, 0.45, 0.13), "s"),
+    ("landmarks", (0.17, 0.55, 0.25), "^"),
+    ("labels", (0.55, 0.36, 0.72), "D"),
+)
+"""Their names in report.json, colors and markers."""
 
 
 def draw_steps(figure: Figure, footer: float, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -35,10 +38,7 @@ def draw_steps(figure: Figure, footer: float, steps: Sequence[Mapping[str, Any]]
     projected = np.array([step["projected"] or "none" for step in steps])
     cosines = [step["cosine"] for step in steps]
     known = all(cosine is not None for cosine in cosines)
-    losses = [("similarity", SIMILARITY_COLOR, "o"), ("regularity", REGULARITY_COLOR, "s")]
-    for key, color, marker in (("landmarks", LANDMARKS_COLOR, "^"), ("labels", LABELS_COLOR, "D")):
-        if any(step.get(key) is not None for step in steps):
-            losses.append((key, color, marker))
+    losses = [loss for loss in LOSSES if any(step.get(loss[0]) is not None for step in steps)]
     columns = len(losses) + known
     left, right, gap, bottom, top = 0.85, 0.25, 0.75, 0.55, footer - 1.2
     plot_width = (width - left - right - (columns - 1) * gap) / columns

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from GradProjIOLib.geometry.files import atomic_path
-from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.geometry.volume import Volume, in_ras_order
 from GradProjIOLib.report.colors import determinant_colors
 from GradProjIOLib.report.orientation import to_anatomical, worst_fold
@@ -17,29 +15,27 @@ THUMBNAIL_HEIGHT = 128
 BRIGHTEST_PERCENTILE = 99.5
 
 
-def write_thumbnail(folder: Path, fixed: Volume) -> None:
-    """Draw the results in ``folder`` small: an axial slice of fixed image, warped image, Jacobian determinant.
+def write_thumbnail(folder: Path, *results: Volume) -> None:
+    """Draw a result small into ``folder``: an axial slice of fixed image, warped image, Jacobian determinant.
 
-    The slice goes through the worst fold, or through the middle. Raises WriteError.
+    results: these three and the mask of folding, all on one lattice. The slice goes through the worst fold, or
+    through the middle.
     """
     from PIL import Image
 
-    warped, determinant, folding = (
-        to_anatomical(read_volume(folder / f"{name}.nii.gz").array, fixed.affine)
-        for name in ("warped", "jacobian", "folding")
-    )
+    lattice = results[0]
+    fixed, warped, determinant, folding = (to_anatomical(volume.array, lattice.affine) for volume in results)
     folded = (folding > 0) | (determinant <= 0)
     level = worst_fold(determinant, folded)[2] if folded.any() else determinant.shape[2] // 2
-    panels = [_gray(to_anatomical(fixed.array, fixed.affine), level), _gray(warped, level)]
+    panels = [_gray(fixed, level), _gray(warped, level)]
     panels += [determinant_colors(determinant[:, :, level], folded[:, :, level])]
     # Radiological: the subject's right is on the left, anterior is up.
     row = np.concatenate([panel[::-1, ::-1].swapaxes(0, 1) for panel in panels], axis=1)
-    right, front, _ = in_ras_order(fixed)[0].spacing
+    right, front, _ = in_ras_order(lattice)[0].spacing
     height, width = row.shape[0] * front, row.shape[1] * right
     picture = Image.fromarray(np.rint(255 * row).astype(np.uint8))
     size = (max(round(THUMBNAIL_HEIGHT * width / height), 1), THUMBNAIL_HEIGHT)
-    with atomic_path(folder / THUMBNAIL) as path:
-        picture.resize(size, Image.Resampling.NEAREST).save(path)
+    picture.resize(size, Image.Resampling.NEAREST).save(folder / THUMBNAIL)
 
 
 def _gray(array: np.ndarray, level: int) -> np.ndarray:
