@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +23,36 @@ from GradProjIOLib.registration.going_on import load_result
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.registration.result import Registration
 
+FILES = {
+    "moving-labels": "label map of the moving image, which is warped, too; it guides the registration only with "
+    "--fixed-labels",
+    "fixed-mask": "where the fixed image counts",
+    "moving-mask": "where the moving image counts",
+    "fixed-points": "landmarks of the fixed image that guide the registration (.mrk.json, .fcsv, or .csv in RAS mm)",
+    "moving-points": "their partners, by name or order, in the moving image",
+    "fixed-labels": "label map of the fixed image: its structures and those of --moving-labels with the same names "
+    "(.seg.nrrd) or values guide the registration; to measure with them, see gradprojio evaluate",
+}
+"""Options that name a file which belongs to one of the images."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    fixed = parser.add_argument("fixed", metavar="FIXED", help="image that stays (NIfTI, NRRD or MetaImage)")
-    moving = parser.add_argument("moving", metavar="MOVING", help="image that is warped onto it")
+    parser.add_argument("fixed", metavar="FIXED", help="image that stays (NIfTI, NRRD or MetaImage)")
+    parser.add_argument("moving", metavar="MOVING", help="image that is warped onto it")
     parser.add_argument(
         "--from",
         dest="earlier",
         metavar="DIR",
         type=Path,
         action=_From,
-        images=(fixed, moving),
         help="folder of a result to go on with; FIXED and MOVING are then those of its report unless given, and so are "
         "masks, landmarks, labels and settings. --steps says how many more steps are taken of the stage that it ended "
         "with, --refine-steps how many refine the fields, the finest alone unless something counts that did not before",
     )
     add_output_option(parser, "folder for the results")
-    parser.add_argument(
-        "--moving-labels",
-        metavar="FILE",
-        help="label map of the moving image, which is warped, too; it guides the registration only with --fixed-labels",
-    )
-    parser.add_argument("--fixed-mask", metavar="FILE", help="where the fixed image counts")
-    parser.add_argument("--moving-mask", metavar="FILE", help="where the moving image counts")
-    parser.add_argument(
-        "--fixed-points",
-        metavar="FILE",
-        help="landmarks of the fixed image that guide the registration (.mrk.json, .fcsv, or .csv in RAS mm)",
-    )
-    parser.add_argument("--moving-points", metavar="FILE", help="their partners, by name or order, in the moving image")
-    parser.add_argument(
-        "--fixed-labels",
-        metavar="FILE",
-        help="label map of the fixed image: its structures and those of --moving-labels with the same names "
-        "(.seg.nrrd) or values guide the registration; to measure with them, see gradprojio evaluate",
-    )
+    for name, help in FILES.items():
+        parser.add_argument(f"--{name}", metavar="FILE", help=help)
     parser.add_argument(
         "--guiding-labels",
         type=_weighted,
@@ -76,28 +69,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class _From(argparse.Action):
     """``--from``, with which the images need not be named."""
 
-    def __init__(self, images: Sequence[argparse.Action], **keywords: Any) -> None:
-        super().__init__(**keywords)
-        self.images = images
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         """Note the folder, and require no images."""
         namespace.earlier = values
-        for image in self.images:
-            image.required = False
+        for action in parser._actions:
+            if action.dest in ("fixed", "moving"):
+                action.required = False
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Register or go on, write the results, say what was found."""
-    if arguments.earlier is None:
-        labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
-        result = _register(arguments)
-    else:
-        earlier = _earlier(arguments)
-        labels = _labels_of(earlier, arguments)
+    if arguments.earlier and arguments.initial_transform:
+        raise InputError("--initial-transform says where to begin, and --from to go on; give only one of them.")
+    labels = read_labels(arguments.moving_labels) if arguments.moving_labels else None
+    if arguments.earlier:
+        earlier = load_result(arguments.earlier, fixed=arguments.fixed, moving=arguments.moving)
+        if labels is None:
+            labels = _earlier_labels(earlier)
         result = earlier.go_on(**given_settings(arguments), **_guides(arguments))
+    else:
+        result = _register(arguments)
     result.write(arguments.output, labels)
     if not arguments.quiet:
         print_summary(result, arguments.output)
@@ -105,31 +96,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _register(arguments: argparse.Namespace) -> Registration:
-    settings = settings_from(arguments)
-    if arguments.initial_transform and settings.align != "none":
+    settings, initial = settings_from(arguments), arguments.initial_transform
+    if initial and settings.align != "none":
         raise InputError(
             f"--initial-transform and --align {settings.align} both say where to start; give only one of them."
         )
-    return register(
-        arguments.fixed,
-        arguments.moving,
-        settings,
-        initial_transform=arguments.initial_transform,
-        **_guides(arguments),
-    )
+    return register(arguments.fixed, arguments.moving, settings, initial_transform=initial, **_guides(arguments))
 
 
-def _earlier(arguments: argparse.Namespace) -> Registration:
-    if arguments.initial_transform:
-        raise InputError("--initial-transform says where to begin, and --from to go on; give only one of them.")
-    return load_result(arguments.earlier, fixed=arguments.fixed, moving=arguments.moving)
-
-
-def _labels_of(earlier: Registration, arguments: argparse.Namespace) -> Volume | None:
-    """The labels to warp: those that are given, else those that were warped before."""
+def _earlier_labels(earlier: Registration) -> Volume | None:
+    """The labels that were warped before, where their file is still the same."""
     described = earlier.report["inputs"].get("moving_labels")
-    if arguments.moving_labels or described is None:
-        return read_labels(arguments.moving_labels) if arguments.moving_labels else None
+    if described is None:
+        return None
     path = described["path"]
     if path is None or not Path(path).is_file() or checksum(path) != described["sha256"]:
         gone = path or described["name"]
@@ -140,16 +119,11 @@ def _labels_of(earlier: Registration, arguments: argparse.Namespace) -> Volume |
 
 def _guides(arguments: argparse.Namespace) -> dict[str, Any]:
     """What else ``register`` and ``Registration.go_on`` take."""
-    guides = {
-        "fixed_mask": arguments.fixed_mask,
-        "moving_mask": arguments.moving_mask,
-        "fixed_points": arguments.fixed_points,
-        "moving_points": arguments.moving_points,
-        "progress": not arguments.quiet and sys.stderr.isatty(),
-    }
+    names = ["fixed_mask", "moving_mask", "fixed_points", "moving_points"]
     if arguments.fixed_labels or arguments.guiding_labels:
-        guides |= {name: getattr(arguments, name) for name in ("fixed_labels", "moving_labels", "guiding_labels")}
-    return guides
+        names += ["fixed_labels", "moving_labels", "guiding_labels"]
+    guides = {name: getattr(arguments, name) for name in names}
+    return guides | {"progress": not arguments.quiet and sys.stderr.isatty()}
 
 
 def _weighted(text: str) -> dict[str, float]:
