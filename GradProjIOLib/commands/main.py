@@ -12,8 +12,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from GradProjIOLib import __version__
@@ -40,13 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with the arguments, or those of the process; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _say_everything()
+    # A request to end raises KeyboardInterrupt as Ctrl-C does, so that temporary files are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with _sigterm_interrupts():
-            options = _parser(arguments).parse_args(arguments)
-            status = _module(options.verb).run(options)
-            # A reader of the output that has gone is noticed here, and not when Python exits.
-            sys.stdout.flush()
-            return status
+        options = _parser(arguments).parse_args(arguments)
+        status = _module(options.verb).run(options)
+        # A reader of the output that has gone is noticed here, and not when Python exits.
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"gradprojio: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -87,13 +87,3 @@ def _say_everything() -> None:
                 stream.reconfigure(encoding="utf-8", errors="surrogateescape")
             elif stream.errors == "strict":
                 stream.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """A request to end (SIGTERM) raises KeyboardInterrupt as Ctrl-C does, so that temporary files are removed."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -27,11 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name, model in registry.MODELS.items():
             print(f"{name:14} {model.description}; {model.license}; {_state(name)}")
         return 0
-    model = registry.find(arguments.name)
     if arguments.action == "download":
-        if model.url is None:
-            raise InputError(f"{arguments.name} needs no download: its weights come with the package.")
-        _download(arguments.name, model.url)
+        _download(arguments.name)
     path = registry.weights_path(arguments.name)
     if path is None:
         raise InputError(f"{arguments.name} has no trained weights in this version; it starts as the identity.")
@@ -46,9 +43,12 @@ def _state(name: str) -> str:
         return "weights not on this computer"
 
 
-def _download(name: str, url: str) -> None:
+def _download(name: str) -> None:
     import tqdm
 
+    url = registry.MODELS[name].url
+    if url is None:
+        raise InputError(f"{name} needs no download: its weights come with the package.")
     with tqdm.tqdm(unit="B", unit_scale=True, desc=name, disable=not sys.stderr.isatty()) as bar:
 
         def on_progress(received: int, total: int | None) -> None:

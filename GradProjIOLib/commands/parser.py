@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
@@ -26,12 +25,11 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
     def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """The parsed arguments, and an empty list: an argument that is not known is a mistake."""
-        words = sys.argv[1:] if args is None else list(args)
-        self._check_options(words)
-        parsed, unknown = super().parse_known_args(words, namespace)
+        self._check_options(args)
+        parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"{unknown[0]!r} is not expected here")
         return parsed, []
