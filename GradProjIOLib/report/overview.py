@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,8 +44,7 @@ VIEWS = (_View("Axial", 2, 0, 1), _View("Coronal", 1, 0, 2), _View("Sagittal", 0
 DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     """What all panels share. Axes are 0 (right), 1 (anterior), 2 (superior).
 
     affine: index → RAS mm. low, high: the first and one past the last index of what is shown. position: the index

@@ -70,7 +70,7 @@ class Anatomy:
 
     folds: Tensor
     """Random field [n, n, n] whose zero level the sulci follow, from `random_folds`."""
-    ventricle_growth: tuple[float, float] = (0.0, 0.0)
+    ventricle_growth: tuple[float, float]
     """By how many mm the left and the right lateral ventricle are inflated; 3 mm double their volume."""
     cortex_thickness: float = 3.0
     sulcus_width: float = 1.2
@@ -167,8 +167,7 @@ def _tube(x: Tensor, y: Tensor, z: Tensor, path: list[tuple[float, float, float,
         a, b, c = x - start[0], y - start[1], z - start[2]
         along = ((a * direction[0] + b * direction[1] + c * direction[2]) / length).clamp_(0, 1)
         offsets = (p - along * d for p, d in zip((a, b, c), direction[:3], strict=True))
-        distance = sum(offset * offset for offset in offsets).sqrt() - (start[3] + along * direction[3])
-        distances.append(distance)
+        distances.append(sum(offset * offset for offset in offsets).sqrt() - (start[3] + along * direction[3]))
     return functools.reduce(torch.minimum, distances)
 
 
@@ -280,10 +279,10 @@ def _paint_cerebrum(canvas: _Canvas, anatomy: Anatomy) -> None:
     part.stroke(22, torch.maximum(pial, hull))
 
 
-def _paint_cerebellum(canvas: _Canvas, anatomy: Anatomy) -> None:
+def _paint_cerebellum(canvas: _Canvas) -> None:
     part = canvas.crop((-56, -96, -64), (56, -28, -10))
     x, y, z = part.points
-    hull = _cerebellum(x, y, z) - anatomy.growth.get(11, 0.0)
+    hull = _cerebellum(x, y, z)
     leaves = torch.sin(16 * torch.atan2(z + 34, y + 36) + 0.05 * x)
     part.stroke(22, hull - 2.5)
     part.stroke(11, hull)
@@ -350,7 +349,7 @@ def paint(
         canvas.stroke(22, cavity)
     else:
         stem = torch.maximum(stem, BRAIN_LOW[2] - z)
-    _paint_cerebellum(brain, anatomy)
+    _paint_cerebellum(brain)
     _paint_cerebrum(brain, anatomy)
     brain.stroke(12, stem)
     _paint_deep(brain, anatomy)

@@ -74,10 +74,6 @@ class _Draw:
     def normals(self, spread: float, *shape: int) -> Tensor:
         return spread * torch.randn(shape, generator=self.generator)
 
-    def choice(self, weights: dict[str, float]) -> str:
-        chosen = torch.multinomial(torch.tensor(list(weights.values())), 1, generator=self.generator)
-        return list(weights)[int(chosen)]
-
 
 def synthetic_pair(
     seed: int,
@@ -194,7 +190,8 @@ def _family(draw: _Draw) -> Callable[[], Anatomy]:
 def _head_contrast(draw: _Draw) -> Tensor:
     """Mean intensity of every structure: T1-like, T1 inverted within the head, or random by tissue."""
     base = torch.tensor(T1_INTENSITIES)
-    name = draw.choice(CONTRASTS)
+    drawn = torch.multinomial(torch.tensor(list(CONTRASTS.values())), 1, generator=draw.generator)
+    name = list(CONTRASTS)[int(drawn)]
     if name == "inverted":
         base[1:] = 225.0 - base[1:]
         base[23] = T1_INTENSITIES[23]
