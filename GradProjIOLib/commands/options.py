@@ -24,7 +24,7 @@ def add_setting_options(
 ) -> None:
     """Add an option for each setting in ``only`` that is not in ``without``, and ``--preset``.
 
-    preset: the one that holds where none is typed.
+    preset: the one that holds where none is typed, for the help.
 
     An option that is not typed leaves nothing in the parsed arguments, so that a preset can have its own value.
     """
@@ -32,9 +32,9 @@ def add_setting_options(
         parser.add_argument(
             "--preset",
             choices=tuple(PRESETS),
-            default=argparse.SUPPRESS if preset == "standard" else preset,
-            help="values for the settings below that are not given; paper is the published method without refinement"
-            + (" (default: standard)" if preset == "standard" else ""),
+            default=argparse.SUPPRESS,
+            help="values for the settings below that are not given; paper is the published method without refinement "
+            f"(default: {preset})",
         )
     usual = Settings.from_mapping({"preset": preset})
     for one in fields(Settings):

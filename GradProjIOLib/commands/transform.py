@@ -72,13 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     lattice = () if reference is None else (reference.shape, reference.affine)
     maps = [Deformation(*transform_files.read_transform(path, *lattice)) for path in arguments.transforms]
     if arguments.points:
-        count = mapped_points.map_file(
-            arguments.points,
-            arguments.output,
-            functools.partial(_through, maps, arguments.invert),
-            arguments.points_frame,
-            None if reference is None else reference.affine,
-        )
+        map_points = functools.partial(_through, maps, arguments.invert)
+        affine = None if reference is None else reference.affine
+        count = mapped_points.map_file(arguments.points, arguments.output, map_points, arguments.points_frame, affine)
         print(f"{count} points in {arguments.output}")
         return 0
     if lattice and not arguments.invert:
