@@ -10,7 +10,7 @@ deformation explains: folds of the cortex, size of the ventricles, size and plac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy import ndimage
@@ -20,8 +20,6 @@ from torch.nn import functional
 
 from GradProjIOLib.synthetic.anatomy import T1_INTENSITIES, Anatomy, paint, random_folds
 from GradProjIOLib.synthetic.random_fields import identity_points, integrate, resize, sample, smooth_noise
-
-Kind = Literal["head", "shapes"]
 
 HEADS = 0.8
 """Probability of a pair of heads; the others are of random shapes."""
@@ -75,21 +73,15 @@ class _Draw:
         return spread * torch.randn(shape, generator=self.generator)
 
 
-def synthetic_pair(
-    seed: int,
-    lattice: Sequence[int] = (96, 112, 80),
-    *,
-    kind: Kind | None = None,
-) -> TrainingPair:
+def synthetic_pair(seed: int, lattice: Sequence[int] = (96, 112, 80)) -> TrainingPair:
     """Two images of one label map in different shape, to be registered with each other.
 
     `lattice` (D, H, W): its axes run up, to the front and to the subject's right, as those of arrays [k, j, i] of
-    an image in RAS order. `kind` of map: drawn from the seed unless given. Intensities are in [0, 1], and
-    background is 0 in most pairs. Labels (uint8) are those of `anatomy.T1_INTENSITIES` in heads.
+    an image in RAS order. Intensities are in [0, 1], and background is 0 in most pairs. Labels (uint8) are those of
+    `anatomy.T1_INTENSITIES` in heads.
     """
     draw = _Draw(seed)
-    drawn = "head" if draw.chance(HEADS) else "shapes"
-    make = {"head": _heads, "shapes": _shapes}[kind or drawn]
+    make = _heads if draw.chance(HEADS) else _shapes
     (fixed, fixed_labels), (moving, moving_labels) = make(draw, lattice)
     return TrainingPair(fixed[None], moving[None], fixed_labels[None], moving_labels[None])
 
