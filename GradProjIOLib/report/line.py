@@ -41,8 +41,8 @@ def guidance(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
         ("labels", "dice_before", "dice_after", _("{count} labels Dice {before:.3f} → {after:.3f}")),
     ):
         if found := report.get(key):
-            means = (sum(one[name] for one in found) / len(found) for name in (before, after))
-            parts.append(text.format(count=len(found), before=next(means), after=next(means)))
+            first, last = (sum(one[name] for one in found) / len(found) for name in (before, after))
+            parts.append(text.format(count=len(found), before=first, after=last))
     return _("guided by {guides}").format(guides=", ".join(parts)) if parts else ""
 
 

@@ -166,7 +166,7 @@ def draw_overview(
         if folded.any():
             _ring(row[2], frame, view)
             _ring(row[5], frame, view)
-        _letter(row[0], frame, view)
+        _letter(row[0], view)
     _draw_legends(figure, footer, panels[2], folded, one_kind)
     draw_steps(figure, footer, steps)
     return figure
@@ -222,7 +222,7 @@ def _outline(axes: Axes, folded: np.ndarray) -> None:
     axes.add_collection(LineCollection(lines, colors="black", linewidths=0.8), autolim=False)
 
 
-def _letter(axes: Axes, frame: _Frame, view: _View) -> None:
+def _letter(axes: Axes, view: _View) -> None:
     """The directions at the four edges."""
     from matplotlib.patheffects import withStroke
 

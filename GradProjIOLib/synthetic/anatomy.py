@@ -141,10 +141,8 @@ class _Canvas:
 
     def tube(self, label: int, path: list[tuple[float, float, float, float]]) -> None:
         """Paint a bent tube through (x, y, z, radius) knots."""
-        low, high = (
-            [bound(knot[axis] + sign * knot[3] for knot in path) for axis in range(3)]
-            for bound, sign in ((min, -1), (max, 1))
-        )
+        low = [min(knot[axis] - knot[3] for knot in path) for axis in range(3)]
+        high = [max(knot[axis] + knot[3] for knot in path) for axis in range(3)]
         part = self.crop(low, high)
         x, y, z = part.points
         part.stroke(label, _tube(x, y, z, path))
