@@ -78,10 +78,7 @@ def _window(array: np.ndarray) -> tuple[float, float]:
     low = float(array.min())
     array = array[::2, ::2, ::2]
     values = array[array > low + 0.02 * (np.percentile(array, 99.5) - low)]
-    if not values.size:
-        return low, low + 1
-    high = float(np.percentile(values, 99.5))
-    return low, high if high > low else low + 1
+    return low, float(np.percentile(values, 99.5)) if values.size else low + 1
 
 
 def _frame(affine: np.ndarray, foreground: np.ndarray, determinant: np.ndarray, folded: np.ndarray) -> _Frame:

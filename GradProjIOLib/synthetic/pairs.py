@@ -256,7 +256,7 @@ def _acquire(draw: _Draw, image: Tensor, inside: Tensor | None, blur: float) -> 
         image = image * inside
     # Clip to [minimum, 99th percentile] and scale to [0, 1], by the look of every 27th voxel.
     few = image[::3, ::3, ::3].flatten()
-    low, high = few.min(), few.kthvalue(max(1, round(PERCENTILE * few.numel()))).values
+    low, high = few.min(), few.kthvalue(round(PERCENTILE * few.numel())).values
     image = ((image - low) / (high - low).clamp(min=1e-6)).clamp_(0, 1)
     return image.pow_(draw.uniform(0.8, 1.25))
 

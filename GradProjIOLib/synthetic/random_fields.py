@@ -32,7 +32,7 @@ def smooth_noise(lattice: Sequence[int], wavelength: float, generator: torch.Gen
     Independent normal coefficients of cubic B-splines whose knots lie `wavelength` voxels apart.
     Returns a float32 tensor [channels, D, H, W].
     """
-    knots = [max(1, math.ceil(size / wavelength)) for size in lattice]
+    knots = [math.ceil(size / wavelength) for size in lattice]
     coefficients = torch.randn(channels, *(count + 3 for count in knots), generator=generator)
     weights = [spline_weights(size, count) for size, count in zip(lattice, knots, strict=True)]
     # The mean square of the B-spline sum is the mean of the squared weights along each axis.
