@@ -200,7 +200,7 @@ class Registration:
             raise write_error(folder, error) from error
 
     def _write_files(self, folder: Path, labels: Volume | None, thumbnail: bool) -> None:
-        warped = self.warped()
+        warped, determinant, folding = self.warped(), self.determinant(), self.folding_mask()
         write_volume(warped, folder / "warped.nii.gz")
         self.forward.write(folder / "transform.h5")
         self.inverse.write(folder / "inverse_transform.h5")
@@ -208,8 +208,8 @@ class Registration:
             self.initial.write(folder / INITIAL_TRANSFORM)
         if self.reached.optimizer is not None:
             torch.save(self.reached.optimizer, folder / OPTIMIZER_STATE)
-        write_volume(self.determinant(), folder / "jacobian.nii.gz", "Jacobian determinant")
-        write_volume(self.folding_mask(), folder / "folding.nii.gz")
+        write_volume(determinant, folder / "jacobian.nii.gz", "Jacobian determinant")
+        write_volume(folding, folder / "folding.nii.gz")
         if labels is not None:
             write_volume(self.forward.warp(labels, self.fixed, "nearest"), folder / "warped_labels.nii.gz")
         try:
