@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from GradProjIOLib.registration.result import Registration, model_in_words, steps_in_words
-from GradProjIOLib.report.line import guidance, is_worse
+from GradProjIOLib.report.line import beginning, guidance, is_worse
 
 
 def print_summary(result: Registration, folder: Path) -> None:
@@ -23,9 +23,8 @@ def print_summary(result: Registration, folder: Path) -> None:
         f"regularity loss {report['regularity']:.5f}"
     )
     if report["levels"]:
-        beginning = "the network's deformation" if report["start"] == "network" else "no deformation"
         lattices = ", ".join("x".join(map(str, reversed(level))) for level in report["levels"])
-        print(f"refinement from {beginning} on {lattices} samples")
+        print(f"refinement from {beginning(report)} on {lattices} samples")
     print(
         f"folded voxels {found['folded_voxels']} ({found['folded_percent']:.4f} %), "
         f"non-diffeomorphic volume {found['ndv_percent']:.4f} %, "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from GradProjIOLib.commands.options import say_notes
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir
 from GradProjIOLib.geometry import mapped_points, transform_files
@@ -69,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read, compose, invert, write."""
     reference = read_volume(arguments.reference) if arguments.reference else None
+    if reference is not None:
+        say_notes(reference)
     lattice = () if reference is None else (reference.shape, reference.affine)
     maps = [Deformation(*transform_files.read_transform(path, *lattice)) for path in arguments.transforms]
     if arguments.points:

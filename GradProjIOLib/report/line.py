@@ -21,15 +21,21 @@ def summary_line(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> s
     parts += [_folding(report.get("jacobian", {}), _), guidance(report, _)]
     if report.get("overlap") is not None:
         parts.append(_("{percent:.0f} % of the images overlap").format(percent=100 * report["overlap"]))
-    starts = {"zero": _("no deformation"), "translation": _("a translation"), "network": _("the network's deformation")}
-    if report.get("start") in starts and report.get("levels"):
-        parts.append(_("refined from {start}").format(start=starts[report["start"]]))
+    if report.get("levels") and (start := beginning(report, _)):
+        parts.append(_("refined from {start}").format(start=start))
     if "seconds" in report:
         parts.append(duration(report["seconds"]))
     name = report.get("model", {}).get("name")
     if name is not None:
         parts.append(_("without a network") if name == "none" else _("model {name}").format(name=name))
     return " · ".join(filter(None, parts))
+
+
+def beginning(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:
+    """What the refinement began with, in words; empty where the report does not say it."""
+    _ = tr
+    starts = {"zero": _("no deformation"), "translation": _("a translation"), "network": _("the network's deformation")}
+    return starts.get(report.get("start", ""), "")
 
 
 def guidance(report: Mapping[str, Any], tr: Callable[[str], str] = str) -> str:

@@ -29,6 +29,11 @@ def test_the_stages_the_losses_and_the_start_are_told(result, capsys):
     assert folding.startswith("folded voxels 0 ")
 
 
+def test_a_translation_is_told_as_the_beginning(result, capsys):
+    print_summary(replace(result, report=result.report | {"start": "translation"}), Path("out"))
+    assert "\nrefinement from a translation on " in capsys.readouterr().out
+
+
 def test_a_loss_that_grew_is_called_worse(result, capsys):
     worse = {"similarity": result.report["similarity_before"] + 0.1}
     print_summary(replace(result, report=result.report | worse), Path("out"))

@@ -215,3 +215,17 @@ def test_huge_labels_are_measured():
     (small, large) = label_overlap(labels, labels, (1, 1, 1))
     assert small == {"structure": -2, "dice": 1, "hd95_mm": 0}
     assert large == {"structure": 3_000_000_000, "dice": 1, "hd95_mm": 0}
+
+
+def test_a_reference_whose_axes_were_straightened_is_named(tmp_path, capsys):
+    skewed = LATTICE[1].copy()
+    skewed[:3, 0] += 1e-3 * skewed[:3, 1]
+    reference = sitk.GetImageFromArray(np.zeros(LATTICE[0], np.uint8))
+    image = to_sitk(Volume(np.zeros(LATTICE[0], np.uint8), LATTICE[1]))
+    axes = FLIP[:, None] * skewed[:3, :3] / np.linalg.norm(skewed[:3, :3], axis=0)
+    reference.CopyInformation(image)
+    reference.SetDirection(axes.ravel().tolist())
+    sitk.WriteImage(reference, str(tmp_path / "skewed.nrrd"))
+    wavy(1).write(tmp_path / "wavy.h5")
+    assert run("transform", tmp_path / "wavy.h5", "-r", tmp_path / "skewed.nrrd", "-o", tmp_path / "out.h5") == 0
+    assert "not quite at right angles" in capsys.readouterr().err
