@@ -178,8 +178,10 @@ class NodeComboBox(QtWidgets.QComboBox):
         self._refresh()
 
     def addAttribute(self, node_type, name, value=None):
-        self._filters[node_type] = (name, value)
-        self._refresh()
+        # As in Slicer, an attribute of a kind of node that is not listed is ignored.
+        if node_type in self._types:
+            self._filters[node_type] = (name, value)
+            self._refresh()
 
     def _shown(self, node):
         attribute, value = self._filters.get(node.GetClassName(), (None, None))

@@ -666,3 +666,10 @@ def test_the_folds_are_shown_in_3d(scripted):
     assert box.property("checked")
     box.click()
     assert not box.property("checked")
+
+
+def test_only_jacobian_maps_can_be_chosen_as_a_result(scripted):
+    register_scripted(scripted)
+    selector = scripted.ui.resultSelector
+    texts = [QtWidgets.QComboBox.itemText(selector, row) for row in range(QtWidgets.QComboBox.count(selector))]
+    assert texts[1:] == ["Jacobian moving to fixed"]
