@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -359,6 +360,24 @@ def test_the_body_is_what_is_not_dark_and_what_that_encloses():
     body = folds.body_of(array)
     assert body.sum() == 1000
     assert body[10, 10, 10]
+
+
+def test_the_body_is_what_is_not_dark_with_its_holes_filled():
+    sitk = pytest.importorskip("SimpleITK")
+    rng = np.random.default_rng(2)
+    for dark in rng.uniform(0, 0.9, 100):
+        image = (rng.random(rng.integers(1, 9, 3)) > dark).astype(np.float32)
+        image[0, 0, 0] = 0
+        filled = sitk.BinaryFillhole(sitk.GetImageFromArray(image.astype(np.uint8)))
+        assert np.array_equal(folds.body_of(image), sitk.GetArrayFromImage(filled) > 0)
+
+
+def test_the_body_of_an_image_with_many_holes_is_found_at_once():
+    image = np.random.default_rng(3).normal(0, 1, (120, 120, 120)).astype(np.float32)
+    image[40:80, 40:80, 40:80] += 40
+    start = time.perf_counter()
+    assert 0.9 < folds.body_of(image).mean() < 1
+    assert time.perf_counter() - start < 1
 
 
 def test_structures_are_read_at_the_voxels_of_the_map(scene):
