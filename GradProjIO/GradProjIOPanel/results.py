@@ -66,8 +66,7 @@ class ResultsSection:
 
     def forget(self):
         """The scene is closed or replaced."""
-        self.compare = CompareView(self.scene)
-        self.folding.forget()
+        self.compare, self.folding = CompareView(self.scene), FoldingView(self.scene)
         self._result = self._segmentation = self._statistics = self._histogram = None
         self._fill()
 

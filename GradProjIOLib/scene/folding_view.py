@@ -51,17 +51,12 @@ class FoldingView:
             self._folds_wanted = self.folds_visible
         self._hide_all()
         self.result, self.number = result, -1
-        report = None if result is None else nodes.recall(result, "report")
-        self._figures = (report or {}).get("jacobian", {})
+        self._figures = (nodes.recall(result, "report") or {}).get("jacobian", {})
         jacobian = self.linked(JACOBIAN)
         usable = jacobian is not None and jacobian.GetImageData() is not None
         self.folds = find_folds(jacobian, self.linked(FOLDING), self._body, structures) if usable else []
         self.show_grid(self._grid_wanted)
         self.show_folds(self._folds_wanted)
-
-    def forget(self) -> None:
-        """The scene is closed or replaced."""
-        self.result, self.folds, self.number = None, [], -1
 
     def linked(self, role: str) -> slicer.vtkMRMLNode | None:
         """The result's node with `role`, where it is still there."""
@@ -216,11 +211,9 @@ class FoldingView:
         marker = self.scene.GetFirstNode(MARKER_NAME, "vtkMRMLModelNode")
         if marker is not None:
             self.scene.RemoveNode(marker)
-        role = nodes.ATTRIBUTE_PREFIX + "role"
-        for kind, wanted in (("vtkMRMLSegmentationNode", FOLDING), ("vtkMRMLGridTransformNode", TRANSFORM)):
-            for node in nodes.nodes_of_class(self.scene, kind):
-                if node.GetAttribute(role) == wanted:
-                    node.SetDisplayVisibility(False)
+        for node in nodes.nodes_of_class(self.scene, "vtkMRMLDisplayableNode"):
+            if node.GetAttribute(nodes.ATTRIBUTE_PREFIX + "role") in (FOLDING, TRANSFORM):
+                node.SetDisplayVisibility(False)
 
 
 def rounded(volume: float) -> str:

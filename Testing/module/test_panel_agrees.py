@@ -254,6 +254,25 @@ def test_a_closed_scene_leaves_no_box_ticked(scripted):
     assert ui.foldTable.property("rowCount") == 0
 
 
+def test_what_was_shown_of_folds_and_grid_is_forgotten_with_the_scene(scripted):
+    register_scripted(scripted, folded=5)
+    scripted.ui.gridCheckBox.click()
+    scripted.ui.foldsCheckBox.click()
+    # The next result is shown in the same way; one in another scene is not.
+    register_scripted(scripted, folded=5)
+    assert scripted.ui.gridCheckBox.property("checked")
+    assert not scripted.ui.foldsCheckBox.property("checked")
+    slicer.mrmlScene.Clear(False)
+    add_pair(slicer.mrmlScene)
+    scripted.onTimer()
+    scripted._parameterNode.makeTransform = False
+    slicer.mrmlScene.RemoveNode(linked(register_scripted(scripted), "folding"))
+    scripted._parameterNode.makeTransform = True
+    register_scripted(scripted, folded=5)
+    assert not scripted.ui.gridCheckBox.property("checked")
+    assert scripted.ui.foldsCheckBox.property("checked")
+
+
 def save_scene(folder):
     """Save the scene with all its data; return the path."""
     from scene.test_mrml import slicer_save

@@ -593,6 +593,25 @@ def test_the_map_and_the_grid_reach_all_slice_views(scene):
     assert not display.GetVisibility()
 
 
+@pytest.mark.parametrize("kind", ["vtkMRMLGridTransformNode", "vtkMRMLTransformNode"])
+def test_the_grid_of_another_result_is_hidden_whatever_transform_node_it_is(scene, kind):
+    transforms_of_results, maps = [], []
+    for _ in range(2):
+        fixed, jacobian, determinant = folded_map(scene)
+        transform = scene.AddNewNodeByClass(kind)
+        affine = nodes.world_affine(jacobian)
+        transforms.deformation_to_node(bump(determinant.shape, affine), affine, np.eye(4), transform)
+        transform.SetAttribute(nodes.ATTRIBUTE_PREFIX + "role", "transform")
+        link(jacobian, fixed=fixed, transform=transform)
+        transforms_of_results.append(transform)
+        maps.append(jacobian)
+    view = FoldingView(scene)
+    view.show(maps[0])
+    view.show_grid(True)
+    view.show(maps[1])
+    assert [transform.GetDisplayNode().GetVisibility() for transform in transforms_of_results] == [0, 1]
+
+
 def test_the_views_are_where_they_were_when_the_result_is_left_unless_they_were_moved(scene):
     fixed, jacobian, _ = folded_map(scene)
     scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
