@@ -56,8 +56,7 @@ class ChoicesSection:
 
     def _noteModel(self, devices, models):
         """Say what is used where the model is not on this computer or does not fit it, and offer to fetch it."""
-        ui, chosen = self.ui, self.parameters.model
-        name = "unigradicon" if chosen == "auto" else chosen
+        ui, chosen, name = self.ui, self.parameters.model, self.modelToFetch()
         title = panel_choices.labels()["model"][name]
         missing = name in models and not models[name]["there"] and self.download.done != name
         notes = []

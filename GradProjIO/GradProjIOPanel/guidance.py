@@ -3,6 +3,7 @@
 import json
 
 import qt
+import slicer
 from slicer.i18n import tr as _
 
 from GradProjIOLib.errors import InputError
@@ -12,7 +13,6 @@ from GradProjIOLib.scene.pairs import (
     PairPlacing,
     add_list,
     age,
-    center_views,
     conflict_sentence,
     maps_of,
     pairs_of,
@@ -128,5 +128,5 @@ class GuidanceSection:
         """Center the views on a landmark; at a second click, on its partner."""
         partner = self._centered == (row, False)
         self._centered = (row, partner)
-        pair = self._pairs[row]
-        center_views(self.scene, pair.moving if partner else pair.fixed)
+        point = self._pairs[row].moving if partner else self._pairs[row].fixed
+        slicer.vtkMRMLSliceNode.JumpAllSlices(self.scene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)

@@ -52,10 +52,10 @@ class ResultsSection:
         ui.show3DCheckBox.toggled.connect(lambda on: self._after(self.folding.show_folds_in_3d, on))
         ui.rangeComboBox.currentIndexChanged.connect(self._onRange)
         ui.nearlyCheckBox.toggled.connect(self._onRange)
-        ui.worstButton.clicked.connect(lambda *_: self.goTo(0))
-        ui.previousButton.clicked.connect(lambda *_: self.goTo(self.folding.number - 1))
-        ui.nextButton.clicked.connect(lambda *_: self.goTo(self.folding.number + 1))
-        ui.foldTable.cellClicked.connect(lambda row, column: self.goTo(row))
+        ui.worstButton.clicked.connect(lambda *_: self._after(self.folding.go_to, 0))
+        ui.previousButton.clicked.connect(lambda *_: self._after(self.folding.go_to, self.folding.number - 1))
+        ui.nextButton.clicked.connect(lambda *_: self._after(self.folding.go_to, self.folding.number + 1))
+        ui.foldTable.cellClicked.connect(lambda row, column: self._after(self.folding.go_to, row))
         ui.histogramButton.clicked.connect(self._onHistogram)
         ui.statisticsButton.clicked.connect(self._onStatistics)
 
@@ -82,19 +82,21 @@ class ResultsSection:
         """Show a result, also one that is shown already and has been filled anew."""
         self._result = result
         self.compare.choose(result)
-        if nodes.member(result, JACOBIAN) is not None:
-            # Files of color tables do not keep the range, so it is set again for a scene from a file.
-            set_range(self.scene, *current_range(self.scene))
         self._statistics = self._histogram = None
         self._problem = ""
-        structures = None
-        if self._segmentation is not None and nodes.member(result, JACOBIAN) is not None:
-            try:
-                structures = structures_on(self._segmentation, nodes.member(result, JACOBIAN))
-            except InputError as error:
-                self._problem = str(error)
-        self.folding.show(result, structures)
+        jacobian = nodes.member(result, JACOBIAN)
+        if jacobian is not None:
+            # Files of color tables do not keep the range, so it is set again for a scene from a file.
+            set_range(self.scene, *current_range(self.scene))
+        self.folding.show(result, None if jacobian is None else self._structures(jacobian))
         self._fill()
+
+    def _structures(self, jacobian):
+        """Those of the chosen segmentation at the voxels of the map; where there are none, `_problem` says why."""
+        try:
+            return self._segmentation and structures_on(self._segmentation, jacobian)
+        except InputError as error:
+            self._problem = str(error)
 
     def showNew(self, results):
         """Show the nodes of a registration that has just ended: the registered image over the fixed one, fitted."""
@@ -107,16 +109,9 @@ class ResultsSection:
 
     def showSoFar(self, node):
         """Show what a run has reached on its way in place of the registered image; None: not any more."""
-        if node is None:
-            self.compare.choose(self._result)
-        else:
-            self.compare.choose(node)
+        self.compare.choose(self._result if node is None else node)
+        if node is not None:
             self.compare.show(WARPED)
-        self.update()
-
-    def goTo(self, number):
-        """Center the views on a fold of the table."""
-        self.folding.go_to(number)
         self.update()
 
     def update(self):
@@ -221,11 +216,8 @@ class ResultsSection:
 
     def _onStatistics(self, *_args):
         jacobian = self.folding.linked(JACOBIAN)
-        try:
-            structures = structures_on(self._segmentation, jacobian)
-        except InputError as error:
-            self._problem = str(error)
-        else:
+        structures = self._structures(jacobian)
+        if structures is not None:
             if not self._has(self._statistics):
                 name = f"Statistics {jacobian.GetName()}"
                 self._statistics = nodes.add_node(self.scene, "vtkMRMLTableNode", name)

@@ -65,13 +65,16 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
         self._timer.timeout.connect(self.onTimer)
         ui = self.ui
-        ui.registerButton.clicked.connect(self.onRegister)
-        ui.goOnButton.clicked.connect(self.onGoOn)
-        ui.plotButton.clicked.connect(self.onPlot)
-        ui.keepButton.clicked.connect(self.onKeep)
-        ui.discardButton.clicked.connect(self.onDiscard)
-        ui.evaluateButton.clicked.connect(self.onEvaluate)
-        ui.downloadButton.clicked.connect(self.onDownload)
+        for button, action in (
+            (ui.registerButton, self.onRegister),
+            (ui.goOnButton, self.onGoOn),
+            (ui.plotButton, self.onPlot),
+            (ui.keepButton, self.session.keep),
+            (ui.discardButton, self.session.discard),
+            (ui.evaluateButton, self.onEvaluate),
+            (ui.downloadButton, self.onDownload),
+        ):
+            button.clicked.connect(lambda *_, action=action: self._do(action))
 
     def cleanup(self):
         self._timer.stop()
@@ -220,7 +223,6 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             panel_choices.suggest_volumes(self._parameterNode, arrived=True)
         if self.evaluation.poll() | self.session.poll() | self.download.poll():
             self._showNew()
-            self.update()
         elif self._parameterNode and self.guidance.changed(self._chosenResult(self._parameterNode)):
             self.update()
         elif self.parent.isEntered:
@@ -228,10 +230,10 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         question = self.session.take_question()
         if question and slicer.util.confirmOkCancelDisplay(question, "GradProjIO"):
             slicer.app.userSettings().setValue(AGREED_KEY, True)
-            self._start()
+            self._do(self._start)
 
     def _showNew(self):
-        """Show what a run reaches, and its nodes when it has ended, now or when the panel is opened again."""
+        """Show what has happened: what a run reaches, and its nodes when it has ended, or the panel is opened again."""
         soFar = self.session.so_far and self.session.so_far.node
         if self.session.active and soFar is not None and soFar is not self._soFar and self.parent.isEntered:
             # Once, when it first arrives; what the user chooses to see afterwards stays.
@@ -245,6 +247,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self._parameterNode.result = results.get(JACOBIAN)
         if not self.session.active:
             self._forgetSoFar()
+        self.update()
 
     def _forgetSoFar(self):
         if self._soFar is not None and self.results.compare.result is self._soFar:
@@ -252,37 +255,38 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._soFar = None
         self.session.forget_so_far()
 
-    def onRegister(self, *_args):
+    def _do(self, action):
+        """Call what a button does, and show what came of it."""
+        action()
+        self._showNew()
+
+    def onRegister(self):
         """Register; while a registration runs, cancel it."""
         if self.session.active:
             self.session.cancel()
-            self.update()
         elif self._agreeToPackages():
             self._start()
 
-    def onGoOn(self, *_args):
+    def onGoOn(self):
         if self._agreeToPackages():
             chosen = self._parameterNode
             result = self._chosenResult(chosen)
             guides = panel_choices.guides_to_go_on(chosen, result)
             self.session.attempt(self.session.go_on, result, chosen.moreSteps, guides, so_far=chosen.showSoFar)
-            self.update()
 
     def _start(self):
         chosen = self._parameterNode
         arguments = panel_choices.inputs(chosen), panel_choices.settings(chosen), panel_choices.outputs(chosen)
         agreed = slicer.util.settingsValue(AGREED_KEY, False, converter=slicer.util.toBool)
         self.session.attempt(self.session.start, *arguments, allow_download=agreed, so_far=chosen.showSoFar)
-        self.update()
 
-    def onDownload(self, *_args):
+    def onDownload(self):
         """Fetch the weights of the model; a second click ends that."""
         if self.download.active:
             self.download.cancel()
         elif self._agreeToPackages():
             slicer.app.userSettings().setValue(AGREED_KEY, True)
             self.download.start(self.choices.modelToFetch())
-        self.update()
 
     def _agreeToPackages(self):
         """Install what is missing after asking; whether everything is there now."""
@@ -296,24 +300,13 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 packages.install(missing)
         except Exception as error:
             self.session.fail(_("The packages could not be installed: {error}").format(error=error))
-            self.update()
         return not packages.missing()
 
-    def onKeep(self, *_args):
-        self.session.keep()
-        self._showNew()
-        self.update()
-
-    def onDiscard(self, *_args):
-        self.session.discard()
-        self.update()
-
-    def onPlot(self, *_args):
+    def onPlot(self):
         chart = self.session.show_plot()
         if chart is not None:
             slicer.modules.plots.logic().ShowChartInLayout(chart)
 
-    def onEvaluate(self, *_args):
+    def onEvaluate(self):
         if self._agreeToPackages():
             self.evaluation.start(panel_choices.evaluation_inputs(self._parameterNode))
-            self.update()

@@ -18,9 +18,9 @@ class ModelDownload:
     `done` is the name of the model that has arrived last.
     """
 
-    def __init__(self, client: WorkerClient | None = None) -> None:
+    def __init__(self) -> None:
         # A registration may go on meanwhile, with another model.
-        self.client = client or WorkerClient(environment={"CUDA_VISIBLE_DEVICES": ""})
+        self.client = WorkerClient(environment={"CUDA_VISIBLE_DEVICES": ""})
         self.message, self.done = "", ""
         self._number: int | None = None
         self._model = ""

@@ -258,8 +258,3 @@ def remove_pair(fixed: slicer.vtkMRMLMarkupsFiducialNode, moving: slicer.vtkMRML
         partner = placed_points(moving)[match_landmarks(point_names(fixed), point_names(moving))[row]]
         fixed.RemoveNthControlPoint(placed_points(fixed)[row])
         moving.RemoveNthControlPoint(partner)
-
-
-def center_views(scene: slicer.vtkMRMLScene, point: np.ndarray) -> None:
-    """Center the slice views on a point in the world."""
-    slicer.vtkMRMLSliceNode.JumpAllSlices(scene, *point, slicer.vtkMRMLSliceNode.CenteredJumpSlice)
