@@ -168,7 +168,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             else problem or _("Register the moving image to the fixed image.")
         )
         self._forgetOldMessage(parameters)
-        lines = [session.status()] if session.active or not problem else [session.status(), problem]
+        lines = [session.status(), "" if session.active else problem]
         showNote(ui.statusIconLabel, ui.statusLabel, "\n".join(filter(None, lines)), session.tone)
         ui.progressBar.setVisible(session.active)
         # A range of nothing shows that something goes on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,12 +33,12 @@ PointMap = Callable[[np.ndarray], np.ndarray]
 @dataclass(frozen=True)
 class Maps:
     """Where points [n, 3] of the fixed image lie in the moving one, in the world: `before` the deformable registration,
-    and `now`, after it. `report` is that of the result; now and report are None where there is no result.
+    and `now`, after it. `report` is that of the result. Where there is no result, now is None and the report empty.
     """
 
     before: PointMap
     now: PointMap | None = None
-    report: dict[str, Any] | None = None
+    report: dict[str, Any] = field(default_factory=dict)
 
     @property
     def proposing(self) -> PointMap:
@@ -118,7 +118,7 @@ def pairs_of(
 
     before = distances(maps.before)
     now = [None] * len(before) if maps.now is None else distances(maps.now)
-    conflicted = _conflicted(maps.report or {}, first.points, partners)
+    conflicted = _conflicted(maps.report, first.points, partners)
     return [Pair(*row) for row in zip(first.names, first.points, partners, before, now, conflicted, strict=True)]
 
 
@@ -158,14 +158,14 @@ def latest_steps(report: dict[str, Any]) -> list[dict[str, Any]]:
     return report.get("steps", [])[(report.get("continued_after") or [0])[-1] :]
 
 
-def conflict_sentence(report: dict[str, Any] | None) -> str:
+def conflict_sentence(report: dict[str, Any]) -> str:
     """What guided a result and conflicted with what, for the panel; empty where nothing did."""
-    count = len(latest_steps(report or {}))
+    count = len(latest_steps(report))
     words = {"landmarks": _("landmarks"), "labels": _("segments"), "similarity": _("the images"),
              "regularity": _("smoothness"), "folding": _("folding")}  # fmt: skip
     sentences = []
     for guide in ("landmarks", "labels"):
-        for other, times in conflicts(report or {}, guide).items():
+        for other, times in conflicts(report, guide).items():
             sentence = _("The {guide} conflicted with {other} in {times} of {count} steps.")
             named = {"guide": words[guide], "other": words.get(other, other)}
             sentences.append(sentence.format(**named, times=times, count=count))
