@@ -120,7 +120,7 @@ class GuidanceSection:
         self.ui.placePairButton.checked = self.placing.active
 
     def _onRemove(self, *_args):
-        """Remove the pair that is selected in the table, else the last one, whose row is -1 as well."""
+        """Remove the pair that is selected in the table, else the last one."""
         row = self.ui.pairTable.currentRow()
         remove_pair(self.parameters.fixedPoints, self.parameters.movingPoints, row)
 

@@ -133,7 +133,7 @@ class GradProjIOWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def initializeParameterNode(self):
         """Connect the panel to the scene's parameter node, and choose the first volumes where none are."""
         parameters = self.logic.getParameterNode()
-        # Slicer's wrapper looked the nodes up when a file changed the parameter node, before it had read them.
+        # While a scene is read, Slicer's wrapper looks the chosen nodes up before they are in it.
         parameters.parameterNode.Modified()
         self.setParameterNode(parameters)
         panel_choices.suggest_volumes(self._parameterNode)

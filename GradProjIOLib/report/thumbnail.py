@@ -15,23 +15,22 @@ THUMBNAIL_HEIGHT = 128
 BRIGHTEST_PERCENTILE = 99.5
 
 
-def write_thumbnail(folder: Path, *results: Volume) -> None:
+def write_thumbnail(folder: Path, fixed: Volume, warped: Volume, determinant: Volume, folding: Volume) -> None:
     """Draw a result small into ``folder``: an axial slice of fixed image, warped image, Jacobian determinant.
 
-    results: these three and the mask of folding, all on one lattice. The slice goes through the worst fold, or
-    through the middle.
+    folding: not 0 where it folds. All four lie on one lattice. The slice goes through the worst fold, or through the
+    middle.
     """
     from PIL import Image
 
-    lattice = results[0]
-    fixed, warped, determinant, folding = (to_anatomical(volume.array, lattice.affine) for volume in results)
-    folded = (folding > 0) | (determinant <= 0)
-    level = worst_fold(determinant, folded)[2] if folded.any() else determinant.shape[2] // 2
-    panels = [_gray(fixed, level), _gray(warped, level)]
-    panels += [determinant_colors(determinant[:, :, level], folded[:, :, level])]
+    results = fixed, warped, determinant, folding
+    still, moved, change, mask = (to_anatomical(volume.array, fixed.affine) for volume in results)
+    folded = (mask > 0) | (change <= 0)
+    level = worst_fold(change, folded)[2] if folded.any() else change.shape[2] // 2
+    panels = [_gray(still, level), _gray(moved, level), determinant_colors(change[:, :, level], folded[:, :, level])]
     # Radiological: the subject's right is on the left, anterior is up.
     row = np.concatenate([panel[::-1, ::-1].swapaxes(0, 1) for panel in panels], axis=1)
-    right, front, _ = in_ras_order(lattice)[0].spacing
+    right, front, _ = in_ras_order(fixed)[0].spacing
     height, width = row.shape[0] * front, row.shape[1] * right
     picture = Image.fromarray(np.rint(255 * row).astype(np.uint8))
     size = (max(round(THUMBNAIL_HEIGHT * width / height), 1), THUMBNAIL_HEIGHT)

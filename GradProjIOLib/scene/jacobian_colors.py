@@ -90,6 +90,9 @@ def color_jacobian(node: slicer.vtkMRMLScalarVolumeNode) -> None:
     display.InterpolateOff()
     legend = legend_of(node) or slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(node)
     set_range(scene, *current_range(scene))
+    if legend is None:
+        # The module of colors is not loaded.
+        return
     colors = legend.GetPrimaryDisplayNode()
     if colors is None or colors is display:
         colors = nodes.add_node(scene, "vtkMRMLScalarVolumeDisplayNode", "legend")

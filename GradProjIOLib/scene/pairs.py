@@ -150,7 +150,7 @@ def conflicts(report: dict[str, Any], guide: str) -> dict[str, int]:
     guide: "landmarks" or "labels".
     """
     pairs = [one.split("–") for step in latest_steps(report) for one in step.get("conflicts", [])]
-    return Counter(second if first == guide else first for first, second in pairs if guide in (first, second))
+    return Counter(other for pair in pairs if guide in pair for other in pair if other != guide)
 
 
 def latest_steps(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -253,7 +253,7 @@ class PairPlacing:
 
 
 def remove_pair(fixed: slicer.vtkMRMLMarkupsFiducialNode, moving: slicer.vtkMRMLMarkupsFiducialNode, row: int) -> None:
-    """Remove a pair, known by its place among those of `pairs_of`."""
+    """Remove a pair, known by its place among those of `pairs_of`; -1 is the last one."""
     with contextlib.suppress(InputError, IndexError):
         partner = placed_points(moving)[match_landmarks(point_names(fixed), point_names(moving))[row]]
         fixed.RemoveNthControlPoint(placed_points(fixed)[row])

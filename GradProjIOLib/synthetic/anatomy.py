@@ -19,40 +19,41 @@ from torch import Tensor
 
 from GradProjIOLib.spatial.sampling import sample
 
-T1_INTENSITIES = [
-    2.0,  # 0 air and everything else outside
-    96.0,  # 1 cerebral cortex
-    150.0,  # 2 cerebral white matter
-    30.0,  # 3 left lateral ventricle
-    30.0,  # 4 right lateral ventricle
-    126.0,  # 5 left thalamus
-    126.0,  # 6 right thalamus
-    114.0,  # 7 left putamen
-    114.0,  # 8 right putamen
-    104.0,  # 9 left caudate nucleus
-    104.0,  # 10 right caudate nucleus
-    92.0,  # 11 cerebellar cortex
-    138.0,  # 12 brain stem
-    144.0,  # 13 cerebellar white matter
-    94.0,  # 14 left hippocampus
-    94.0,  # 15 right hippocampus
-    134.0,  # 16 left pallidum
-    134.0,  # 17 right pallidum
-    96.0,  # 18 left amygdala
-    96.0,  # 19 right amygdala
-    30.0,  # 20 third ventricle
-    30.0,  # 21 fourth ventricle
-    28.0,  # 22 cerebrospinal fluid
-    16.0,  # 23 bone
-    105.0,  # 24 bone marrow
-    195.0,  # 25 fat and skin
-    80.0,  # 26 muscle
-    38.0,  # 27 eyes
-]
-"""The structures by label: mean intensities in a T1-weighted image, on a scale to about 200.
+STRUCTURES = {
+    0: ("air and everything else outside", 2.0),
+    1: ("cerebral cortex", 96.0),
+    2: ("cerebral white matter", 150.0),
+    3: ("left lateral ventricle", 30.0),
+    4: ("right lateral ventricle", 30.0),
+    5: ("left thalamus", 126.0),
+    6: ("right thalamus", 126.0),
+    7: ("left putamen", 114.0),
+    8: ("right putamen", 114.0),
+    9: ("left caudate nucleus", 104.0),
+    10: ("right caudate nucleus", 104.0),
+    11: ("cerebellar cortex", 92.0),
+    12: ("brain stem", 138.0),
+    13: ("cerebellar white matter", 144.0),
+    14: ("left hippocampus", 94.0),
+    15: ("right hippocampus", 94.0),
+    16: ("left pallidum", 134.0),
+    17: ("right pallidum", 134.0),
+    18: ("left amygdala", 96.0),
+    19: ("right amygdala", 96.0),
+    20: ("third ventricle", 30.0),
+    21: ("fourth ventricle", 30.0),
+    22: ("cerebrospinal fluid", 28.0),
+    23: ("bone", 16.0),
+    24: ("bone marrow", 105.0),
+    25: ("fat and skin", 195.0),
+    26: ("muscle", 80.0),
+    27: ("eyes", 38.0),
+}
+"""Name of the structure of each label, and its mean intensity in a T1-weighted image, on a scale to about 200.
 
 Left and right are the subject's.
 """
+T1_INTENSITIES = [intensity for _, intensity in STRUCTURES.values()]
 
 FOLD_WAVELENGTH = 23.0
 FOLD_LATTICE_SPACING = 4.0

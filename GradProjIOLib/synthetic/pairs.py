@@ -78,7 +78,7 @@ def synthetic_pair(seed: int, lattice: Sequence[int] = (96, 112, 80)) -> Trainin
 
     `lattice` (D, H, W): its axes run up, to the front and to the subject's right, as those of arrays [k, j, i] of
     an image in RAS order. Intensities are in [0, 1], and background is 0 in most pairs. Labels (uint8) are those of
-    `anatomy.T1_INTENSITIES` in heads.
+    `anatomy.STRUCTURES` in heads.
     """
     draw = _Draw(seed)
     make = _heads if draw.chance(HEADS) else _shapes

@@ -23,7 +23,7 @@ from GradProjIOLib.synthetic.anatomy import T1_INTENSITIES, Anatomy, paint, rand
 from GradProjIOLib.synthetic.random_fields import integrate, sample, smooth_noise
 
 LABELS = range(1, 13)
-"""The structures of `anatomy.T1_INTENSITIES` in the label volumes; 11 is the whole cerebellum, 0 everything else."""
+"""The structures of `anatomy.STRUCTURES` in the label volumes; 11 is the whole cerebellum, 0 everything else."""
 
 CEREBELLAR_WHITE_MATTER = 13
 SMALLEST_DETERMINANT = 0.25
