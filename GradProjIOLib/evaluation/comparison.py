@@ -162,11 +162,8 @@ class Comparison:
         return missing
 
     def _has_all(self, record: Record, name: str) -> bool:
-        for steps in self.measured_steps(name):
-            wanted = "hd95_mm" if self.is_compared(name, steps) else "dice"
-            if wanted not in record.measured.get(steps, {}):
-                return False
-        return True
+        wanted = {steps: "hd95_mm" if self.is_compared(name, steps) else "dice" for steps in self.measured_steps(name)}
+        return all(column in record.measured.get(steps, {}) for steps, column in wanted.items())
 
     def records(self, folder: Path, case: str) -> Records:
         """The records of a pair that is done."""
@@ -197,7 +194,7 @@ class Comparison:
         settings = {case: records[self.first].fingerprint["settings"] for case, records in found.items()}
         tables.write_json(report | {"settings": settings}, folder / "results.json")
         tables.write_csv(rows, folder / "results.csv")
-        text = tables.summary_table(rows, [str(setting) for setting in self.settings])
+        text = tables.summary_table(rows)
         if comparisons:
             text += f"\n\n{tables.comparison_table(comparisons)}"
         with atomic_path(folder / TABLE) as temporary:

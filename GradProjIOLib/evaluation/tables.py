@@ -16,7 +16,7 @@ from typing import Any
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.statistics import PairedComparison, Summary, compare_paired, summarize
-from GradProjIOLib.geometry.files import atomic_path, json_text
+from GradProjIOLib.geometry.files import atomic_path, json_text, jsonable
 
 Row = dict[str, Any]
 
@@ -61,12 +61,12 @@ def groups_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row["group"] for row in rows))
 
 
-def summaries(rows: Sequence[Row]) -> dict[str, dict[str, Summary]]:
-    """Mean and standard deviation over the cases: {group: {metric: Summary}}."""
+def summaries(rows: Sequence[Row], columns: Iterable[str]) -> dict[str, dict[str, Summary]]:
+    """Mean and standard deviation of some columns over the cases: {group: {column: Summary}}."""
     return {
         group: {
-            metric.key: summarize([row[metric.key] for row in rows if row["group"] == group and metric.key in row])
-            for metric in measured_metrics(rows)
+            column: summarize([row[column] for row in rows if row["group"] == group and column in row])
+            for column in columns
         }
         for group in groups_of(rows)
     }
@@ -102,50 +102,35 @@ def compare_groups(rows: Sequence[Row], pairs: Iterable[tuple[str, str]]) -> lis
 def case_table(rows: Sequence[Row]) -> str:
     """Every case and, below each group of several cases, its mean ± standard deviation, as text."""
     metrics = measured_metrics(rows)
-    means = summaries(rows)
     lines = []
-    for group in groups_of(rows):
+    for group, found in summaries(rows, [metric.key for metric in metrics]).items():
         members = [row for row in rows if row["group"] == group]
         lines += [[row["case"], group, *(metric.text(row.get(metric.key)) for metric in metrics)] for row in members]
         if len(members) > 1:
-            lines.append(["mean ± SD", group, *(_mean_text(metric, means[group][metric.key]) for metric in metrics)])
+            lines.append(["mean ± SD", group, *(_mean_text(metric, found[metric.key]) for metric in metrics)])
     return text_table(["case", "group", *(metric.title for metric in metrics)], lines)
 
 
-def summary_table(rows: Sequence[Row], groups: Sequence[str]) -> str:
-    """One line for each of the `groups`, mean ± standard deviation, as text."""
+def summary_table(rows: Sequence[Row]) -> str:
+    """One line for each group, mean ± standard deviation, as text."""
     metrics = measured_metrics(rows)
-    means = summaries(rows)
-    lines = [
-        [
-            group,
-            str(max((means[group][metric.key].count for metric in metrics), default=0)),
-            *(_mean_text(metric, means[group][metric.key]) for metric in metrics),
-        ]
-        for group in groups
-    ]
+    lines = []
+    for group, found in summaries(rows, [metric.key for metric in metrics]).items():
+        count = max(summary.count for summary in found.values())
+        lines.append([group, str(count), *(_mean_text(metric, found[metric.key]) for metric in metrics)])
     return text_table(["setting", "cases", *(metric.title for metric in metrics)], lines)
 
 
 def comparison_table(comparisons: Sequence[GroupComparison]) -> str:
     """Mean difference with its 95 % confidence interval and Wilcoxon's p, one line each, as text."""
-    metrics = {metric.key: metric for metric in METRICS}
+    titles = {metric.key: metric.title for metric in METRICS}
     lines = []
     for comparison in comparisons:
-        metric, result = metrics[comparison.metric], comparison.result
+        result = comparison.result
+        compared = [titles[comparison.metric], comparison.other, comparison.reference, str(result.count)]
         interval = "–" if math.isnan(result.low) else f"{result.low:.3g} … {result.high:.3g}"
         p_value = "–" if math.isnan(result.p_value) else f"{result.p_value:.3g}"
-        lines.append(
-            [
-                metric.title,
-                comparison.other,
-                comparison.reference,
-                str(result.count),
-                f"{result.mean_difference:+.3g}",
-                interval,
-                p_value,
-            ]
-        )
+        lines.append([*compared, f"{result.mean_difference:+.3g}", interval, p_value])
     return text_table(["metric", "setting", "minus", "cases", "difference", "95 % interval", "p (Wilcoxon)"], lines)
 
 
@@ -162,21 +147,17 @@ def write_csv(rows: Sequence[Row], path: str | os.PathLike) -> None:
     """Every case with every structure, then mean and standard deviation of each group; whole or nothing."""
     flat = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
+    numbers = [column for column in columns if any(isinstance(row.get(column), (int, float)) for row in flat)]
     means = []
-    for group in groups_of(rows):
-        members = [row for row in flat if row["group"] == group]
-        numbers = {
-            column: summarize([row[column] for row in members if column in row])
-            for column in columns
-            if any(isinstance(row.get(column), (int, float)) for row in members)
-        }
+    for group, found in summaries(flat, numbers).items():
         for title, figure in (("mean", "mean"), ("standard deviation", "standard_deviation")):
-            values = {column: getattr(found, figure) for column, found in numbers.items()}
+            values = {column: getattr(summary, figure) for column, summary in found.items()}
             means.append({"case": title, "group": group, **values})
     with atomic_path(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows({key: "" if _is_nan(value) else value for key, value in row.items()} for row in flat + means)
+        # NaN becomes None, which is an empty cell.
+        writer.writerows(jsonable(flat + means))
 
 
 def write_json(data: Any, path: str | os.PathLike) -> None:
@@ -187,9 +168,9 @@ def write_json(data: Any, path: str | os.PathLike) -> None:
 
 def check_fingerprint(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Raise InputError where results at `path` depend on other files or settings than those that are wanted."""
-    first, second = ({**found.pop("settings"), **found.pop("files"), **found}
-                     for found in (dict(stored), dict(wanted)))  # fmt: skip
-    changed = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    first, second = (found["settings"] | found["files"] | found for found in (stored, wanted))
+    names = (first.keys() | second.keys()) - {"settings", "files"}
+    changed = sorted(name for name in names if first.get(name) != second.get(name))
     if changed:
         raise InputError(
             f"{path} holds results of other inputs or settings ({', '.join(changed)}); "
@@ -201,7 +182,7 @@ def report(rows: Sequence[Row], failed: Sequence[dict[str, str]], comparisons: S
     """Everything about a cohort: cases, means, comparisons, and the cases that could not be measured."""
     return {
         "cases": list(rows),
-        "summary": summaries(rows),
+        "summary": summaries(rows, [metric.key for metric in measured_metrics(rows)]),
         "comparisons": list(comparisons),
         "failed": list(failed),
     }
@@ -234,7 +215,3 @@ def _flat(row: Row) -> Row:
     for landmark in row.get("landmarks", []):
         flat[f"tre_mm_{landmark['name']}"] = landmark["after_mm"]
     return flat
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
