@@ -14,9 +14,10 @@ import numpy as np
 from scipy import ndimage
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.evaluation.statistics import summarize
 from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.spatial import jacobian
+from GradProjIOLib.registration.result import describe_jacobian
 from GradProjIOLib.spatial.deformation import Deformation
 
 IDENTITY = Deformation(np.zeros((2, 2, 2, 3)), np.eye(4))
@@ -34,8 +35,7 @@ def evaluate_labels(
     overlaps = label_overlap(fixed.array, warped, fixed.spacing.tolist(), structures, moving.array)
     undeformed = IDENTITY.warp(moving, fixed, "nearest").array
     measured = [overlap["structure"] for overlap in overlaps if not np.isnan(overlap["dice"])]
-    before = dice_of(fixed.array, undeformed, measured)
-    return label_columns(overlaps, float(np.mean(before)) if before else np.nan)
+    return label_columns(overlaps, summarize(dice_of(fixed.array, undeformed, measured)).mean)
 
 
 def label_columns(overlaps: Sequence[Columns], dice_before: float) -> Columns:
@@ -43,10 +43,7 @@ def label_columns(overlaps: Sequence[Columns], dice_before: float) -> Columns:
 
     `overlaps` come from `label_overlap`; `dice_before` is the mean Dice without the deformation.
     """
-    measured = [overlap for overlap in overlaps if not np.isnan(overlap["dice"])]
-    dice, hd95_mm = (
-        float(np.mean([overlap[key] for overlap in measured])) if measured else np.nan for key in ("dice", "hd95_mm")
-    )
+    dice, hd95_mm = (summarize([overlap[key] for overlap in overlaps]).mean for key in ("dice", "hd95_mm"))
     return {"dice": dice, "dice_before": dice_before, "hd95_mm": hd95_mm, "structures": list(overlaps)}
 
 
@@ -79,20 +76,18 @@ def evaluate_folding(deformation: Deformation, reference: Volume, mask: Volume |
     determinant where it is positive). Those of the mask end in _in_mask. Raises InputError for a mask that has no voxel
     there.
     """
+    sampled = deformation.sample(reference.shape, reference.affine)
     regions: dict[str, np.ndarray | None] = {"": None}
     if mask is not None:
         regions["_in_mask"] = inside = IDENTITY.warp(mask, reference, "nearest").array != 0
         if not inside.any():
             raise InputError(f"{mask.name} marks no voxel of the fixed image; choose another mask.")
-    sampled = deformation.sample(reference.shape, reference.affine)
-    determinant = jacobian.determinant_map(sampled)
     columns: Columns = {}
     for ending, region in regions.items():
-        folding = jacobian.folding(sampled, region)
-        columns[f"ndv_percent{ending}"] = folding.ndv_percent
-        columns[f"folded_voxels{ending}"] = folding.folded_voxels
-        where = jacobian.defined_region(sampled, region)
-        columns[f"std_log_jacobian{ending}"] = jacobian.summary(determinant, where)["std_log"]
+        figures = describe_jacobian(sampled, reference, region)
+        columns[f"ndv_percent{ending}"] = figures["ndv_percent"]
+        columns[f"folded_voxels{ending}"] = figures["folded_voxels"]
+        columns[f"std_log_jacobian{ending}"] = figures["std_log"]
     return columns
 
 
@@ -118,22 +113,17 @@ def label_overlap(
             f"The fixed labels have the shape {fixed.shape}, the warped ones {warped.shape}; "
             "resample one onto the other first."
         )
-    in_fixed = _voxel_counts(fixed).keys()
-    in_moving = _voxel_counts(warped if moving is None else moving).keys()
+    present = (fixed, warped if moving is None else moving)
+    in_fixed, in_moving = (set(np.unique(labels).tolist()) for labels in present)
     if structures is None:
         structures = sorted((in_fixed | in_moving) - {0})
     if not structures:
         raise InputError("The labels hold no structure: all their values are 0.")
-    # The smallest box around each label in either array; distances need nothing outside of it. Labels may be huge.
-    both = np.stack([fixed, warped])
-    numbers, positions = np.unique(both, return_inverse=True)
-    boxes = dict(zip(numbers.tolist(), ndimage.find_objects(positions.reshape(both.shape) + 1), strict=True))
     overlaps = []
     for structure, dice in zip(structures, dice_of(fixed, warped, structures), strict=True):
         overlap = {"structure": structure, "dice": np.nan, "hd95_mm": np.nan}
         if structure in in_fixed and structure in in_moving:
-            box = boxes[structure][1:]
-            distance = hd95(fixed[box] == structure, warped[box] == structure, spacing)
+            distance = hd95(fixed == structure, warped == structure, spacing)
             overlap |= {"dice": dice, "hd95_mm": distance}
         overlaps.append(overlap)
     return overlaps
@@ -156,9 +146,7 @@ def hd95(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> flo
         warnings.simplefilter("ignore", DeprecationWarning)
         import surface_distance
 
-        distances = surface_distance.compute_surface_distances(
-            first.astype(bool), second.astype(bool), [float(step) for step in reversed(spacing)]
-        )
+        distances = surface_distance.compute_surface_distances(first, second, spacing[::-1])
         return float(surface_distance.compute_robust_hausdorff(distances, 95))
 
 
