@@ -57,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 one failed otherwise, 130 interrupted."""
-    structures = tuple(arguments.structures) if arguments.structures else None
-    comparison = Comparison(parse_settings(arguments.methods), arguments.every, structures)
+    comparison = Comparison(parse_settings(arguments.methods), arguments.every, arguments.structures)
     pairs, unusable = read_pairs(arguments.pairs, given_settings(arguments), required=REQUIRED, without=COMPARED)
     if comparison.on_network:
         pairs = [replace(pair, settings=_with_network(pair.settings)) for pair in pairs]

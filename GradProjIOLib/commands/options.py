@@ -100,9 +100,9 @@ def whole_number(text: str, least: float = -math.inf) -> int:
     return found
 
 
-def whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> tuple[int, ...]:
     """The whole numbers in a list with commas between them."""
-    return [whole_number(part) for part in text.split(",")]
+    return tuple(whole_number(part) for part in text.split(","))
 
 
 def say_notes(*volumes: Volume) -> None:

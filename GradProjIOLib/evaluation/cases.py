@@ -52,7 +52,14 @@ def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
     deformation, reference = read_result(case.result, labels[0] if labels else None)
     points = None
     if paths := _both(case.fixed_points, case.moving_points, "points"):
-        points = _read_points(case, paths, reference, labels[1] if labels else None)
+        # Voxel indices are those of the fixed image and of the moving labels or image.
+        moving_affine = labels[1].affine if labels else None
+        if case.points_frame == "voxels" and moving_affine is None:
+            moving_affine = _moving_affine(case.result)
+        points = (
+            read_landmarks(paths[0], case.points_frame, reference.affine),
+            read_landmarks(paths[1], case.points_frame, moving_affine),
+        )
     mask = read_labels(case.mask) if case.mask else None
     row: tables.Row = {"case": case.case or case.result.name, "group": case.group, "result": str(case.result)}
     return row | measure_result(deformation, reference, labels, points, mask, structures)
@@ -164,19 +171,6 @@ def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path, Pat
         return None
     missing = "fixed" if fixed is None else "moving"
     raise InputError(f"Of the {what} only one side is given; give the {missing} {what}, too.")
-
-
-def _read_points(
-    case: Case, paths: tuple[Path, Path], reference: Volume, moving_labels: Volume | None
-) -> tuple[Landmarks, Landmarks]:
-    """Both landmark files; voxel indices are those of the fixed image and of the moving labels or image."""
-    moving_affine = None if moving_labels is None else moving_labels.affine
-    if case.points_frame == "voxels" and moving_affine is None:
-        moving_affine = _moving_affine(case.result)
-    return (
-        read_landmarks(paths[0], case.points_frame, reference.affine),
-        read_landmarks(paths[1], case.points_frame, moving_affine),
-    )
 
 
 def _moving_affine(result: Path) -> np.ndarray | None:

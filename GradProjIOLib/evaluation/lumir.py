@@ -134,8 +134,8 @@ def measure_pair(pair: Pair, field: np.ndarray, structures: Sequence[int] | None
     Dice and HD95, and TRE, only where labels and landmarks are there. `structures` are label values; without
     them all that occur, and 0. Raises InputError where the field is unusable or does not fit the images.
     """
-    moving = _by_index(read_volume(pair.moving))
-    shape = _by_index(read_volume(pair.fixed)).shape
+    moving = read_volume(pair.moving).array.T
+    shape = read_volume(pair.fixed).array.T.shape
     if field.shape[:3] != shape:
         raise InputError(f"{displacement_file(pair)} has the shape {field.shape}; LUMIR wants {(*shape, 3)}.")
     if field.dtype != np.float32 or not np.isfinite(field).all():
@@ -182,13 +182,13 @@ def check_submission(
 
 def warp_labels(labels: np.ndarray, field: np.ndarray) -> np.ndarray:
     """`labels` [i, j, k] at the index plus `field`, nearest neighbor, 0 outside: the challenge's warp."""
-    identity = np.stack(np.meshgrid(*map(np.arange, field.shape[:3]), indexing="ij"))
-    return ndimage.map_coordinates(labels, identity + np.moveaxis(field.astype(np.float64), -1, 0), order=0)
+    indices = np.indices(field.shape[:3]) + np.moveaxis(field.astype(np.float64), -1, 0)
+    return ndimage.map_coordinates(labels, indices, order=0)
 
 
 def _measure_labels(files: tuple[Path, Path], field: np.ndarray, structures: Sequence[int] | None) -> tables.Row:
     """Every voxel counts as 1 mm, as LUMIR's are."""
-    fixed, moving = (_by_index(read_labels(path)) for path in files)
+    fixed, moving = (read_labels(path).array.T for path in files)
     if structures is None:
         structures = np.union1d(fixed, moving).tolist()
     warped = warp_labels(moving, field)
@@ -200,7 +200,7 @@ def _measure_labels(files: tuple[Path, Path], field: np.ndarray, structures: Seq
 
 def _measure_landmarks(files: tuple[Path, Path], field: np.ndarray) -> tables.Row:
     """The distance of the centers of every landmark's voxels. One that the warp has lost leaves no TRE."""
-    fixed, moving = (_by_index(read_labels(path)) for path in files)
+    fixed, moving = (read_labels(path).array.T for path in files)
     names = np.unique(fixed)[1:].tolist()
     centers = metrics.label_centers(fixed, names)
     before, after = (
@@ -223,10 +223,6 @@ def _measure_folding(moving: np.ndarray, field: np.ndarray) -> tables.Row:
         "folded_voxels": int((determinant <= 0).sum()),
         "std_log_jacobian": jacobian.summary(determinant)["std_log"],
     }
-
-
-def _by_index(volume: Volume) -> np.ndarray:
-    return volume.array.transpose(2, 1, 0)
 
 
 def _subject(path: Path) -> str:
