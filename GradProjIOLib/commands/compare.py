@@ -21,7 +21,7 @@ from GradProjIOLib.commands.options import (
 from GradProjIOLib.evaluation.comparison import COMPARED, CURVES, DEFAULT, TABLE, Comparison, parse_settings
 from GradProjIOLib.geometry.pairs import read_pairs
 from GradProjIOLib.models.registry import chosen_model
-from GradProjIOLib.settings import Settings
+from GradProjIOLib.settings import SETTING_NAMES, Settings
 
 REQUIRED = ("fixed", "moving", "fixed_labels", "moving_labels")
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--structures", type=whole_numbers, metavar="1,2,…", help="label values to measure (all but 0)")
     add_compute_options(parser, "this process alone")
     parser.add_argument("--quiet", action="store_true", help="print only the table")
-    add_setting_options(parser, without=COMPARED)
+    add_setting_options(parser, [name for name in SETTING_NAMES if name not in COMPARED])
 
 
 def run(arguments: argparse.Namespace) -> int:

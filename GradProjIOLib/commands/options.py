@@ -19,26 +19,24 @@ TRANSFORM_HELP = "ITK transform or displacement image, fixed to moving, such as 
 def add_setting_options(
     parser: argparse._ActionsContainer,
     only: Sequence[str] = SETTING_NAMES,
-    without: Sequence[str] = (),
     preset: str = "standard",
 ) -> None:
-    """Add an option for each setting in ``only`` that is not in ``without``, and ``--preset``.
+    """Add an option for each setting in ``only``, and ``--preset``.
 
     preset: the one that holds where none is typed, for the help.
 
     An option that is not typed leaves nothing in the parsed arguments, so that a preset can have its own value.
     """
-    if "refine_steps" in only:
-        parser.add_argument(
-            "--preset",
-            choices=tuple(PRESETS),
-            default=argparse.SUPPRESS,
-            help="values for the settings below that are not given; paper is the published method without refinement "
-            f"(default: {preset})",
-        )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default=argparse.SUPPRESS,
+        help="values for the settings below that are not given; paper is the published method without refinement "
+        f"(default: {preset})",
+    )
     usual = Settings.from_mapping({"preset": preset})
     for one in fields(Settings):
-        if one.name not in only or one.name in without:
+        if one.name not in only:
             continue
         kind, rules = one.metadata["kind"], one.metadata
         parser.add_argument(
