@@ -220,28 +220,26 @@ class Comparison:
 
         Settings with refinement have no curves, as they are only measured at their end.
         """
-        dice: list[curves.Curve] = []
-        folding: list[curves.Curve] = []
-        cosine: list[curves.Curve] = []
-        conflicts: list[curves.Curve] = []
+        drawn: dict[str, list[curves.Curve]] = {"dice": [], "ndv_percent": [], "cosine": [], "conflicts": []}
         for method, setting in self.runs.items():
             if method == DIRECT or setting.refine_steps:
                 continue
             steps = sorted({0, *self.measured_steps(method)})
             measured = [records[method].measured | {0: records[self.first].measured[0]} for records in found]
-            for curve, key in ((dice, "dice"), (folding, "ndv_percent")):
-                curve.append(curves.Curve(method, steps, [[rows[step][key] for step in steps] for rows in measured]))
+            for key in ("dice", "ndv_percent"):
+                values = [[rows[step][key] for step in steps] for rows in measured]
+                drawn[key].append(curves.Curve(method, steps, values))
             if method == "projected":
                 taken = range(setting.steps)
                 cosines = [[records[method].steps[step]["cosine"] for step in taken] for records in found]
                 shares = np.cumsum(np.array(cosines) < 0, axis=1) / np.arange(1, len(taken) + 1)
-                cosine.append(curves.Curve(method, taken, cosines))
-                conflicts.append(curves.Curve(method, taken, shares.tolist()))
+                drawn["cosine"].append(curves.Curve(method, taken, cosines))
+                drawn["conflicts"].append(curves.Curve(method, taken, shares.tolist()))
         panels = [
-            curves.Panel("Overlap of the structures", "mean Dice", dice),
-            curves.Panel("Non-diffeomorphic volume", "NDV [%]", folding),
-            curves.Panel("Angle between the two gradients", "cosine", cosine, 0.0),
-            curves.Panel("Conflicts", "share of the steps so far", conflicts),
+            curves.Panel("Overlap of the structures", "mean Dice", drawn["dice"]),
+            curves.Panel("Non-diffeomorphic volume", "NDV [%]", drawn["ndv_percent"]),
+            curves.Panel("Angle between the two gradients", "cosine", drawn["cosine"], 0.0),
+            curves.Panel("Conflicts", "share of the steps so far", drawn["conflicts"]),
         ]
         return [panel for panel in panels if panel.curves]
 

@@ -135,7 +135,7 @@ def measure_pair(pair: Pair, field: np.ndarray, structures: Sequence[int] | None
     them all that occur, and 0. Raises InputError where the field is unusable or does not fit the images.
     """
     moving = read_volume(pair.moving).array.T
-    shape = read_volume(pair.fixed).array.T.shape
+    shape = read_volume(pair.fixed).shape[::-1]
     if field.shape[:3] != shape:
         raise InputError(f"{displacement_file(pair)} has the shape {field.shape}; LUMIR wants {(*shape, 3)}.")
     if field.dtype != np.float32 or not np.isfinite(field).all():
