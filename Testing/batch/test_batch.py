@@ -84,10 +84,10 @@ def pair(images: Path, number: int, settings: Settings = QUICK, **files: Path) -
 def finished(images, tmp_path_factory) -> Path:
     """The results of three pairs, computed with one model."""
     output = tmp_path_factory.mktemp("finished")
-    registry._read.cache_clear()
+    registry._read_once.cache_clear()
     outcomes = run.run([pair(images, number) for number in (0, 1, 3)], output, here)
     assert [outcome.state for outcome in outcomes] == [DONE] * 3
-    assert registry._read.cache_info().misses == 1
+    assert registry._read_once.cache_info().misses == 1
     return output
 
 
