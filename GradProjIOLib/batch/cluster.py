@@ -1,9 +1,8 @@
 """The workers of a batch on a cluster, through a `dask.distributed` scheduler that is there already.
 
 Every worker must see the files and the folder of the results at the same paths, and have this package. A worker
-that announces the resource GPU computes one pair per GPU at a time. Reading is a task of its own without that
-resource, so a worker with a second thread reads the next pair meanwhile. When a worker dies, the scheduler gives
-its pairs to others.
+that announces the resource GPU computes one pair per GPU at a time. When a worker dies, the scheduler gives its
+pairs to others.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from GradProjIOLib.batch.tasks import Outcome, Task, failure, finish, read_inputs
+from GradProjIOLib.batch.tasks import Outcome, Task, do, failure
 from GradProjIOLib.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,13 +40,19 @@ def compute(tasks: Sequence[Task], scheduler: str) -> Generator[Outcome, None, N
         completed = as_completed(loop=client.loop)
 
         def fill() -> None:
-            """Keep twice as many pairs on their way as can be computed at a time, so that few are in memory."""
+            """Keep twice as many pairs on their way as can be computed at a time.
+
+            So no worker waits for a pair, and one that dies brings few pairs nearer to the limit of their retries.
+            """
             workers = _workers(client)
             gpus = sum(worker["resources"].get(GPU, 0) for worker in workers)
             while waiting and len(cases) < 2 * math.ceil(gpus or len(workers) or 1):
                 task = waiting.popleft()
-                future = _submit(client, task, bool(gpus))
-                cases[future] = task.pair.case
+                case = task.pair.case
+                needed = {GPU: 1} if gpus and task.pair.settings.device != "cpu" else None
+                key = f"compute-{case}-{uuid4().hex}"
+                future = client.submit(do, task, key=key, retries=RETRIES, resources=needed)
+                cases[future] = case
                 completed.add(future)
 
         try:
@@ -70,13 +75,6 @@ def _connect(scheduler: str) -> Client:
         return Client(**where, timeout=CONNECTION_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"There is no Dask scheduler at {scheduler} ({error}); check the address.") from error
-
-
-def _submit(client: Client, task: Task, gpu: bool) -> Future:
-    name = f"{task.pair.case}-{uuid4().hex}"
-    inputs = client.submit(read_inputs, task, key=f"read-{name}", pure=False, retries=RETRIES)
-    needed = {GPU: 1} if gpu and task.pair.settings.device != "cpu" else None
-    return client.submit(finish, task, inputs, key=f"compute-{name}", pure=False, retries=RETRIES, resources=needed)
 
 
 def _workers(client: Client) -> list[dict[str, Any]]:

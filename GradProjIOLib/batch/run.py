@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from GradProjIOLib.batch import processes
 from GradProjIOLib.batch.registration import Registration
 from GradProjIOLib.batch.summary import PAGE, TABLE
-from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Job, Outcome, Task, failure, finish, read_inputs
+from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Job, Outcome, Task, do, failure
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import checksum, remove_abandoned, write_error
 from GradProjIOLib.geometry.image_files import read_labels, read_volume
@@ -46,8 +46,7 @@ OnOutcome = Callable[[Outcome], None]
 
 def here(tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
     """Do the tasks in this process, one after the other."""
-    for task in tasks:
-        yield finish(task, read_inputs(task))
+    yield from map(do, tasks)
 
 
 def run(

@@ -71,17 +71,19 @@ class Task:
     fingerprint: dict[str, Any]
 
 
-def read_inputs(task: Task) -> dict[str, Any] | Outcome:
-    """The volumes of a task, and the path of its transform, by their role, or why they cannot be read."""
-    try:
-        return {role: _read(role, path) for role, path in task.pair.files.items()}
-    except Exception as error:
-        return failure(task.pair.case, error)
-
-
 def images_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What ``register`` takes of the inputs of a pair."""
     return {role: image for role, image in inputs.items() if not role.endswith("labels")}
+
+
+def do(task: Task) -> Outcome:
+    """Do a task, and say what became of it."""
+    try:
+        with _ONE_AT_A_TIME:
+            task.job.compute(task, {role: _read(role, path) for role, path in task.pair.files.items()})
+    except Exception as error:
+        return failure(task.pair.case, error)
+    return Outcome(task.pair.case, DONE)
 
 
 def _read(role: str, path: Path) -> Any:
@@ -89,18 +91,6 @@ def _read(role: str, path: Path) -> Any:
         # Some have to be sampled over the fixed image, which the registration does.
         return path
     return read_labels(path) if role.endswith("labels") else read_volume(path)
-
-
-def finish(task: Task, inputs: dict[str, Any] | Outcome) -> Outcome:
-    """Do the job of a task with what `read_inputs` gave."""
-    if isinstance(inputs, Outcome):
-        return inputs
-    try:
-        with _ONE_AT_A_TIME:
-            task.job.compute(task, inputs)
-    except Exception as error:
-        return failure(task.pair.case, error)
-    return Outcome(task.pair.case, DONE)
 
 
 def failure(case: str, error: BaseException) -> Outcome:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from GradProjIOLib.errors import InputError
 
@@ -29,15 +27,3 @@ class Say:
 
     def compute(self, task, inputs) -> None:
         raise InputError(task.pair.settings.device if self.what == "device" else os.environ["OMP_NUM_THREADS"])
-
-
-@dataclass(frozen=True)
-class WaitUntilMissing:
-    """Says that it has begun, and ends when a folder is gone."""
-
-    folder: Path
-
-    def compute(self, task, inputs) -> None:
-        (task.folder / task.pair.case).touch()
-        while self.folder.exists():
-            time.sleep(0.01)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jobs
@@ -20,7 +19,7 @@ import pytest
 from conftest import smooth_noise
 
 from GradProjIOLib.batch import processes, run
-from GradProjIOLib.batch.processes import _compute, check_device
+from GradProjIOLib.batch.processes import check_device
 from GradProjIOLib.batch.processes import compute as compute_in_processes
 from GradProjIOLib.batch.registration import LABELS, NEEDED, Registration
 from GradProjIOLib.batch.run import here
@@ -393,22 +392,6 @@ def test_one_batch_at_a_time_works_in_a_folder(images, tmp_path):
     assert run.run([pair(images, 1)], tmp_path, lambda tasks: (item for item in nothing(tasks)))[0].state == OPEN
 
 
-def test_the_next_pair_is_read_while_one_is_computed(images, tmp_path):
-    """The first task waits until the files of the second are gone, which can only be done if they were read before."""
-    copies = tmp_path / "images"
-    shutil.copytree(images, copies)
-    job = jobs.WaitUntilMissing(copies)
-    tasks = [Task(job, pair(copies, number), tmp_path, {}) for number in (0, 1)]
-    with ThreadPoolExecutor(1) as thread:
-        first = thread.submit(_compute, *tasks)
-        wait_until(lambda: (tmp_path / "pair0").exists())
-        reading = processes._read["pair1"]
-        assert set(reading.result(60)) == {"fixed", "moving"}
-        shutil.rmtree(copies)
-        assert first.result(60).state == DONE
-        assert _compute(tasks[1]).state == DONE
-
-
 def test_a_killed_process_costs_nothing_but_time(images, tmp_path):
     pairs = [pair(images, number) for number in (0, 1, 3)]
     killed = []
@@ -416,7 +399,7 @@ def test_a_killed_process_costs_nothing_but_time(images, tmp_path):
     def compute(tasks):
         for outcome in compute_in_processes(tasks, workers=1):
             if not killed:
-                # The second is computed now and the third is read ahead.
+                # The second is computed now.
                 killed.extend(children(os.getpid()))
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
