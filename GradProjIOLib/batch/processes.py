@@ -46,13 +46,26 @@ def check_device(name: str) -> None:
         find_device(name)
 
 
+def with_devices(tasks: Iterable[Task]) -> tuple[list[Task], list[Outcome]]:
+    """The tasks whose device this computer has, and the outcomes of the others."""
+    usable, outcomes = [], []
+    for task in tasks:
+        try:
+            check_device(task.pair.settings.device)
+            usable.append(task)
+        except Exception as error:
+            outcomes.append(failure(task.pair.case, error))
+    return usable, outcomes
+
+
 def compute(tasks: Iterable[Task], workers: int | None = None) -> Generator[Outcome, None, None]:
     """Do the tasks in processes of their own; yields the outcomes as they come, in any order.
 
     workers: how many processes share the graphics cards, or the processor cores; without it one per graphics card,
     else one. Closing the iterator ends the processes at once, and nothing half is left but hidden folders.
     """
-    waiting = deque(tasks)
+    usable, outcomes = with_devices(tasks)
+    waiting = deque(usable)
     cards = graphics_cards()
     count = workers or cards or 1
     threads = max(cpu_count() // count, 1)
@@ -61,7 +74,6 @@ def compute(tasks: Iterable[Task], workers: int | None = None) -> Generator[Outc
     working: dict[Future[Outcome], tuple[_Process, Task]] = {}
     # Cases whose process has died once.
     lost: set[str] = set()
-    outcomes: list[Outcome] = []
     try:
         while waiting or working or outcomes:
             while waiting and idle:

@@ -46,7 +46,9 @@ OnOutcome = Callable[[Outcome], None]
 
 def here(tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
     """Do the tasks in this process, one after the other."""
-    yield from map(do, tasks)
+    usable, outcomes = processes.with_devices(tasks)
+    yield from outcomes
+    yield from map(do, usable)
 
 
 def run(
@@ -57,14 +59,12 @@ def run(
     *,
     job: Job | None = None,
     failed: Mapping[str, str] | None = None,
-    check_device: Callable[[str], None] | None = None,
 ) -> list[Outcome]:
     """Do a job for all pairs, with results in ``folder``; return what became of each, the ``failed`` ones first.
 
     job: what to do; without it, each pair is registered into a folder of its own in ``folder``.
     on_outcome is called once for each pair, first for those that are done already or cannot be done. ``failed`` are
-    cases that were found unusable before, with the reason. ``check_device`` raises InputError for a device that the
-    computing processes do not have.
+    cases that were found unusable before, with the reason.
 
     The summary is written at the end, also where that is an exception (Ctrl-C), and now and then before. Results of
     pairs that are not complete by then do not appear. Raises InputError where two pairs have the same case, where
@@ -75,12 +75,8 @@ def run(
     check_cases([pair.case for pair in pairs] + [TABLE, PAGE], "The batch")
     with _lock(folder):
         outcomes = {case: Outcome(case, FAILED, message, "input") for case, message in (failed or {}).items()}
-        tasks: list[Task] = []
-        for item in plan(pairs, folder, job, check_device):
-            if isinstance(item, Task):
-                tasks.append(item)
-                item = Outcome(item.pair.case, OPEN)
-            outcomes[item.case] = item
+        tasks, planned = plan(pairs, folder, job)
+        outcomes |= planned
 
         def note(outcome: Outcome) -> None:
             outcomes[outcome.case] = outcome
@@ -111,33 +107,33 @@ def run(
     return list(outcomes.values())
 
 
-def plan(
-    pairs: Sequence[Pair], folder: Path, job: Job, check_device: Callable[[str], None] | None = None
-) -> Iterator[Task | Outcome]:
-    """For each pair what has to be done, or that it is done or cannot be done. Reads every file that is needed."""
+def plan(pairs: Sequence[Pair], folder: Path, job: Job) -> tuple[list[Task], dict[str, Outcome]]:
+    """What has to be done, and by case whether it is open, done already, or cannot be done.
+
+    Reads every file that is needed.
+    """
     # Each file once, however many pairs it belongs to.
     checksum_of, lattice_of = cache(checksum), cache(_lattice)
-
-    def plan_one(pair: Pair) -> Task | Outcome:
-        # Another computer may have other weights.
-        pair = replace(pair, settings=replace(pair.settings, model=registry.chosen_model(pair.settings)))
-        task = Task(job, pair, folder, job.fingerprint(fingerprint(pair, checksum_of)))
-        if job.is_done(task):
-            return Outcome(pair.case, KEPT)
-        if check_device is not None:
-            check_device(pair.settings.device)
-        _check_files(pair, lattice_of)
-        return task
-
+    tasks: list[Task] = []
+    outcomes: dict[str, Outcome] = {}
     for pair in pairs:
+        case = pair.case
         try:
-            planned = plan_one(pair)
+            # Another computer may have other weights.
+            pair = replace(pair, settings=replace(pair.settings, model=registry.chosen_model(pair.settings)))
+            task = Task(job, pair, folder, job.fingerprint(fingerprint(pair, checksum_of)))
+            if job.is_done(task):
+                outcomes[case] = Outcome(case, KEPT)
+                continue
+            _check_files(pair, lattice_of)
+            outcomes[case] = Outcome(case, OPEN)
+            tasks.append(task)
         except Exception as error:
-            planned = failure(pair.case, error)
-        yield planned
+            outcomes[case] = failure(case, error)
+    return tasks, outcomes
 
 
-def fingerprint(pair: Pair, checksum: Callable[[Path], str] = checksum) -> dict[str, Any]:
+def fingerprint(pair: Pair, checksum: Callable[[Path], str]) -> dict[str, Any]:
     """What a result depends on: settings, and the SHA-256 of the files (by role) and of the model's weights.
 
     Raises InputError where files or weights are missing.

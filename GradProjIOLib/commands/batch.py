@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from GradProjIOLib.batch import cluster, processes
 from GradProjIOLib.batch import run as batch
@@ -82,16 +81,11 @@ def run_batch(
     Where they say nothing, a job is done in this process, and without one pairs are registered in other processes.
     Ends the command where the user has interrupted it.
     """
-    where: dict[str, Any]
+    compute: batch.Compute = partial(processes.compute, workers=arguments.workers)
     if arguments.scheduler:
-        where = {"compute": partial(cluster.compute, scheduler=arguments.scheduler)}
+        compute = partial(cluster.compute, scheduler=arguments.scheduler)
     elif job is not None and arguments.workers is None:
-        where = {"compute": batch.here}
-    else:
-        where = {
-            "compute": partial(processes.compute, workers=arguments.workers),
-            "check_device": processes.check_device,
-        }
+        compute = batch.here
     total, counts = len(pairs) + len(unusable), Counter[str]()
 
     def show(outcome: Outcome) -> None:
@@ -105,7 +99,7 @@ def run_batch(
             print(f"{counts.total()}/{total} {outcome.case}: {words}", file=sys.stderr, flush=True)
 
     try:
-        return batch.run(pairs, folder, on_outcome=show, failed=unusable, job=job, **where)
+        return batch.run(pairs, folder, compute, on_outcome=show, failed=unusable, job=job)
     except KeyboardInterrupt:
         print(
             f"gradprojio: interrupted with {counts[DONE] + counts[KEPT]} pairs done; nothing half is left in {folder}, "

@@ -251,7 +251,8 @@ def test_folders_of_others_are_left_alone(images, tmp_path):
     assert [path.name for path in (tmp_path / "pair0").iterdir()] == ["thesis.txt"]
 
 
-def test_pairs_that_cannot_work_are_found_before_any_computing(images, tmp_path):
+@pytest.mark.parametrize("compute", [here, compute_in_processes])
+def test_pairs_that_cannot_work_are_found_before_any_computing(images, tmp_path, monkeypatch, compute):
     far = tmp_path / "far.nrrd"
     write_volume(Volume(smooth_noise(SHAPE, 3), AFFINE + np.array([[0, 0, 0, 900]] + [[0] * 4] * 3)), far)
     (tmp_path / "broken.h5").write_bytes(b"nothing")
@@ -264,10 +265,12 @@ def test_pairs_that_cannot_work_are_found_before_any_computing(images, tmp_path)
                           initial_transform=tmp_path / "broken.h5"),
     }  # fmt: skip
 
-    def never(tasks):
+    def never(*arguments):
         raise AssertionError("nothing should be computed")
 
-    found = outcomes_by_case(run.run(list(bad.values()), tmp_path / "out", never, check_device=check_device))
+    monkeypatch.setattr(run, "do", never)
+    monkeypatch.setattr(processes._Process, "start", never)
+    found = outcomes_by_case(run.run(list(bad.values()), tmp_path / "out", compute))
     words = {"missing": "nowhere.nrrd", "far": "do not overlap",
              "weights": "weights of unigradicon", "device": "cuda:99", "transform": "broken.h5"}  # fmt: skip
     for case, word in words.items():
