@@ -11,12 +11,11 @@ slicer_application = pytest.importorskip("slicer_application")
 
 import slicer
 from PySide6 import QtCore, QtWidgets
-from scene_tools import ENVIRONMENT, QUICK, add, add_pair, image, wait_until
+from scene_tools import ENVIRONMENT, QUICK, add, add_pair, image, sessions, wait_until
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.scene.batch import FolderBatch, NodeBatch, pairs_of
-from GradProjIOLib.scene.session import SceneRegistration
 from GradProjIOLib.settings import PRESETS
 
 ONE_STEP = QUICK | {"steps": 1}
@@ -24,7 +23,7 @@ ONE_STEP = QUICK | {"steps": 1}
 
 @pytest.fixture
 def session(worker, folder):
-    return SceneRegistration(slicer.vtkMRMLScene(), worker)
+    yield from sessions(worker)
 
 
 def files(folder, count=3):
