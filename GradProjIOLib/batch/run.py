@@ -24,11 +24,10 @@ from filelock import FileLock, Timeout
 from GradProjIOLib.batch import processes
 from GradProjIOLib.batch.registration import Registration
 from GradProjIOLib.batch.summary import PAGE, TABLE
-from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Job, Outcome, Task, do, failure
+from GradProjIOLib.batch.tasks import DONE, FAILED, KEPT, OPEN, Job, Outcome, Task, do, failure, read
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.files import checksum, remove_abandoned, write_error
-from GradProjIOLib.geometry.image_files import read_labels, read_volume
-from GradProjIOLib.geometry.pairs import Pair, check_cases
+from GradProjIOLib.geometry.pairs import IMAGES, Pair, check_cases
 from GradProjIOLib.geometry.volume import Volume, check_image
 from GradProjIOLib.models import registry
 from GradProjIOLib.registration.initial_transform import LEAST_OVERLAP
@@ -152,8 +151,7 @@ def fingerprint(pair: Pair, checksum: Callable[[Path], str]) -> dict[str, Any]:
 
 
 def _check_files(pair: Pair, lattice_of: Callable[[str, Path], Volume]) -> None:
-    lattices = {role: lattice_of(role.split("_")[-1], path) for role, path in pair.files.items()
-                if role != "initial_transform"}  # fmt: skip
+    lattices = {role: lattice_of(role, path) for role, path in pair.files.items() if role != "initial_transform"}
     if pair.initial_transform is not None:
         read_initial(pair.initial_transform, lattices["fixed"])
         return
@@ -164,10 +162,10 @@ def _check_files(pair: Pair, lattice_of: Callable[[str, Path], Volume]) -> None:
         )
 
 
-def _lattice(kind: str, path: Path) -> Volume:
-    """The image at ``path`` without its voxels, after a check that it is of its kind: fixed, moving, mask or labels."""
-    volume = read_labels(path) if kind == "labels" else read_volume(path)
-    if kind in ("fixed", "moving"):
+def _lattice(role: str, path: Path) -> Volume:
+    """The image at ``path`` without its voxels, after a check that it fits its role."""
+    volume = read(role, path)
+    if role in IMAGES:
         check_image(volume)
     return Volume(np.broadcast_to(np.float32(0), volume.shape), volume.affine, volume.name)
 

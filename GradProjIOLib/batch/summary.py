@@ -67,11 +67,7 @@ def _row(outcome: Outcome, folder: Path) -> dict[str, Any]:
 def _badness(row: dict[str, Any]) -> tuple[Any, ...]:
     order = {FAILED: 0, DONE: 1, KEPT: 1, OPEN: 2}[row["state"]]
     numbers = [row[key] for key in ("ndv_percent", "folded_voxels", "similarity")]
-    return order, *(-number if _is_number(number) else math.inf for number in numbers), row["case"]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not math.isnan(value)
+    return order, *(-number if isinstance(number, (int, float)) else math.inf for number in numbers), row["case"]
 
 
 def write(outcomes: Sequence[Outcome], folder: Path) -> None:
@@ -123,4 +119,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return format(value, "d" if isinstance(value, int) else ".4g") if _is_number(value) else ""
+    if isinstance(value, float):
+        return format(value, ".4g")
+    return str(value) if isinstance(value, int) else ""

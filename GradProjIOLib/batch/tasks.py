@@ -80,13 +80,14 @@ def do(task: Task) -> Outcome:
     """Do a task, and say what became of it."""
     try:
         with _ONE_AT_A_TIME:
-            task.job.compute(task, {role: _read(role, path) for role, path in task.pair.files.items()})
+            task.job.compute(task, {role: read(role, path) for role, path in task.pair.files.items()})
     except Exception as error:
         return failure(task.pair.case, error)
     return Outcome(task.pair.case, DONE)
 
 
-def _read(role: str, path: Path) -> Any:
+def read(role: str, path: Path) -> Any:
+    """What a job gets of a file of the pair: a volume, or the path of a transform."""
     if role == "initial_transform":
         # Some have to be sampled over the fixed image, which the registration does.
         return path
