@@ -138,7 +138,8 @@ def fingerprint(pair: Pair, checksum: Callable[[Path], str]) -> dict[str, Any]:
     Raises InputError where files or weights are missing.
     """
     settings = asdict(pair.settings)
-    weights = registry.weights_path(settings["model"], settings.pop("weights"))
+    model, given = settings["model"], settings.pop("weights")
+    weights = None if model == "none" else registry.weights_path(model, given)
     for name in NOT_COMPARED:
         del settings[name]
     found = {

@@ -25,22 +25,13 @@ def run(arguments: argparse.Namespace) -> int:
     """List, fetch or find."""
     if arguments.action in (None, "list"):
         for name, model in registry.MODELS.items():
-            print(f"{name:14} {model.description}; {model.license}; {_state(name)}")
+            state = "weights not on this computer" if registry.missing_url(name) else "weights here"
+            print(f"{name:14} {model.description}; {model.license}; {state}")
         return 0
     if arguments.action == "download":
         _download(arguments.name)
-    path = registry.weights_path(arguments.name)
-    if path is None:
-        raise InputError(f"{arguments.name} has no trained weights in this version; it starts as the identity.")
-    print(path)
+    print(registry.weights_path(arguments.name))
     return 0
-
-
-def _state(name: str) -> str:
-    try:
-        return "weights here" if registry.weights_path(name) else "no trained weights yet: needs optimization steps"
-    except InputError:
-        return "weights not on this computer"
 
 
 def _download(name: str) -> None:

@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     whole = registry.find(arguments.model)
     model = whole if arguments.stages is None else registry.first_stages(whole, arguments.stages)
     network = registry.build(model)
-    if not arguments.from_scratch and (path := registry.weights_path(arguments.model, arguments.weights)):
-        registry.start_from(network, whole, path)
+    if not arguments.from_scratch:
+        registry.start_from(network, whole, registry.weights_path(arguments.model, arguments.weights))
     lattice, training, validating = _pairs(arguments, model)
     trainer = Trainer(
         network, model, plan, training, validating, arguments.output,

@@ -21,7 +21,6 @@ from GradProjIOLib.models.cascade import Cascade
 from GradProjIOLib.settings import SMALLEST_LATTICE, Settings
 
 _READING = threading.Lock()
-_RANDOM_STATE = threading.Lock()
 
 Lattice = tuple[int, int, int]
 Widths = tuple[tuple[int, ...], tuple[int, ...]]
@@ -108,17 +107,12 @@ MODELS: dict[str, Model] = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode with its weights.
+    """A network in evaluation mode with its weights, the path of their file, and that file's checksum."""
 
-    ``weights`` says where they came from (a path, or None for a network without trained weights, which
-    starts as the identity), ``sha256`` is the checksum of that file.
-    """
-
-    name: str
     model: Model
     network: Cascade
-    weights: str | None
-    sha256: str | None
+    weights: str
+    sha256: str
 
 
 SUBSTITUTE_NOTES = {
@@ -155,8 +149,7 @@ def build(model: Model) -> Cascade:
 
     Its random layers are the same every time, so that the same seed gives the same result.
     """
-    # The random state is that of the whole process.
-    with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _cascade(model)
 
@@ -165,27 +158,24 @@ def _cascade(model: Model) -> Cascade:
     return Cascade(model.widths, model.halvings, model.voxels, model.composed, model.memory_share).eval()
 
 
-def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path | None:
-    """The file with a model's weights: the given one, the cached or the bundled one; None where there is none.
+def weights_path(name: str, weights: str | os.PathLike | None = None) -> Path:
+    """The file with a model's weights: the given one, else the cached or the bundled one.
 
-    The model "none" has none. Raises InputError for published weights that are not in the cache.
+    Raises InputError for published weights that are not in the cache.
     """
-    if name == "none":
-        return None
     model = find(name)
     if weights is not None:
         return Path(weights)
-    if model.url is not None:
-        path = files.cached_path(name, model.url)
-        if not path.exists():
-            others = ", ".join(other for other in MODELS if MODELS[other].url is None)
-            raise InputError(
-                f"The weights of {name} are not at {path}; download them with `gradprojio models download {name}`, "
-                f"or fetch {model.url} by other means and put the file there, or choose another model ({others})."
-            )
-        return path
-    path = Path(__file__).with_name(model.bundled)
-    return path if path.exists() else None
+    if model.url is None:
+        return Path(__file__).with_name(model.bundled)
+    path = files.cached_path(name, model.url)
+    if not path.exists():
+        others = ", ".join(other for other in MODELS if MODELS[other].url is None)
+        raise InputError(
+            f"The weights of {name} are not at {path}; download them with `gradprojio models download {name}`, "
+            f"or fetch {model.url} by other means and put the file there, or choose another model ({others})."
+        )
+    return path
 
 
 def load(name: str, weights: str | os.PathLike | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -197,14 +187,12 @@ def load(name: str, weights: str | os.PathLike | None = None, device: torch.devi
     """
     model = find(name)
     path = weights_path(name, weights)
-    if path is None:
-        return LoadedModel(name, model, build(model).to(device), None, None)
     state, sha256 = _read(model, path, cached=model.url is not None and weights is None)
     # On the device "meta" nothing is allocated and nothing drawn at random.
     with torch.device("meta"):
         network = _cascade(model)
     network.load_state_dict({key: value.to(device, copy=True) for key, value in state.items()}, assign=True)
-    return LoadedModel(name, model, network, str(path), sha256)
+    return LoadedModel(model, network, str(path), sha256)
 
 
 def _read(model: Model, path: Path, cached: bool) -> tuple[dict[str, torch.Tensor], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -41,11 +42,6 @@ class NetworkStage:
         self.learning_rate = settings.learning_rate or model.learning_rate
         self.lattice = settings.lattice or model.lattice_for(fixed.shape, fixed.spacing.tolist())
         self.settings = replace(settings, learning_rate=self.learning_rate, lattice=self.lattice)
-        if self.loaded.weights is None:
-            warnings.append(
-                f"The model {settings.model} has no trained weights: it starts as the identity and only the "
-                "optimization steps move it."
-            )
         self.modes = modes_to_try(settings.memory, settings.model, self.loaded.network, self.lattice, device)
         self.mode = self.modes[0]
 
@@ -60,10 +56,11 @@ class NetworkStage:
         optimize: ``Run.optimize`` for this stage; it is called in every mode that is tried.
         """
         network, lattice = self.loaded.network, self.lattice
+        too_little = partial(too_little_memory, self.settings.model, network, lattice, self.modes[-1])
         try:
             images.on_lattice(lattice)
         except MemoryError as error:
-            raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], torch.device("cpu")) from error
+            raise too_little(torch.device("cpu")) from error
         for mode in self.modes:
             self.mode = mode
             network.checkpointed = mode == "lean"
@@ -78,7 +75,7 @@ class NetworkStage:
                 self.warnings.append(
                     f"There was too little memory on {self.device}, so the optimization began anew in lean mode."
                 )
-        raise too_little_memory(self.loaded.name, network, lattice, self.modes[-1], self.device)
+        raise too_little(self.device)
 
     def _optimize(self, images: ImagePair, optimize: Callable[..., Fields]) -> Fields:
         weight = self.settings.regularity_weight

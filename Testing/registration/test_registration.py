@@ -55,20 +55,24 @@ def rigid(degrees, shift):
     return matrix
 
 
+def untrained(name, weights, device):
+    """In place of ``registry.load``: a network that starts as the identity."""
+    model = registry.find(name)
+    return registry.LoadedModel(model, registry.build(model), "untrained", "0" * 64)
+
+
 @pytest.fixture
 def moved_network(monkeypatch):
     """A compact network whose last layers are not zero, so that direct inference deforms."""
-    original = registry.build
 
-    def build(model):
-        network = original(model)
+    def load(*arguments):
+        loaded = untrained(*arguments)
         torch.manual_seed(0)
-        for stage in network.stages:
+        for stage in loaded.network.stages:
             torch.nn.init.normal_(stage.head.weight, std=0.02)
-        return network
+        return loaded
 
-    monkeypatch.setattr(registry, "weights_path", lambda name, weights=None: None)
-    monkeypatch.setattr(registry, "build", build)
+    monkeypatch.setattr(registry, "load", load)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +224,7 @@ def sitk_value(image, point):
 
 @pytest.fixture
 def identity_network(monkeypatch):
-    monkeypatch.setattr(registry, "weights_path", lambda name, weights=None: None)
+    monkeypatch.setattr(registry, "load", untrained)
 
 
 class TestRecovery:
