@@ -8,7 +8,6 @@ computes what two passes would.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +17,6 @@ from GradProjIOLib.engine.guidance import LabelOverlap, LandmarkDistance
 from GradProjIOLib.engine.regularity import GradientInverseConsistency, LatticeInverseConsistency, bending
 from GradProjIOLib.engine.similarity import SIGMA, SIMILARITIES, has_structure
 from GradProjIOLib.spatial import maps
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Scalars, without weights: similarity, folding, landmarks and labels (sums of both directions), and regularity."""
-
-    similarity: Tensor
-    regularity: Tensor
-    folding: Tensor
-    landmarks: Tensor | None = None
-    labels: Tensor | None = None
 
 
 class Objective:
@@ -95,19 +83,19 @@ class Objective:
         """The model's chain of displacement fields [2, 3, …], see ``maps.displace``; fixed → moving first."""
         return self.model(self.sources, self.targets)
 
-    def losses(self, fields: Sequence[Tensor], jitter: Tensor | None = None) -> Losses:
-        """All losses of ``fields()``; jitter comes from ``self.regularity.jitter`` and keeps its points random."""
-        return Losses(
-            self.similarity_of(fields),
-            self._regularity_of(fields, jitter),
-            self._folding_of(fields),
-            **{name: guide(fields) for name, guide in self.guides.items()},
-        )
+    def losses(self, fields: Sequence[Tensor], jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Similarity (the sum of both directions) and regularity of ``fields()``: scalars, without weights.
+
+        jitter comes from ``self.regularity.jitter`` and keeps its points random.
+        """
+        return self.similarity_of(fields), self._regularity_of(fields, jitter)
 
     def gradients(
         self, fields: Sequence[Tensor], jitter: Tensor | None, corner: int = 0
-    ) -> tuple[Losses, list[list[Tensor]]]:
+    ) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
         """All losses, and for each objective the gradient of its weighted loss with respect to the fields.
+
+        The losses are those of ``losses``, folding, and those of landmarks and labels where there are any, by name.
 
         One loss after the other, so that the intermediate results of two losses, and those of the model's backward
         pass after them, are never there at the same time. corner: see ``folding_penalty``.
@@ -118,17 +106,17 @@ class Objective:
         regularity = self._regularity_of(ends, jitter)
         of_regularity = list(torch.autograd.grad(regularity, ends))
         torch._foreach_mul_(of_regularity, self.regularity_weight)
-        folding = self._folding_of(ends, corner)
-        if folding.requires_grad:
+        folding = torch.zeros((), device=self.points.device)
+        if self.folding_weight:
+            folding = folding_penalty(self.displacements_of(ends), corner=corner)
             of_folding = torch.autograd.grad(folding, ends)
             torch._foreach_add_(of_regularity, of_folding, alpha=self.folding_weight)
+        losses = {"similarity": similarity, "regularity": regularity, "folding": folding}
         gradients = [of_similarity, of_regularity]
-        guidance = {}
         for name, guide in self.guides.items():
-            loss = guide(ends)
-            gradients.append(list(torch.autograd.grad(guide.weight * loss, ends)))
-            guidance[name] = loss.detach()
-        return Losses(similarity.detach(), regularity.detach(), folding.detach(), **guidance), gradients
+            losses[name] = guide(ends)
+            gradients.append(list(torch.autograd.grad(guide.weight * losses[name], ends)))
+        return {name: loss.detach() for name, loss in losses.items()}, gradients
 
     def similarity_of(self, fields: Sequence[Tensor]) -> Tensor:
         """The similarity loss of ``fields()``, a scalar."""
@@ -157,11 +145,6 @@ class Objective:
         forward, backward = zip(*(field.split(1) for field in fields), strict=True)
         consistency = self.regularity(forward, backward, jitter)
         return consistency if self.unseen is None else consistency + bending(fields[0], self.unseen)
-
-    def _folding_of(self, fields: Sequence[Tensor], corner: int = 0) -> Tensor:
-        if not self.folding_weight:
-            return torch.zeros((), device=self.points.device)
-        return folding_penalty(self.displacements_of(fields), corner=corner)
 
     @property
     def seen(self) -> float:

@@ -153,7 +153,7 @@ class InstanceOptimizer:
             combine_(of_fields, [1.0] * len(of_fields))
             gradients, weights = self._gradient(fields, of_fields[0]), None
         # Read only now: a graphics card has its work for the whole step by then.
-        values = {name: value.item() for name, value in vars(losses).items() if value is not None}
+        values: dict[str, Any] = {name: loss.item() for name, loss in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
         self.adam.step(gradients)

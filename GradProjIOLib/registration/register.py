@@ -302,11 +302,11 @@ class Run:
             fields = Fields.over(self.ordered, torch.zeros(2, 3, 2, 2, 2))
         objective = refinement.objective(finest, fields)
         with torch.no_grad():
-            losses = objective.losses(objective.fields())
+            similarity, regularity = objective.losses(objective.fields())
         self.losses = {
             "similarity_before": still,
-            "similarity": losses.similarity.item(),
-            "regularity": losses.regularity.item(),
+            "similarity": similarity.item(),
+            "regularity": regularity.item(),
         }
         return Fields(fields.samples.cpu(), fields.affine)
 

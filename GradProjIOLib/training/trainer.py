@@ -160,13 +160,13 @@ class Trainer:
         objective = self._objective(pair)
         noise = pairs.generator(self.plan.seed, pairs.JITTER, number, device=self.device)
         fields = objective.fields()
-        losses = objective.losses(fields, objective.regularity.jitter(noise))
-        loss = losses.similarity + self.plan.regularity_weight * losses.regularity
+        similarity, regularity = objective.losses(fields, objective.regularity.jitter(noise))
+        loss = similarity + self.plan.regularity_weight * regularity
         if self.plan.label_weight and pair.fixed_labels is not None and pair.moving_labels is not None:
             overlap = overlap_loss(pair.fixed_labels, pair.moving_labels, fields)
             loss = loss + self.plan.label_weight * overlap
         (loss / self.plan.batch).backward()
-        return torch.stack([losses.similarity, losses.regularity]).detach()
+        return torch.stack([similarity, regularity]).detach()
 
     def _record(self, step: TrainingStep) -> None:
         _append(self.folder / STEP_LOG, asdict(step))

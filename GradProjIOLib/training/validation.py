@@ -19,20 +19,20 @@ from GradProjIOLib.synthetic.pairs import TrainingPair
 def measure(objective: Objective, pair: TrainingPair) -> dict[str, float]:
     """How well the deformation fixed → moving that the network gives registers a pair.
 
-    similarity and regularity are the losses of ``objective.Losses``. folded_percent: samples whose determinant is not
+    similarity and regularity are those of ``Objective.losses``. folded_percent: samples whose determinant is not
     positive, and ndv_percent: non-diffeomorphic volume, both in percent of the lattice. dice and dice_before: mean over
     the structures, after and before the registration; NaN without labels.
     """
     fields = objective.fields()
-    losses = objective.losses(fields)
+    similarity, regularity = objective.losses(fields)
     displacement = objective.displacements_of(fields)[0].flip(0).cpu()  # along (D, H, W)
     samples = displacement[0].numel()
     folded = (jacobian.jacobian_determinant(displacement) <= 0).sum().item()
     volume = jacobian.non_diffeomorphic_volume(displacement).sum().item()
     dice, dice_before = _overlap(pair, displacement)
     return {
-        "similarity": losses.similarity.item(),
-        "regularity": losses.regularity.item(),
+        "similarity": similarity.item(),
+        "regularity": regularity.item(),
         "folded_percent": 100 * folded / samples,
         "ndv_percent": 100 * volume / samples,
         "dice": dice,

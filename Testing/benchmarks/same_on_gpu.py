@@ -37,8 +37,8 @@ def computed(model: str, lattice: tuple[int, int, int], device: torch.device, pr
             torch.autograd.grad(fields, parameters, part, retain_graph=True) for part in of_fields
         )
     found = {
-        "similarity": losses.similarity,
-        "regularity": losses.regularity,
+        "similarity": losses["similarity"],
+        "regularity": losses["regularity"],
         "displacements": displacements.detach(),
         "gradient of the similarity": torch.cat([part.flatten() for part in similarity]),
         "gradient of the regularity": torch.cat([part.flatten() for part in regularity]),

@@ -26,7 +26,7 @@ def test_both_gradients_of_a_step_stay_on_the_device(monkeypatch, model, similar
     objective = Objective(network, fixed, moving, similarity, mask)
     fields = objective.fields()
     losses, gradients = objective.gradients(fields, torch.rand(objective.regularity.points.shape, device="meta"))
-    assert losses.similarity.device.type == losses.regularity.device.type == "meta"
+    assert losses["similarity"].device.type == losses["regularity"].device.type == "meta"
     parameters = list(objective.model.parameters())
     for of_fields in gradients:
         for part, parameter in zip(

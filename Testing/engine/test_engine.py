@@ -294,9 +294,9 @@ class TestNetwork:
             network = tiny_network()
             network.checkpointed = mode == "lean"
             objective = Objective(network, smooth_image(0), smooth_image(1))
-            found = objective.losses(objective.fields(), jitter)
-            losses[mode] = found.similarity.item()
-            parts = torch.autograd.grad(found.similarity + found.regularity, list(network.parameters()))
+            similarity, regularity = objective.losses(objective.fields(), jitter)
+            losses[mode] = similarity.item()
+            parts = torch.autograd.grad(similarity + regularity, list(network.parameters()))
             gradients[mode] = torch.cat([part.flatten() for part in parts])
         assert losses["lean"] == losses["full"]
         torch.testing.assert_close(gradients["lean"], gradients["full"])
@@ -370,8 +370,8 @@ class TestOptimization:
         generator = torch.Generator().manual_seed(1)
         for _ in range(2):
             adam.zero_grad()
-            losses = objective.losses(objective.fields(), objective.regularity.jitter(generator))
-            (losses.similarity + 0.7 * losses.regularity).backward()
+            similarity, regularity = objective.losses(objective.fields(), objective.regularity.jitter(generator))
+            (similarity + 0.7 * regularity).backward()
             adam.step()
         torch.testing.assert_close(found, objective.displacements(), rtol=1e-3, atol=1e-3)
 
