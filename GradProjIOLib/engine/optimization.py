@@ -18,7 +18,7 @@ from torch import Tensor
 from GradProjIOLib.engine.amsgrad import AMSGrad
 from GradProjIOLib.engine.folding import CORNERS
 from GradProjIOLib.engine.objective import Objective
-from GradProjIOLib.engine.projection import Weighting, combine_, gram_matrix, weighting
+from GradProjIOLib.engine.projection import combine_, gram_matrix, weighting
 from GradProjIOLib.settings import METHODS, PROJECTION_RULES
 
 WEIGHT_DECAY = 1e-3
@@ -148,26 +148,16 @@ class InstanceOptimizer:
         jitter = self.objective.regularity.jitter(self.noise)
         losses, of_fields = self.objective.gradients(fields, jitter, corner=index % CORNERS)
         if self.method == "projected":
-            gradients, weights = self._projected_gradient(fields, of_fields)
+            gradients, projection = self._projected_gradient(fields, of_fields)
         else:
             combine_(of_fields, [1.0] * len(of_fields))
-            gradients, weights = self._gradient(fields, of_fields[0]), None
+            gradients, projection = self._gradient(fields, of_fields[0]), {"cosine": None, "projected": None}
         # Read only now: a graphics card has its work for the whole step by then.
         values: dict[str, Any] = {name: loss.item() for name, loss in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
         self.adam.step(gradients)
-        return Step(
-            index,
-            **values,
-            cosine=weights.cosine if weights else None,
-            projected=self._names(weights.projected) if weights else None,
-            conflicts=self._conflicts(weights.conflicts) if weights else (),
-            seconds=time.perf_counter() - start,
-        )
-
-    def _conflicts(self, pairs: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-        return tuple("–".join(self.objective.names[i] for i in pair) for pair in pairs)
+        return Step(index, **values, **projection, seconds=time.perf_counter() - start)
 
     def _names(self, projected: Sequence[int]) -> str:
         """Which objectives were projected, in a word."""
@@ -177,12 +167,15 @@ class InstanceOptimizer:
 
     def _projected_gradient(
         self, fields: list[Tensor], of_fields: list[list[Tensor]]
-    ) -> tuple[list[Tensor], Weighting]:
+    ) -> tuple[list[Tensor], dict[str, Any]]:
+        """The projected gradient with respect to the parameters, and what ``Step`` says of the projection."""
         *rest, last = of_fields
         gradients = [self._gradient(fields, part, retain_graph=True) for part in rest]
         gradients.append(self._gradient(fields, last))
-        weights = weighting(gram_matrix(gradients), self.projection, self.choice)
-        return combine_(gradients, weights.weights), weights
+        found = weighting(gram_matrix(gradients), self.projection, self.choice)
+        conflicts = tuple("–".join(self.objective.names[i] for i in pair) for pair in found.conflicts)
+        projection = {"cosine": found.cosine, "projected": self._names(found.projected), "conflicts": conflicts}
+        return combine_(gradients, found.weights), projection
 
     def _gradient(self, fields: list[Tensor], of_fields: list[Tensor], retain_graph: bool = False) -> list[Tensor]:
         """The gradient with respect to the parameters, from that with respect to the fields.

@@ -25,8 +25,6 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from GradProjIOLib.settings import PROJECTION_RULES
-
 
 @dataclass(frozen=True)
 class Weighting:
@@ -59,10 +57,7 @@ def weighting(gram: Tensor, rule: str = "random", generator: torch.Generator | N
     rule: which gradient is projected where two conflict. "both": each of the two onto the normal space of the other
     (PCGrad). "random": one of the two, chosen at random (the paper). "similarity": always the first. "regularity":
     never the first. generator: a CPU generator for the choices; it is asked only where gradients conflict.
-    Raises ValueError for an unknown rule.
     """
-    if rule not in PROJECTION_RULES:
-        raise ValueError(f"The projection rule is one of {', '.join(PROJECTION_RULES)}, not {rule!r}.")
     inner = gram.tolist()
     count = len(inner)
     conflicts = tuple((i, j) for i, j in combinations(range(count), 2) if inner[i][j] < 0)

@@ -397,10 +397,14 @@ class TestOptimization:
             early = objective.displacements()
         assert torch.equal(early, self.run(self.objective(), steps=2)[1])
 
-    @pytest.mark.parametrize("options", [{"steps": -1}, {"learning_rate": 0}, {"method": "magic"},
-                                         {"projection": "none"}])  # fmt: skip
-    def test_senseless_settings_are_refused(self, options):
-        with pytest.raises(ValueError, match=r"negative|positive|one of"):
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"steps": -1}, "negative"),
+        ({"learning_rate": 0}, "positive"),
+        ({"method": "magic"}, "one of"),
+        ({"projection": "neither"}, "one of random, both, similarity, regularity"),
+    ])  # fmt: skip
+    def test_senseless_settings_are_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
             InstanceOptimizer(self.objective(), **({"learning_rate": 1e-3, "steps": 1} | options))
 
     def test_losses_that_are_not_finite_end_it(self):

@@ -139,8 +139,3 @@ def test_objectives_that_do_not_conflict_are_summed(seed, factor):
     found = weighting(gram_matrix([[row] for row in matrix]), "both", torch.Generator().manual_seed(0))
     assert found.weights == (1.0,) * 4
     assert found.projected == ()
-
-
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="random, both, similarity, regularity"):
-        weighting(torch.eye(2), "neither")
