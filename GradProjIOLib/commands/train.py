@@ -130,7 +130,7 @@ def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:
     with tqdm.tqdm(total=trainer.steps, initial=trainer.taken, unit="step", disable=hidden) as bar:
         try:
             for step in trainer:
-                losses = f"similarity {step.similarity:.4f}, regularity {step.regularity:.4f}"
+                losses = f"similarity {step['similarity']:.4f}, regularity {step['regularity']:.4f}"
                 bar.set_postfix_str(losses, refresh=False)
                 bar.update()
         except KeyboardInterrupt:

@@ -65,21 +65,9 @@ class Plan:
         return rate
 
 
-@dataclass(frozen=True)
-class TrainingStep:
-    """Of one step: the mean losses of its pairs before the update, the learning rate, and the seconds it took."""
-
-    step: int
-    epoch: int
-    similarity: float
-    regularity: float
-    learning_rate: float
-    seconds: float
-
-
 @dataclass(eq=False)
 class Trainer:
-    """Trains ``network`` in place; iterating takes the steps that are left.
+    """Trains ``network`` in place; iterating takes the steps that are left, and gives the row of ``steps.csv`` of each.
 
     The network stays in evaluation mode, as in the instance optimization. The folder gets ``checkpoint.pt`` every
     ``checkpoint_every`` steps and after every epoch, ``weights.pt`` after every epoch, ``steps.csv`` and
@@ -116,19 +104,21 @@ class Trainer:
         """The steps that the folder's checkpoint holds; 0 where there is none."""
         self._resume()
 
-    def __iter__(self) -> Iterator[TrainingStep]:
+    def __iter__(self) -> Iterator[dict[str, float]]:
         if self.taken == 0:
             self._validate()
         start = time.perf_counter()
-        for number, batch in enumerate(self._batches(), start=self.taken):
-            step = self._step(number, batch, start)
+        coming = self._coming_pairs()
+        for number in range(self.taken, self.steps):
+            row = self._step(number, itertools.islice(coming, self.plan.batch))
+            row["seconds"] = time.perf_counter() - start
             self.taken = number + 1
-            self._record(step)
-            yield step
+            self._record(row)
+            yield row
             start = time.perf_counter()
 
-    def _batches(self) -> Iterator[list[tuple[int, TrainingPair]]]:
-        """The coming batches: pairs with their numbers."""
+    def _coming_pairs(self) -> Iterator[tuple[int, TrainingPair]]:
+        """The pairs of the coming steps with their numbers."""
         numbers: list[int] = []
         for step in range(self.taken, self.steps):
             # What is left of an epoch after its last full batch is left out.
@@ -136,11 +126,10 @@ class Trainer:
             first = epoch * len(self.training) + position * self.plan.batch
             numbers += range(first, first + self.plan.batch)
         loaded = DataLoader(self.training, batch_size=None, sampler=numbers, num_workers=self.loaders)
-        numbered = zip(numbers, loaded, strict=True)
-        while batch := list(itertools.islice(numbered, self.plan.batch)):
-            yield batch
+        return zip(numbers, loaded, strict=True)
 
-    def _step(self, number: int, batch: list[tuple[int, TrainingPair]], start: float) -> TrainingStep:
+    def _step(self, number: int, batch: Iterable[tuple[int, TrainingPair]]) -> dict[str, float]:
+        """Learn from a batch; the mean losses of its pairs before the update, and the learning rate."""
         rate = self.plan.rate(number, self.steps)
         for group in self.adam.param_groups:
             group["lr"] = rate
@@ -152,8 +141,9 @@ class Trainer:
         if not math.isfinite(similarity + regularity):
             raise FloatingPointError(f"The losses are not finite in step {number}; a smaller learning rate may help.")
         self.adam.step()
-        seconds = time.perf_counter() - start
-        return TrainingStep(number, number // self.per_epoch, similarity, regularity, rate, seconds)
+        epoch = number // self.per_epoch
+        losses = {"similarity": similarity, "regularity": regularity}
+        return {"step": number, "epoch": epoch, **losses, "learning_rate": rate}
 
     def _learn(self, number: int, pair: TrainingPair) -> Tensor:
         """Add the gradient of a pair's share of the loss; returns its similarity and regularity."""
@@ -168,8 +158,8 @@ class Trainer:
         (loss / self.plan.batch).backward()
         return torch.stack([similarity, regularity]).detach()
 
-    def _record(self, step: TrainingStep) -> None:
-        _append(self.folder / STEP_LOG, asdict(step))
+    def _record(self, row: dict[str, float]) -> None:
+        _append(self.folder / STEP_LOG, row)
         epoch_ends = self.taken % self.per_epoch == 0
         if epoch_ends:
             self._validate()

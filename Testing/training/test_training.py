@@ -281,7 +281,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(tmp_path, in
     whole = trainer(tmp_path / "whole", plan, per_epoch=7)
     list(whole)
     for step in trainer(tmp_path / "parts", plan, per_epoch=7, checkpoint_every=2):
-        if step.step == interruption:
+        if step["step"] == interruption:
             break
     resumed = trainer(tmp_path / "parts", plan, per_epoch=7, checkpoint_every=2)
     assert resumed.taken <= interruption + 1
