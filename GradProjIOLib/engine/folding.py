@@ -21,8 +21,8 @@ SLICES = 4
 """How many slices are computed at once, so that what lies between is still in a processor's cache."""
 
 
-def folding_penalty(displacement: Tensor, least: float = LEAST_DETERMINANT, corner: int = 0) -> Tensor:
-    """Mean of max(0, least − det) over all cells, summed over the batch entries: a scalar.
+def folding_penalty(displacement: Tensor, corner: int = 0) -> Tensor:
+    """Mean of max(0, ε − det) over all cells, summed over the batch entries: a scalar.
 
     displacement: [N, 3, D, H, W] in samples of the lattice, components along (x, y, z) = (W, H, D). An axis with one
     sample counts as undeformed. corner: see ``cell_determinants``. Only the few cells that contribute are looked at for
@@ -30,13 +30,13 @@ def folding_penalty(displacement: Tensor, least: float = LEAST_DETERMINANT, corn
     """
     with torch.no_grad():
         determinants = cell_determinants(displacement, corner)
-        entry, *cell = (determinants < least).nonzero(as_tuple=True)
+        entry, *cell = (determinants < LEAST_DETERMINANT).nonzero(as_tuple=True)
         count = determinants[0].numel()
         # One look-up for both ends of the three edges: each look-up has a gradient as large as the field.
         ends = [first for axis in range(3) for first in _ends(corner, axis, displacement.shape[2:])]
         z, y, x = (torch.stack([place + end[axis] for end in ends]) for axis, place in enumerate(cell))
     x0, x1, y0, y1, z0, z1 = displacement[entry, :, z, y, x]
-    return (least - _determinants([x1 - x0, y1 - y0, z1 - z0])).sum() / count
+    return (LEAST_DETERMINANT - _determinants([x1 - x0, y1 - y0, z1 - z0])).sum() / count
 
 
 def cell_determinants(displacement: Tensor, corner: int = 0) -> Tensor:

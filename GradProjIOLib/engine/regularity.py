@@ -34,7 +34,8 @@ class GradientInverseConsistency:
         scale = maps.voxels_per_unit(lattice, device)
         self.jitter_size = 4 / torch.tensor(list(reversed(lattice)), dtype=torch.float32, device=device)
         self.steps = 2 * STEP * torch.eye(3, device=device)
-        self.derivative_scale = scale[None, :] / scale[:, None] / (2 * STEP)
+        # [step, 1, component]
+        self.derivative_scale = (scale[None, :] / scale[:, None] / (2 * STEP))[:, None]
 
     def jitter(self, generator: torch.Generator | None = None) -> Tensor:
         """Normally distributed shifts of the points, two samples in standard deviation: [1, …, 3]."""
@@ -101,7 +102,7 @@ def bending(field: Tensor, weights: Tensor) -> Tensor:
 def _mean_square(points: Tensor, mapped: Tensor, scale: Tensor) -> Tensor:
     """Mean squared derivatives of mapped − points, both [4, n, 3]: a point and its neighbors along x, y and z."""
     error = points - mapped
-    gradient = (error[0] - error[1:]) * (scale if scale.ndim == 1 else scale[:, None])
+    gradient = (error[0] - error[1:]) * scale
     return gradient.square().mean(dim=(1, 2)).sum()
 
 

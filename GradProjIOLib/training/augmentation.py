@@ -56,7 +56,9 @@ def random_change(generator: torch.Generator) -> Change:
     angles, shift, scale, gamma = drawn(DEGREES, 3), drawn(MILLIMETERS, 3), drawn(SCALE, 1), drawn(GAMMA, 1)
     matrix = torch.eye(3)
     if happens():
-        matrix = matrix @ rotation(angles)
+        # About x, y and z, one after the other.
+        turn = Rotation.from_euler("xyz", angles.numpy(), degrees=True).as_matrix()
+        matrix = matrix @ torch.from_numpy(turn).float()
     if not happens():
         shift = torch.zeros(3)
     if happens():
@@ -65,8 +67,3 @@ def random_change(generator: torch.Generator) -> Change:
         # Upside down: along the axis D of arrays [k, j, i] in RAS order.
         matrix = matrix @ torch.diag(torch.tensor([1.0, 1.0, -1.0]))
     return Change(matrix, shift, 1 + gamma.item() if happens(GAMMA_PROBABILITY) else 1.0)
-
-
-def rotation(degrees: Tensor) -> Tensor:
-    """Rotation matrix 3x3 by an angle about each of x, y and z, one after the other."""
-    return torch.from_numpy(Rotation.from_euler("xyz", degrees.numpy(), degrees=True).as_matrix()).float()

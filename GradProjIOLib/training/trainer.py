@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class Trainer:
     validating: Iterable[TrainingPair]
     folder: Path
     _: KW_ONLY
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device | str = "cpu"
     loaders: int = 1
     checkpoint_every: int = 100
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import oblique_affine, smooth_noise
+from scipy.spatial.transform import Rotation
 
 from GradProjIOLib.commands import train
 from GradProjIOLib.commands.main import main
@@ -189,7 +190,7 @@ def bump(center: tuple[float, float, float], spacing: torch.Tensor) -> torch.Ten
 
 def test_changes_are_in_millimetres():
     spacing = torch.tensor([1.0, 2.0, 1.5])
-    matrix = augmentation.rotation(torch.tensor([8.0, -9.0, 10.0]))
+    matrix = torch.from_numpy(Rotation.from_euler("xyz", [8.0, -9.0, 10.0], degrees=True).as_matrix()).float()
     change = augmentation.Change(matrix / 1.03, torch.tensor([4.0, -3.0, 2.0]), 1.0)
     center = torch.tensor([5.0, -8.0, 6.0])
     found = change(bump(tuple((change.matrix @ center + change.shift).tolist()), spacing), spacing)
