@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from GradProjIOLib.engine.amsgrad import AMSGrad
 from GradProjIOLib.engine.folding import CORNERS
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.engine.projection import combine_, gram_matrix, weighting
@@ -98,7 +97,10 @@ class InstanceOptimizer:
         self.parameters: list[Tensor] = [p for p in objective.model.parameters() if p.requires_grad]
         self.choice = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(self.parameters[0].device).manual_seed(seed)
-        self.adam = AMSGrad(self.parameters, learning_rate, weight_decay, epsilon)
+        self.adam = torch.optim.Adam(
+            self.parameters, learning_rate, eps=epsilon, weight_decay=weight_decay, amsgrad=True,
+            fused=self.parameters[0].device.type in ("cpu", "cuda"),
+        )  # fmt: skip
         self.taken = 0
         self.saved: list[Tensor] | None = None
 
@@ -127,7 +129,9 @@ class InstanceOptimizer:
         return {
             "taken": self.taken,
             "parameters": _copied(self.parameters),
-            "adam": {name: _copied(tensors) for name, tensors in self.adam.state.items()},
+            "adam": [
+                dict(zip(moments, _copied(moments.values()), strict=True)) for moments in self.adam.state.values()
+            ],
             "choice": self.choice.get_state(),
             "noise": self.noise.get_state(),
         }
@@ -136,8 +140,7 @@ class InstanceOptimizer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a ``state``; call it inside the context, which brings the network's parameters back."""
         torch._foreach_copy_(self.parameters, state["parameters"])
-        for name, tensors in self.adam.state.items():
-            torch._foreach_copy_(tensors, state["adam"][name])
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": dict(enumerate(state["adam"]))})
         self.choice.set_state(state["choice"])
         self.noise.set_state(state["noise"])
         self.taken = state["taken"]
@@ -156,7 +159,10 @@ class InstanceOptimizer:
         values: dict[str, Any] = {name: loss.item() for name, loss in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise FloatingPointError(f"The losses are not finite in step {index}; a smaller learning rate may help.")
-        self.adam.step(gradients)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.adam.step()
+        self.adam.zero_grad()
         return Step(index, **values, **projection, seconds=time.perf_counter() - start)
 
     def _names(self, projected: Sequence[int]) -> str:
@@ -192,6 +198,6 @@ class InstanceOptimizer:
         ]
 
 
-def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _copied(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies in the memory of the processor."""
     return [tensor.detach().to("cpu", copy=True) for tensor in tensors]
