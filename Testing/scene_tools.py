@@ -86,7 +86,7 @@ class ScriptedWorker:
         count = 1 if stopped == "by request" else self.total
         figures = {"folded_voxels": self.folded, "folded_percent": self.folded / 61.2, "ndv_percent": 0.0}
         figures |= {"folded_regions": int(self.folded > 0), "min": -0.5 if self.folded else 0.8, "max": 1.2}
-        images = {role: protocol.read_volume(self._request[role]) for role in ("fixed", "moving")}
+        images = {role: protocol.read(self._request["inputs"][role]) for role in ("fixed", "moving")}
         earlier = (self._request.get("earlier") or {"report": {"steps": []}})["report"]["steps"]
         return {
             "settings": {},
@@ -106,11 +106,11 @@ class ScriptedWorker:
 
     def _result(self) -> dict:
         request, folder = self._request, Path(self._request["folder"])
-        fixed = protocol.read_volume(request["fixed"])
+        fixed = protocol.read(request["inputs"]["fixed"])
         determinant = np.ones(fixed.shape, np.float32)
         determinant[5, 5, 5 : 5 + self.folded] = -0.5
         volumes = {"warped": fixed.array, "jacobian": determinant, "folding": (determinant <= 0).astype(np.uint8)}
-        if request.get("moving_labels") is not None:
+        if request["labels_to_warp"] is not None:
             volumes["warped_labels"] = (fixed.array > 100).astype(np.uint8)
         result = {}
         for role, array in volumes.items():

@@ -159,21 +159,21 @@ class SceneEvaluation:
         self._number, self._folder, self.message = None, None, message
 
     def _request(self, inputs: EvaluationInputs, folder: Path) -> EvaluateRequest:
-        jacobian, records = inputs.jacobian, {}
+        jacobian, labels = inputs.jacobian, []
         if inputs.fixed_labels is not None:
             images = [linked(jacobian, role) or jacobian for role in (FIXED, MOVING)]
             volumes, self._names = _labels((inputs.fixed_labels, inputs.moving_labels), images)
             for role, volume in zip(("fixed_labels", "moving_labels"), volumes, strict=True):
-                records[role] = protocol.write_volume(volume, folder, role)
-        if inputs.fixed_points is not None:
-            records["fixed_points"] = protocol.write_points(landmarks_from_node(inputs.fixed_points))
-            records["moving_points"] = protocol.write_points(landmarks_from_node(inputs.moving_points))
+                labels.append(protocol.write_volume(volume, folder, role))
+        lists = filter(None, (inputs.fixed_points, inputs.moving_points))
+        points = [protocol.write_points(landmarks_from_node(node)) for node in lists]
         field = transforms.deformation_from_result(linked(jacobian, TRANSFORM))
         return EvaluateRequest(
             folder=str(folder),
             transform=protocol.write_field(*field, folder, "transform"),
             reference=protocol.write_volume(nodes.volume_from_node(jacobian, "result"), folder, "reference"),
-            **records,
+            labels=labels,
+            points=points,
         )
 
     def _fill_table(self, row: Mapping[str, Any]) -> None:

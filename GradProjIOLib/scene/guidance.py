@@ -82,7 +82,7 @@ class Guides:
     def records(
         self, fixed: slicer.vtkMRMLScalarVolumeNode, moving: slicer.vtkMRMLScalarVolumeNode, folder: Path
     ) -> dict[str, Any]:
-        """What `RegisterRequest` takes, in the world (RAS mm), where `check` finds no fault.
+        """The `inputs` of a `RegisterRequest`, in the world (RAS mm), where `check` finds no fault.
 
         Segmentations are sampled on the voxels of their images. Raises InputError.
         """
@@ -91,9 +91,8 @@ class Guides:
             found["fixed_points"] = protocol.write_points(landmarks_from_node(self.fixed_points))
             found["moving_points"] = protocol.write_points(landmarks_from_node(self.moving_points))
         if self.fixed_guide is not None:
-            found["fixed_guide"] = self._labels(self.fixed_guide, fixed, folder, "fixed_guide")
-            found["moving_guide"] = self._labels(self.moving_guide, moving, folder, "moving_guide")
-            found["guiding_labels"] = self.weights
+            found["fixed_labels"] = self._labels(self.fixed_guide, fixed, folder, "fixed_guide")
+            found["moving_labels"] = self._labels(self.moving_guide, moving, folder, "moving_guide")
         return found
 
     def _labels(

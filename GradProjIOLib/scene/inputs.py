@@ -70,13 +70,13 @@ class Inputs:
             node = getattr(self, name)
             if node is not None:
                 volumes[name] = labels.labels_from_node(node, image, name.replace("_", " "))
-        records: dict[str, Any] = {
-            name: protocol.write_volume(volume, folder, name) for name, volume in volumes.items()
-        }
+        records = {name: protocol.write_volume(volume, folder, name) for name, volume in volumes.items()}
+        to_warp = records.pop("moving_labels", None)
         if self.initial_transform is not None:
             records["initial_transform"] = _initial(self.initial_transform, volumes["fixed"], folder)
         records |= self.guides.records(self.fixed, self.moving, folder)
-        return RegisterRequest(folder=str(folder), settings=settings, allow_download=allow_download, **records)
+        weights = self.guides.weights if self.guides.fixed_guide is not None else None
+        return RegisterRequest(str(folder), records, settings, weights, to_warp, allow_download)
 
 
 def _initial(node: slicer.vtkMRMLTransformNode, fixed: Volume, folder: Path) -> dict[str, Any]:

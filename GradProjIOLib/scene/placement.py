@@ -11,8 +11,7 @@ import slicer
 from GradProjIOLib.scene import folding, labels, nodes, transforms
 from GradProjIOLib.scene.inputs import Inputs, Outputs
 from GradProjIOLib.scene.jacobian_colors import color_jacobian
-from GradProjIOLib.worker import protocol
-from GradProjIOLib.worker.protocol import BETWEEN, FOLDING, INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS, Record
+from GradProjIOLib.worker.protocol import BETWEEN, FOLDING, INVERSE, JACOBIAN, TRANSFORM, WARPED, WARPED_LABELS
 
 TABLE, CHART, FIXED, MOVING = "table", "chart", "fixed", "moving"
 NEW_NODES = {
@@ -26,14 +25,6 @@ NEW_NODES = {
 }
 
 
-def read_result(records: Mapping[str, Record]) -> dict[str, Any]:
-    """The volumes and (displacement, affine, matrix) of a result by role. Raises OSError, ValueError or KeyError."""
-    return {
-        role: protocol.read_field(record) if role in (TRANSFORM, INVERSE) else protocol.read_volume(record)
-        for role, record in records.items()
-    }
-
-
 def place(
     scene: slicer.vtkMRMLScene,
     inputs: Inputs,
@@ -42,7 +33,9 @@ def place(
     report: Mapping[str, Any],
     chart: slicer.vtkMRMLPlotChartNode | None = None,
 ) -> dict[str, slicer.vtkMRMLNode]:
-    """Put the `outputs` of a result, as read_result gives it, into the scene; return its nodes by role.
+    """Put the `outputs` of a result into the scene; return its nodes by role.
+
+    `result` has the volumes, and (displacement, affine, matrix) of the transforms, by role.
 
     Nodes can have been removed while the worker computed: an output is then made anew, an input not linked to. Each
     node keeps the settings and the report, and links to the others, to the inputs and to the `chart` of the run.

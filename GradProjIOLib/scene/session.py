@@ -20,7 +20,7 @@ from GradProjIOLib.scene.going_on import ResultToGoOn
 from GradProjIOLib.scene.guidance import NO_GUIDES, Guides
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.inputs import ALL_NEW, Inputs, Outputs
-from GradProjIOLib.scene.placement import place, read_result
+from GradProjIOLib.scene.placement import place
 from GradProjIOLib.scene.plots import LossPlot
 from GradProjIOLib.scene.so_far import SECONDS, ShownSoFar
 from GradProjIOLib.worker import protocol
@@ -362,7 +362,7 @@ class SceneRegistration:
         """Read the result and put it into the scene: everything, or where something goes wrong nothing."""
         run, report = self._run, event["report"]
         try:
-            result = read_result(event["result"])
+            result = {role: protocol.read(record) for role, record in event["result"].items()}
             self.results = place(self.scene, run.inputs, run.outputs, result, report, self.chart)
         except Exception as error:
             # Whatever it was, the run has ended, and the panel must say so.

@@ -37,12 +37,12 @@ class ShownSoFar:
 
     def show(self, record: Record) -> None:
         """Take over a displacement field that the worker has sent. Raises OSError where its file is gone."""
-        field = protocol.read_field(record)
+        displacement, affine, matrix = protocol.read(record)
         Path(record["array"]).unlink()
         if self._image is None:
             self._add()
         if self.node is not None:
-            transforms.deformation_to_node(*field, self._transform)
+            transforms.deformation_to_node(displacement, affine, matrix, self._transform)
 
     def remove(self) -> None:
         """Take both nodes out of the scene."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.spatial.jacobian import non_diffeomorphic_volume, voxel_displacement
 from GradProjIOLib.worker import protocol
 from GradProjIOLib.worker.earlier import report_text, run_that_goes_on
-from GradProjIOLib.worker.protocol import DownloadRequest, EvaluateRequest, Record, RegisterRequest
+from GradProjIOLib.worker.protocol import DownloadRequest, EvaluateRequest, RegisterRequest
 from GradProjIOLib.worker.so_far import SoFar
 
 if TYPE_CHECKING:
@@ -79,32 +79,31 @@ class _Registration:
 
     def run(self) -> None:
         request = self.request
-        fixed, moving = protocol.read_volume(request.fixed), protocol.read_volume(request.moving)
-        given = read_given(request)
-        begin = self._register if request.earlier is None else self._go_on
-        found = begin(fixed, moving, given)
+        inputs = read_inputs(request)
+        found = self._register(inputs) if request.earlier is None else self._go_on(inputs)
         if found is None:
             return
-        if given["fixed_mask"] is not None:
-            found.report["jacobian_in_mask"] = figures_in_mask(found, given["fixed_mask"])
+        if "fixed_mask" in inputs:
+            region = IDENTITY.warp(inputs["fixed_mask"], found.fixed, "nearest").array != 0
+            found.report["jacobian_in_mask"] = describe_jacobian(found.forward, found.fixed, region)
         self.connection.kept = report_text(found.report), found.reached.optimizer
         result = write_arrays(found, request)
         event = protocol.DONE if self._wanted() else protocol.CANCELED
         self._send(event, report=found.report, result=result)
 
-    def _register(self, fixed: Volume, moving: Volume, given: Mapping[str, Any]) -> Registration | None:
+    def _register(self, inputs: Mapping[str, Any]) -> Registration | None:
         """The registration; None where the model's weights are missing, of which the application has been told."""
         self.connection.kept = None
         settings = Settings.from_mapping(self.request.settings)
-        levels = list(plan_levels(fixed, settings).values())
+        levels = list(plan_levels(inputs["fixed"], settings).values())
         self._send(protocol.STARTED, total=network_steps(settings) + sum(levels), levels=levels, before=0)
         if not self._fetch_weights(settings):
             return None
-        return register(fixed, moving, settings, on_step=self._on_step, on_start=self.so_far.start, **given)
+        return register(settings=settings, on_step=self._on_step, on_start=self.so_far.start, **inputs)
 
-    def _go_on(self, fixed: Volume, moving: Volume, given: Mapping[str, Any]) -> Registration:
+    def _go_on(self, inputs: Mapping[str, Any]) -> Registration:
         """The registration that goes on with the request's earlier result."""
-        run = run_that_goes_on(self.request, self.connection.kept, fixed, moving, given)
+        run = run_that_goes_on(self.request, self.connection.kept, inputs)
         before = run.earlier.network_steps if run.network is not None else 0
         self._send(protocol.STARTED, total=run.total, levels=run.steps_of_levels, before=before)
         return run.result(self._on_step, self.so_far.start, progress=False)
@@ -160,44 +159,18 @@ def _fetch(model: str, number: int, connection: Connection) -> bool:
 
 def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     """The row of `measure_result` for a request."""
-
-    def pair(fixed: Record | None, moving: Record | None, read: Callable[[Record], Any]) -> Any:
-        return None if fixed is None or moving is None else (read(fixed), read(moving))
-
+    labels, points = (tuple(map(protocol.read, records)) or None for records in (request.labels, request.points))
     return measure_result(
-        Deformation(*protocol.read_field(request.transform)),
-        protocol.read_volume(request.reference),
-        pair(request.fixed_labels, request.moving_labels, protocol.read_volume),
-        pair(request.fixed_points, request.moving_points, protocol.read_points),
+        Deformation(*protocol.read(request.transform)), protocol.read(request.reference), labels, points
     )
 
 
-def read_given(request: RegisterRequest) -> dict[str, Any]:
-    """What a request has besides the images and the settings, as `register` takes it; None where there is none."""
-    readers = {
-        "initial_transform": (request.initial_transform, read_initial),
-        "fixed_mask": (request.fixed_mask, protocol.read_volume),
-        "moving_mask": (request.moving_mask, protocol.read_volume),
-        "fixed_points": (request.fixed_points, protocol.read_points),
-        "moving_points": (request.moving_points, protocol.read_points),
-        "fixed_labels": (request.fixed_guide, protocol.read_labels),
-        "moving_labels": (request.moving_guide, protocol.read_labels),
-    }
-    given: dict[str, Any] = {name: record and read(record) for name, (record, read) in readers.items()}
-    return given | {"guiding_labels": request.guiding_labels}
-
-
-def read_initial(record: Record) -> Deformation | np.ndarray:
-    """The initial transform of a record: a Deformation, or 4x4 where it is linear."""
-    if "array" not in record:
-        return np.array(record["matrix"], dtype=np.float64)
-    return Deformation(*protocol.read_field(record))
-
-
-def figures_in_mask(registration: Registration, mask: Volume) -> dict[str, float]:
-    """The figures of report["jacobian"] for the fixed image's voxels inside `mask` (on any lattice)."""
-    region = IDENTITY.warp(mask, registration.fixed, "nearest").array != 0
-    return describe_jacobian(registration.forward, registration.fixed, region)
+def read_inputs(request: RegisterRequest) -> dict[str, Any]:
+    """The images of a request and what else it has for them, as `register` takes it."""
+    inputs = {name: protocol.read(record) for name, record in request.inputs.items()}
+    if isinstance(inputs.get("initial_transform"), tuple):
+        inputs["initial_transform"] = Deformation(*inputs["initial_transform"])
+    return inputs | {"guiding_labels": request.guiding_labels}
 
 
 def write_arrays(registration: Registration, request: RegisterRequest) -> dict[str, Any]:
@@ -211,8 +184,8 @@ def write_arrays(registration: Registration, request: RegisterRequest) -> dict[s
     }
     if registration.report["jacobian"]["ndv_percent"] > 0:
         volumes[protocol.BETWEEN] = folded_between(registration, volumes[protocol.FOLDING])
-    if request.moving_labels is not None:
-        labels = protocol.read_volume(request.moving_labels)
+    if request.labels_to_warp is not None:
+        labels = protocol.read(request.labels_to_warp)
         volumes[protocol.WARPED_LABELS] = forward.warp(labels, registration.fixed, "nearest")
     result = {role: protocol.write_volume(volume, folder, role) for role, volume in volumes.items()}
     for role, deformation in ((protocol.TRANSFORM, forward), (protocol.INVERSE, inverse)):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from GradProjIOLib.geometry.files import json_text
-from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.going_on import prepare
 from GradProjIOLib.registration.labels import label_pairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs, landmark_pairs
@@ -30,35 +29,32 @@ Kept = tuple[str, dict[str, Any] | None]
 is too large to be sent."""
 
 
-def run_that_goes_on(
-    request: RegisterRequest, kept: Kept | None, fixed: Volume, moving: Volume, given: Mapping[str, Any]
-) -> Run:
+def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mapping[str, Any]) -> Run:
     """The run for a request with an `earlier` result; of the same images, initial transform and masks.
 
-    given: the initial transform, masks, landmarks and labels of the request, as `register` takes them. Without an
-    initial transform it is the matrix in the report. The landmarks of the report hold where there are none; labels are
-    taken for those of the report where it has some. Where the network's optimizer is not kept any more, it is a
-    refinement, and its warnings say so. Raises InputError.
+    inputs: those of the request, as `register` takes them. Without an initial transform it is the matrix in the report.
+    The landmarks of the report hold where there are none; labels are taken for those of the report where it has some.
+    Where the network's optimizer is not kept any more, it is a refinement, and its warnings say so. Raises InputError.
     """
     earlier = request.earlier
     assert earlier is not None
     report, steps, changes = dict(earlier["report"]), earlier["steps"], dict(request.settings)
     optimizer = kept[1] if kept is not None and kept[0] == report_text(report) else None
-    forward, inverse = (Deformation(*protocol.read_field(earlier[role])) for role in ("transform", "inverse"))
-    landmarks = landmark_pairs(given["fixed_points"], given["moving_points"])
-    labels = label_pairs(given["fixed_labels"], given["moving_labels"], given["guiding_labels"])
+    forward, inverse = (Deformation(*protocol.read(earlier[role])) for role in ("transform", "inverse"))
+    landmarks = landmark_pairs(inputs.get("fixed_points"), inputs.get("moving_points"))
+    labels = label_pairs(inputs.get("fixed_labels"), inputs.get("moving_labels"), inputs["guiding_labels"])
     settings = Settings.from_mapping(report["settings"])
     reached = Reached(
         optimizer=optimizer,
-        fixed_mask=given["fixed_mask"],
-        moving_mask=given["moving_mask"],
+        fixed_mask=inputs.get("fixed_mask"),
+        moving_mask=inputs.get("moving_mask"),
         landmarks=LandmarkPairs.from_report(report.get("landmarks")),
         labels=labels if report.get("labels") else None,
     )
-    initial = given["initial_transform"]
+    initial = inputs.get("initial_transform")
     if initial is None:
         initial = np.array(report["initial_transform"])
-    result = Registration(settings, fixed, moving, initial, forward, inverse, report, reached)
+    result = Registration(settings, inputs["fixed"], inputs["moving"], initial, forward, inverse, report, reached)
     forgotten = optimizer is None and [step["stage"] for step in report["steps"][-1:]] == ["network"]
     if not forgotten:
         return prepare(result, steps, landmarks=landmarks, labels=labels, **changes)

@@ -39,7 +39,8 @@ taken already in a registration that goes on.
 Image data do not pass through the pipes. They lie as uncompressed .npy files in a folder that belongs to one request,
 and a record (a JSON object) says where each file is and where its image lies in space: `array` (path), `affine` (4x4,
 index to RAS mm) and `name`. The record of a displacement field u has the 4x4 `matrix` of the map x → matrix·(x + u(x)),
-too. Writing and reading such a file costs as much as copying the array. `result` holds records by the names below.
+too; that of a linear map has nothing else. Writing and reading such a file costs as much as copying the array. `result`
+holds records by the names below.
 """
 
 from __future__ import annotations
@@ -76,13 +77,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RegisterRequest:
-    """Register `moving` to `fixed`. Images, masks and labels are records of volumes.
+    """Register a pair of images.
 
-    What guides it are records of points and of named labels, each for both images or for none; `moving_labels` are only
-    warped. `guiding_labels` are names or values of the labels that guide, or {name: weight}.
+    `inputs` are records by the names that `registration.register.register` has for them: `fixed` and `moving`, and
+    where there are any `fixed_mask`, `moving_mask`, `fixed_points`, `moving_points`, `fixed_labels`, `moving_labels`
+    and `initial_transform`, which maps fixed to moving points in RAS mm. `guiding_labels` are names or values of the
+    labels that guide, or {name: weight}. `labels_to_warp` are labels of the moving image that do not guide.
     `folder` is the folder of this request's arrays, also those of the result. `settings` are names and values of
-    `settings.Settings`. `initial_transform` is the record of a displacement field, or {"matrix": 4x4}; both map fixed
-    to moving points in RAS mm. `allow_download` says that the user has agreed to fetch the model's weights.
+    `settings.Settings`. `allow_download` says that the user has agreed to fetch the model's weights.
 
     `so_far_seconds` says how often what is reached so far is sent; never where it is None.
 
@@ -93,18 +95,10 @@ class RegisterRequest:
 
     kind: ClassVar[str] = "register"
     folder: str
-    fixed: Record
-    moving: Record
+    inputs: Mapping[str, Record]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    fixed_mask: Record | None = None
-    moving_mask: Record | None = None
-    moving_labels: Record | None = None
-    fixed_points: Record | None = None
-    moving_points: Record | None = None
-    fixed_guide: Record | None = None
-    moving_guide: Record | None = None
     guiding_labels: Sequence[int | str] | Mapping[str, float] | None = None
-    initial_transform: Record | None = None
+    labels_to_warp: Record | None = None
     allow_download: bool = False
     so_far_seconds: float | None = None
     earlier: Mapping[str, Any] | None = None
@@ -114,18 +108,16 @@ class RegisterRequest:
 class EvaluateRequest:
     """Measure the deformation `transform`, the record of a displacement field, on the lattice of `reference`.
 
-    `folder` is the folder of this request's arrays. Labels are records of volumes, landmarks are records of points;
-    each comes for both images or for none.
+    `folder` is the folder of this request's arrays. `labels` are records of volumes, `points` are records of landmarks,
+    each those of the fixed and of the moving image, or none.
     """
 
     kind: ClassVar[str] = "evaluate"
     folder: str
     transform: Record
     reference: Record
-    fixed_labels: Record | None = None
-    moving_labels: Record | None = None
-    fixed_points: Record | None = None
-    moving_points: Record | None = None
+    labels: Sequence[Record] = ()
+    points: Sequence[Record] = ()
 
 
 @dataclass(frozen=True)
@@ -204,21 +196,18 @@ def _write(array: np.ndarray, affine: np.ndarray, path: Path, name: str) -> dict
     return {"array": str(path), "affine": np.asarray(affine).tolist(), "name": name}
 
 
-def read_volume(record: Record) -> Volume:
-    """The volume of a record."""
-    return Volume(np.load(record["array"], allow_pickle=False), np.array(record["affine"]), record["name"])
+def read(record: Record) -> Any:
+    """What a record describes: a Volume, Labels or Landmarks.
 
-
-def read_labels(record: Record) -> Labels:
-    """The labels of a record."""
-    return Labels(read_volume(record), dict(record["names"]))
-
-
-def read_field(record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The displacement [k, j, i, 3] in RAS mm, the affine (4x4) of its lattice and the matrix (4x4) of a record."""
-    return np.load(record["array"], allow_pickle=False), np.array(record["affine"]), np.array(record["matrix"])
-
-
-def read_points(record: Record) -> Landmarks:
-    """The landmarks of a record."""
-    return Landmarks(record["names"], np.array(record["points"]), record["source"])
+    Of a linear map it is the matrix (4x4), and of a displacement field the displacement [k, j, i, 3] in RAS mm, the
+    affine (4x4) of its lattice and the matrix (4x4).
+    """
+    if "points" in record:
+        return Landmarks(record["names"], np.array(record["points"]), record["source"])
+    if "array" not in record:
+        return np.array(record["matrix"], dtype=np.float64)
+    array, affine = np.load(record["array"], allow_pickle=False), np.array(record["affine"])
+    if "matrix" in record:
+        return array, affine, np.array(record["matrix"])
+    volume = Volume(array, affine, record["name"])
+    return Labels(volume, dict(record["names"])) if "names" in record else volume

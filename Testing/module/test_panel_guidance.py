@@ -106,10 +106,10 @@ def test_register_and_go_on_send_what_guides(scripted):
     parameters.fixedGuide, parameters.movingGuide = drawn
     register_scripted(scripted)
     request = client.requests[-1]
-    assert request["fixed_points"]["points"] == pytest.approx(np.array(HERE))
-    assert request["moving_points"]["points"][1] == pytest.approx([20, 28, 29])
-    assert request["fixed_guide"]["names"] == [(1, "body"), (2, "core")]
-    assert request["moving_guide"]["names"] == [(1, "core"), (2, "body")]
+    assert request["inputs"]["fixed_points"]["points"] == pytest.approx(np.array(HERE))
+    assert request["inputs"]["moving_points"]["points"][1] == pytest.approx([20, 28, 29])
+    assert request["inputs"]["fixed_labels"]["names"] == [(1, "body"), (2, "core")]
+    assert request["inputs"]["moving_labels"]["names"] == [(1, "core"), (2, "body")]
     assert request["guiding_labels"] is None
     entries = [scripted.ui.segmentsList.item(row) for row in (0, 1)]
     assert [entry.text() for entry in entries] == ["body", "core"]
@@ -119,9 +119,9 @@ def test_register_and_go_on_send_what_guides(scripted):
     request = client.requests[-1]
     assert request["settings"] == {"landmark_tolerance": 3.5}
     assert request["earlier"]["steps"] == 20
-    assert len(request["moving_points"]["points"]) == 2
+    assert len(request["inputs"]["moving_points"]["points"]) == 2
     assert request["guiding_labels"] == {"core": 1.0}
-    assert request["fixed_guide"]["names"] == [(1, "core")]
+    assert request["inputs"]["fixed_labels"]["names"] == [(1, "core")]
     finish(scripted)
     entries[1].setCheckState(QtCore.Qt.Unchecked)
     assert "No segment is chosen" in scripted.ui.statusLabel.property("text")
@@ -135,7 +135,7 @@ def test_a_result_of_other_images_goes_on_without_these_landmarks(scripted):
     place(scripted, HERE[0])
     assert table(scripted)[0][2] == "–"
     scripted.ui.goOnButton.click()
-    assert scripted.session.client.requests[-1]["fixed_points"] is None
+    assert scripted.session.client.requests[-1]["inputs"].get("fixed_points") is None
 
 
 def test_an_alignment_from_landmarks_asks_for_some(scripted):

@@ -222,7 +222,7 @@ def test_initial_transforms_are_read_as_point_maps_fixed_to_moving(scene, tmp_pa
     for node in images:
         nodes.volume_to_node(Volume(np.random.default_rng(1).random((6, 7, 8), np.float32), np.eye(4)), node)
     request = Inputs(*images, linear_node(scene, matrix)).request(tmp_path, {}, False)
-    assert np.allclose(request.initial_transform["matrix"], np.linalg.inv(matrix))
+    assert np.allclose(request.inputs["initial_transform"]["matrix"], np.linalg.inv(matrix))
     affine = affine_of((3, 3, 3), np.eye(3), (-20, -20, -20))
     displacement = bump((12, 13, 14), affine)
     node = scene.AddNewNodeByClass("vtkMRMLGridTransformNode")

@@ -92,18 +92,17 @@ def guided():
     pair = make_pair(3, (28, 32, 26), 6.0)
     value = int(np.unique(pair.fixed_labels.array)[1])
     folder = protocol.new_folder()
+    sides = ("fixed", "moving")
     labels = (Labels(one, {value: "cortex"}) for one in (pair.fixed_labels, pair.moving_labels))
     points = np.argwhere(pair.fixed_labels.array == value)[::500, ::-1] @ pair.fixed.affine[:3, :3].T
     points += pair.fixed.affine[:3, 3]
-    fixed, moving = (protocol.write_points(Landmarks([str(n) for n in range(len(points))], side))
-                     for side in (points, pair.deformation.map_points(points)))  # fmt: skip
-    images = (protocol.write_volume(getattr(pair, name), folder, name) for name in ("fixed", "moving"))
+    inputs = {side: protocol.write_volume(getattr(pair, side), folder, side) for side in sides}
+    for side, positions, one in zip(sides, (points, pair.deformation.map_points(points)), labels, strict=True):
+        names = [str(number) for number in range(len(points))]
+        inputs[f"{side}_points"] = protocol.write_points(Landmarks(names, positions, f"{side} list"))
+        inputs[f"{side}_labels"] = protocol.write_labels(one, folder, f"{side}_labels")
     settings = {"model": "none", "refine_steps": 4, "samples": 5000, "device": "cpu"}
-    request = RegisterRequest(
-        str(folder), *images, settings, fixed_points=fixed, moving_points=moving,
-        **{name: protocol.write_labels(one, folder, name)
-           for name, one in zip(("fixed_guide", "moving_guide"), labels, strict=True)},
-    )  # fmt: skip
+    request = RegisterRequest(str(folder), inputs, settings)
     connection = Recorder()
     answers.answer(protocol.to_message(request) | {"id": 1}, connection)
     assert connection.events[-1]["event"] == "done", connection.events[-1]
@@ -115,7 +114,7 @@ def test_landmarks_and_labels_of_a_request_guide():
     protocol.remove_folder(request.folder)
     done = events[-1]
     assert [one["name"] for one in done["report"]["labels"]] == ["cortex"]
-    assert len(done["report"]["landmarks"]) == len(request.fixed_points["names"])
+    assert len(done["report"]["landmarks"]) == len(request.inputs["fixed_points"]["names"])
     assert protocol.WARPED_LABELS not in done["result"]
     steps = [event for event in events if event["event"] == "step"]
     assert all(step["labels"] > 0 and step["landmarks"] > 0 for step in steps)
@@ -126,23 +125,22 @@ def test_a_guided_result_goes_on_with_the_same_guides_or_with_others():
     done = events[-1]
     records = {role: done["result"][role] for role in (protocol.TRANSFORM, protocol.INVERSE)}
     earlier = {"steps": 2, "report": json.loads(json.dumps(done["report"])), **records}
+    points = {name: request.inputs[name] for name in ("fixed_points", "moving_points")}
+    others = {name: record for name, record in request.inputs.items() if name not in points}
     fewer = {
         side: {name: value[:2] if name != "source" else value for name, value in record.items()}
-        for side, record in (("fixed_points", request.fixed_points), ("moving_points", request.moving_points))
+        for side, record in points.items()
     }
     levels = len(done["report"]["levels"])
-    for points, expected in (
-        ({"fixed_points": None, "moving_points": None}, [0] * (levels - 1) + [2]),
-        (fewer, [2] * levels),
-    ):
+    for new, expected in (({}, [0] * (levels - 1) + [2]), (fewer, [2] * levels)):
         connection = Recorder()
-        again = replace(request, settings={}, earlier=earlier, **points)
+        again = replace(request, inputs=others | new, settings={}, earlier=earlier)
         answers.answer(protocol.to_message(again) | {"id": 2}, connection)
         started, *_, ended = connection.events
         assert ended["event"] == "done", ended
         assert (started["total"], started["levels"]) == (sum(expected), expected)
         assert [one["name"] for one in ended["report"]["labels"]] == ["cortex"]
-        assert len(ended["report"]["landmarks"]) == (2 if points is fewer else len(request.fixed_points["names"]))
+        assert len(ended["report"]["landmarks"]) == (2 if new is fewer else len(points["fixed_points"]["names"]))
     protocol.remove_folder(request.folder)
 
 
