@@ -229,17 +229,10 @@ def load_result(
             optimizer=_read_state(folder / OPTIMIZER_STATE),
             fixed_mask=images["fixed_mask"],
             moving_mask=images["moving_mask"],
-            landmarks=_landmarks(report),
+            landmarks=LandmarkPairs.from_report(report),
             labels=_labels(report, images),
         ),
     )
-
-
-def _landmarks(report: dict[str, Any]) -> LandmarkPairs | None:
-    first, second = (
-        report["inputs"].get(role, {}).get("name", "landmarks") for role in ("fixed_points", "moving_points")
-    )
-    return LandmarkPairs.from_report(report.get("landmarks"), (first, second))
 
 
 def _labels(report: dict[str, Any], images: dict[str, Volume | None]) -> LabelPairs | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,8 +21,6 @@ from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
 Points = Landmarks | np.ndarray | Sequence[Sequence[float]] | str | os.PathLike
 
-UNNAMED = ("landmarks", "landmarks")
-
 
 @dataclass(frozen=True, eq=False)
 class LandmarkPairs:
@@ -35,7 +33,7 @@ class LandmarkPairs:
     fixed: np.ndarray
     moving: np.ndarray
     tolerances: np.ndarray
-    sources: tuple[str, str] = UNNAMED
+    sources: tuple[str, str]
 
     @classmethod
     def of(cls, fixed: Points, moving: Points) -> LandmarkPairs:
@@ -50,15 +48,17 @@ class LandmarkPairs:
         return cls(first.names, first.points, second.points[order], tolerances, (first.source, second.source))
 
     @classmethod
-    def from_report(
-        cls, reported: list[dict[str, Any]] | None, sources: tuple[str, str] = UNNAMED
-    ) -> LandmarkPairs | None:
-        """The pairs that ``report`` described; None where it says that there were none."""
+    def from_report(cls, report: Mapping[str, Any]) -> LandmarkPairs | None:
+        """The pairs that guided a registration, from its report; None where there were none."""
+        reported = report.get("landmarks")
         if not reported:
             return None
+        first, second = (
+            report["inputs"].get(role, {}).get("name", "landmarks") for role in ("fixed_points", "moving_points")
+        )
         fixed, moving = (np.array([pair[side] for pair in reported]) for side in ("fixed", "moving"))
         tolerances = np.array([pair.get("tolerance_mm") for pair in reported], dtype=np.float64)
-        return cls([pair["name"] for pair in reported], fixed, moving, tolerances, sources)
+        return cls([pair["name"] for pair in reported], fixed, moving, tolerances, (first, second))
 
     def same_as(self, other: LandmarkPairs | None) -> bool:
         """Whether they are the same points, known as exactly."""

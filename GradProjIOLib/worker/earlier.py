@@ -48,7 +48,7 @@ def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mappin
         optimizer=optimizer,
         fixed_mask=inputs.get("fixed_mask"),
         moving_mask=inputs.get("moving_mask"),
-        landmarks=LandmarkPairs.from_report(report.get("landmarks")),
+        landmarks=LandmarkPairs.from_report(report),
         labels=labels if report.get("labels") else None,
     )
     initial = inputs.get("initial_transform")

@@ -120,7 +120,7 @@ def test_a_landmark_can_have_a_tolerance_of_its_own():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     reported = pairs.report(np.eye(4), as_deformation(np.eye(4)))
     assert [pair.get("tolerance_mm") for pair in reported] == [5, None, 3]
-    assert LandmarkPairs.from_report(reported).same_as(pairs)
+    assert LandmarkPairs.from_report({"landmarks": reported, "inputs": {}}).same_as(pairs)
     assert not LandmarkPairs.of(fixed.points, pairs.moving).same_as(pairs)
 
 

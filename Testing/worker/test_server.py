@@ -140,6 +140,7 @@ def test_a_guided_result_goes_on_with_the_same_guides_or_with_others():
         assert ended["event"] == "done", ended
         assert (started["total"], started["levels"]) == (sum(expected), expected)
         assert [one["name"] for one in ended["report"]["labels"]] == ["cortex"]
+        assert [ended["report"]["inputs"][name]["name"] for name in points] == ["fixed list", "moving list"]
         assert len(ended["report"]["landmarks"]) == (2 if new is fewer else len(points["fixed_points"]["names"]))
     protocol.remove_folder(request.folder)
 
