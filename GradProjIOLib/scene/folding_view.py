@@ -6,11 +6,11 @@ import numpy as np
 import slicer
 import vtk
 
+from GradProjIOLib.geometry.labels import Labels
 from GradProjIOLib.scene import nodes
 from GradProjIOLib.scene.folds import Fold, body_of, find_folds
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.placement import FIXED
-from GradProjIOLib.scene.structures import Structures
 from GradProjIOLib.worker.protocol import FOLDING, JACOBIAN, TRANSFORM
 
 GRID_COLOR = (0.9, 0.25, 0.9)
@@ -38,7 +38,7 @@ class FoldingView:
         # The figures of the Jacobian in the result's report.
         self._figures: dict[str, float] = {}
 
-    def show(self, result: slicer.vtkMRMLNode | None, structures: Structures | None = None) -> None:
+    def show(self, result: slicer.vtkMRMLNode | None, structures: Labels | None = None) -> None:
         """Show a result, also again after it was refilled, or none. Remove the marks of other results.
 
         Grid and folds stay on or off; a first result keeps what it has, as when a scene was loaded.

@@ -13,11 +13,11 @@ import numpy as np
 import slicer
 from vtk.util.numpy_support import vtk_to_numpy
 
+from GradProjIOLib.geometry.labels import Labels
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.scene.folding import BETWEEN_NAME
 from GradProjIOLib.scene.labels import segment_names
 from GradProjIOLib.scene.nodes import local_affine, volume_from_node
-from GradProjIOLib.scene.structures import Structures
 
 # What is darker than this part of the image's usual range is not the body.
 DARKEST_BODY = 0.08
@@ -44,7 +44,7 @@ def find_folds(
     jacobian: slicer.vtkMRMLScalarVolumeNode,
     folding: slicer.vtkMRMLSegmentationNode | None = None,
     body: Callable[[], np.ndarray | None] = lambda: None,
-    structures: Structures | None = None,
+    structures: Labels | None = None,
 ) -> list[Fold]:
     """The folds of a Jacobian map node: those inside the `body` first, those between voxels last, the largest first.
 
@@ -71,6 +71,7 @@ def find_folds(
     for region in measured.GetLabels():
         i, j, k = measured.GetMinimumIndex(region)
         voxels = measured.GetNumberOfPixels(region)
+        structure = 0 if structures is None else int(structures.volume.array[k, j, i])
         folds.append(
             Fold(
                 tuple(apply_matrix(determinant.affine, np.array([i, j, k])).tolist()),
@@ -78,7 +79,7 @@ def find_folds(
                 voxels * voxel,
                 float(determinant.array[k, j, i]),
                 mask is None or bool(mask[k, j, i]),
-                "" if structures is None else structures.name(int(structures.labels[k, j, i])),
+                structures.names.get(structure, str(structure)) if structure else "",
                 bool(between[k, j, i]),
             )
         )

@@ -10,6 +10,7 @@ import slicer
 import vtk
 
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.labels import Labels
 from GradProjIOLib.geometry.lattice import lattice_points
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.report.colors import FOLD_COLOR, NEARLY_COLOR, SMALLER_TO_LARGER
@@ -19,7 +20,7 @@ from GradProjIOLib.scene.folding_view import MARKER_NAME, FoldingView
 from GradProjIOLib.scene.inputs import Inputs
 from GradProjIOLib.scene.labels import add_segment, labels_from_node, labels_to_segmentation
 from GradProjIOLib.scene.plots import LossPlot, add_histogram
-from GradProjIOLib.scene.structures import Structures, fill_statistics, structures_on
+from GradProjIOLib.scene.structures import fill_statistics, structures_on
 
 RIGHT_ANGLE = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=float)
 
@@ -339,7 +340,7 @@ def test_folds_are_found_the_largest_in_the_body_first_at_their_place_in_the_wor
     body[:9] = False
     labels = np.zeros(determinant.shape, np.uint8)
     labels[15, 15, 15] = 3
-    found = folds.find_folds(node, None, lambda: body, Structures(labels, {3: "thalamus"}))
+    found = folds.find_folds(node, None, lambda: body, Labels(Volume(labels, np.eye(4)), {3: "thalamus"}))
     assert [(fold.voxels, fold.inside, fold.segment) for fold in found] == [
         (1, True, ""),
         (1, True, "thalamus"),
@@ -388,8 +389,8 @@ def test_structures_are_read_at_the_voxels_of_the_map(scene):
     labels = volume_node(scene, Volume(array, affine, "labels"), "vtkMRMLLabelMapVolumeNode")
     slicer.util.arrayFromVolume(node)[0, 0, 0] = np.nan
     structures = structures_on(labels, node)
-    assert np.array_equal(np.unique(structures.labels[:10]), [7])
-    assert np.array_equal(np.unique(structures.labels[10:15]), [0])
+    assert np.array_equal(np.unique(structures.volume.array[:10]), [7])
+    assert np.array_equal(np.unique(structures.volume.array[10:15]), [0])
     table = nodes.add_node(scene, "vtkMRMLTableNode", "statistics")
     fill_statistics(table, structures, node)
     columns = {table.GetColumnName(n): n for n in range(table.GetNumberOfColumns())}
