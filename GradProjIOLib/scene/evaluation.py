@@ -13,7 +13,7 @@ import slicer
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.scene import folding, nodes, transforms
-from GradProjIOLib.scene.guidance import landmarks_from_node
+from GradProjIOLib.scene.guidance import check_both, common_segments, landmarks_from_node
 from GradProjIOLib.scene.i18n import tr as _
 from GradProjIOLib.scene.labels import labels_from_node, segment_names
 from GradProjIOLib.scene.nodes import linked
@@ -59,14 +59,9 @@ class EvaluationInputs:
             (self.fixed_labels, self.moving_labels, "labels"),
             (self.fixed_points, self.moving_points, "landmarks"),
         ):
-            if (fixed is None) != (moving is None):
-                missing = "fixed" if fixed is None else "moving"
-                raise InputError(f"Only one of the {what} is chosen; choose the {missing} {what}, too.")
+            check_both(fixed, moving, what)
         if self.fixed_labels is None and self.fixed_points is None:
             raise InputError("No labels or landmarks are chosen; choose some of both images.")
-        kinds = {node.IsA("vtkMRMLSegmentationNode") for node in (self.fixed_labels, self.moving_labels) if node}
-        if len(kinds) > 1:
-            raise InputError("One of the labels is a segmentation, the other a label map; choose two of one kind.")
 
     def _check_place(self, transform: slicer.vtkMRMLTransformNode) -> None:
         """Raise InputError where something lies elsewhere than when the images were registered."""
@@ -202,15 +197,9 @@ def _labels(
     volumes = [labels_from_node(*given) for given in zip(label_nodes, images, roles, strict=True)]
     if not label_nodes[0].IsA("vtkMRMLSegmentationNode"):
         return volumes, {}
-    names = [segment_names(node) for node in label_nodes]
-    common = [name for name in names[0] if name in names[1]]
-    if not common:
-        raise InputError(
-            f"{label_nodes[0].GetName()} and {label_nodes[1].GetName()} have no segment name in common; "
-            "name the segments alike."
-        )
+    common = common_segments(*label_nodes)
     matched = []
-    for volume, segments in zip(volumes, names, strict=True):
+    for volume, segments in zip(volumes, map(segment_names, label_nodes), strict=True):
         values = np.zeros(len(segments) + 1, np.uint16)
         for value, name in enumerate(common, start=1):
             values[segments.index(name) + 1] = value

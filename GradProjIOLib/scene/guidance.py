@@ -50,9 +50,7 @@ class Guides:
             (self.fixed_points, self.moving_points, "landmarks"),
             (self.fixed_guide, self.moving_guide, "guiding segments"),
         ):
-            if (fixed is None) != (moving is None):
-                missing = "fixed" if fixed is None else "moving"
-                raise InputError(f"Only one of the {what} is chosen; choose the {missing} {what}, too.")
+            check_both(fixed, moving, what)
             if fixed is not None and fixed is moving:
                 raise InputError(f"{fixed.GetName()} is chosen as fixed and as moving {what}; choose one for each.")
             if moving is not None and initial_transform is not None and transforms.is_under(moving, initial_transform):
@@ -62,20 +60,10 @@ class Guides:
                 )
         if self.fixed_points is not None:
             match_landmarks(point_names(self.fixed_points), point_names(self.moving_points))
-        if self.fixed_guide is not None:
-            self._check_labels()
-
-    def _check_labels(self) -> None:
-        both = self.fixed_guide, self.moving_guide
-        kinds = {node.IsA("vtkMRMLSegmentationNode") for node in both}
-        if len(kinds) > 1:
-            raise InputError(
-                "One of the guiding segments is a segmentation, the other a label map; choose two of one kind."
-            )
-        if kinds == {True} and not structures(*both):
-            raise InputError(
-                f"{both[0].GetName()} and {both[1].GetName()} have no segment name in common; name the segments alike."
-            )
+        if self.fixed_guide is None:
+            return
+        if self.fixed_guide.IsA("vtkMRMLSegmentationNode"):
+            common_segments(self.fixed_guide, self.moving_guide)
         if self.weights is not None and not self.weights:
             raise InputError("No segment is chosen to guide the registration; choose one, or no segmentations.")
 
@@ -101,7 +89,7 @@ class Guides:
         if not node.IsA("vtkMRMLSegmentationNode"):
             return protocol.write_labels(Labels(labels_from_node(node, image, "guiding labels")), folder, role)
         # A segment that does not guide must not hide one that does.
-        common = structures(self.fixed_guide, self.moving_guide)
+        common = common_segments(self.fixed_guide, self.moving_guide)
         wanted = [name for name in common if self.weights is None or name in self.weights]
         volume = labels_from_node(node, image, "guiding segments", wanted)
         names = [name for name in segment_names(node) if name in wanted]
@@ -109,6 +97,25 @@ class Guides:
 
 
 NO_GUIDES = Guides()
+
+
+def check_both(fixed: slicer.vtkMRMLNode | None, moving: slicer.vtkMRMLNode | None, what: str) -> None:
+    """Raise InputError where one of two nodes is missing, or only one of them is a segmentation."""
+    if (fixed is None) != (moving is None):
+        missing = "fixed" if fixed is None else "moving"
+        raise InputError(f"Only one of the {what} is chosen; choose the {missing} {what}, too.")
+    if len({node.IsA("vtkMRMLSegmentationNode") for node in (fixed, moving) if node}) > 1:
+        raise InputError(f"One of the {what} is a segmentation, the other a label map; choose two of one kind.")
+
+
+def common_segments(fixed: slicer.vtkMRMLSegmentationNode, moving: slicer.vtkMRMLSegmentationNode) -> list[str]:
+    """The names of the segments that both have, in the order of the fixed ones. Raises InputError for none."""
+    names = list(structures(fixed, moving))
+    if not names:
+        raise InputError(
+            f"{fixed.GetName()} and {moving.GetName()} have no segment name in common; name the segments alike."
+        )
+    return names
 
 
 def structures(fixed: slicer.vtkMRMLNode | None, moving: slicer.vtkMRMLNode | None) -> dict[str, str]:
