@@ -21,6 +21,7 @@ from GradProjIOLib.engine.optimization import Step
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.cases import measure_result
 from GradProjIOLib.evaluation.metrics import IDENTITY
+from GradProjIOLib.geometry.files import json_text
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.models import registry, weights
 from GradProjIOLib.registration.network import network_steps
@@ -31,7 +32,7 @@ from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation
 from GradProjIOLib.spatial.jacobian import non_diffeomorphic_volume, voxel_displacement
 from GradProjIOLib.worker import protocol
-from GradProjIOLib.worker.earlier import report_text, run_that_goes_on
+from GradProjIOLib.worker.earlier import run_that_goes_on
 from GradProjIOLib.worker.protocol import DownloadRequest, EvaluateRequest, RegisterRequest
 from GradProjIOLib.worker.so_far import SoFar
 
@@ -86,7 +87,7 @@ class _Registration:
         if "fixed_mask" in inputs:
             region = IDENTITY.warp(inputs["fixed_mask"], found.fixed, "nearest").array != 0
             found.report["jacobian_in_mask"] = describe_jacobian(found.forward, found.fixed, region)
-        self.connection.kept = report_text(found.report), found.reached.optimizer
+        self.connection.kept = json_text(found.report, sort_keys=True), found.reached.optimizer
         result = write_arrays(found, request)
         event = protocol.DONE if self._wanted() else protocol.CANCELED
         self._send(event, report=found.report, result=result)

@@ -25,8 +25,8 @@ FORGOTTEN = (
 
 
 Kept = tuple[str, dict[str, Any] | None]
-"""The `report_text` of a result, and the state of its network's optimizer, if any: continuing exactly needs it, and it
-is too large to be sent."""
+"""The report of a result as text with sorted keys, by which it is known when it comes back, and the state of its
+network's optimizer, if any: continuing exactly needs it, and it is too large to be sent."""
 
 
 def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mapping[str, Any]) -> Run:
@@ -39,7 +39,7 @@ def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mappin
     earlier = request.earlier
     assert earlier is not None
     report, steps, changes = dict(earlier["report"]), earlier["steps"], dict(request.settings)
-    optimizer = kept[1] if kept is not None and kept[0] == report_text(report) else None
+    optimizer = kept[1] if kept is not None and kept[0] == json_text(report, sort_keys=True) else None
     forward, inverse = (Deformation(*protocol.read(earlier[role])) for role in ("transform", "inverse"))
     landmarks = landmark_pairs(inputs.get("fixed_points"), inputs.get("moving_points"))
     labels = label_pairs(inputs.get("fixed_labels"), inputs.get("moving_labels"), inputs["guiding_labels"])
@@ -61,8 +61,3 @@ def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mappin
     run = prepare(result, landmarks=landmarks, labels=labels, refine_steps=steps, **changes)
     run.warnings.append(FORGOTTEN)
     return run
-
-
-def report_text(report: Mapping[str, Any]) -> str:
-    """A report as the application gets it and gives it back."""
-    return json_text(report, sort_keys=True)
