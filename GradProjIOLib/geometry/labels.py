@@ -11,6 +11,7 @@ import numpy as np
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image, as_volume
+from GradProjIOLib.geometry.files import library_path
 from GradProjIOLib.geometry.image_files import whole_numbers_of
 from GradProjIOLib.geometry.volume import Volume
 
@@ -56,7 +57,7 @@ def segment_names(path: Path) -> dict[int, str]:
     if not path.name.lower().endswith((".nrrd", ".nhdr")):
         return {}
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(library_path(path))
     reader.ReadImageInformation()
     names = {}
     for key in reader.GetMetaDataKeys():

@@ -116,11 +116,15 @@ class TestRegister:
         images = [folder / f"{name} ж.nii.gz" for name in ("fixed", "moving")]
         for image in images:
             image.write_bytes((pair / f"{image.name.split()[0]}.nii.gz").read_bytes())
+        labels = [folder / f"{name} ж.seg.nrrd" for name in ("fixed", "moving")]
+        for path in labels:
+            write_volume(read_volume(pair / f"{path.name.split()[0]}_labels.nii.gz"), path)
         ascii_only = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         for more in (
-            ["register", *images, "-o", folder / "out", "--model", "none", "--refine-steps", "1"],
+            ["register", *images, "-o", folder / "out", "--model", "none", "--refine-steps", "1",
+             "--fixed-labels", labels[0], "--moving-labels", labels[1]],
             ["warp", images[1], folder / "out" / "transform.h5", "-r", images[0], "-o", folder / "ж.nrrd"],
-        ):
+        ):  # fmt: skip
             found = subprocess.run([sys.executable, "-m", "GradProjIOLib", *map(str, more)], capture_output=True,
                                    env=ascii_only, timeout=120, check=False)  # fmt: skip
             assert found.returncode == 0, found.stderr
