@@ -50,7 +50,7 @@ def read_volume(path: str | os.PathLike) -> Volume:
     if path.name.lower().endswith(FREESURFER_SUFFIXES):
         check_readable(path)
         return straightened(_read_freesurfer(path)).read_from(path)
-    return _volume(read_sitk(path, partial(_check_kind, path)), path).read_from(path)
+    return _volumes(read_sitk(path, partial(_check_kind, path)), path)[0].read_from(path)
 
 
 def read_sitk(
@@ -97,10 +97,7 @@ def read_frames(path: str | os.PathLike) -> tuple[list[Volume], float | None]:
     if path.name.lower().endswith(FREESURFER_SUFFIXES):
         return [read_volume(path)], None
     image = read_sitk(path, partial(_check_kind, path, frames=True))
-    if image.GetDimension() == 3:
-        return [_volume(image, path)], None
-    frames = [_volume(image[:, :, :, number], path) for number in range(image.GetSize()[3])]
-    return frames, image.GetSpacing()[3]
+    return _volumes(image, path), image.GetSpacing()[3] if image.GetDimension() == 4 else None
 
 
 def write_frames(frames: Sequence[Volume], path: str | os.PathLike, step: float | None) -> None:
@@ -206,10 +203,15 @@ def _check_kind(path: Path, reader: SimpleITK.ImageFileReader, frames: bool = Fa
     check_kind(size, reader.GetNumberOfComponents(), pixel_type, path_text(path))
 
 
-def _volume(image: SimpleITK.Image, path: Path) -> Volume:
-    """The volume of an image that was read from a file, with what was repaired as its note."""
-    volume = straightened(from_sitk(image, path_text(path)))
-    return replace(volume, note=SKEW_NOTE.format(name=volume.name)) if image.HasMetaDataKey(REPAIRED) else volume
+def _volumes(image: SimpleITK.Image, path: Path) -> list[Volume]:
+    """The frames of an image that was read from a file, with what was repaired as their note."""
+    name = path_text(path)
+    parts = [image] if image.GetDimension() == 3 else [image[..., number] for number in range(image.GetSize()[3])]
+    volumes = [straightened(from_sitk(part, name)) for part in parts]
+    # SimpleITK gives the parts of an image none of its metadata.
+    if image.HasMetaDataKey(REPAIRED):
+        return [replace(volume, note=SKEW_NOTE.format(name=name)) for volume in volumes]
+    return volumes
 
 
 def _check_values(

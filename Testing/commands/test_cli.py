@@ -13,6 +13,7 @@ import termios
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -166,6 +167,20 @@ class TestOtherVerbs:
         for image, options, noticed in ((labels, [], True), (labels, ["--labels"], False), (moving, [], False)):
             assert run("warp", image, *more, *options) == 0
             assert ("looks like a label map" in capsys.readouterr().err) == noticed
+
+    def test_a_series_whose_axes_are_straightened_is_noticed(self, pair, tmp_path, capsys):
+        identity, path = tmp_path / "identity.tfm", tmp_path / "series.nii.gz"
+        sitk.WriteTransform(sitk.Euler3DTransform(), str(identity))
+        moving = read_volume(pair / "moving.nii.gz")
+        skewed = moving.affine.copy()
+        skewed[:3, 0] += 1e-3 * skewed[:3, 1]
+        series = nibabel.Nifti1Image(np.stack([moving.array.T] * 2, axis=-1), skewed)
+        series.set_sform(skewed, 1)
+        series.set_qform(None, 0)
+        nibabel.save(series, path)
+        assert run("warp", path, identity, "-r", pair / "fixed.nii.gz", "-o", tmp_path / "warped.nii.gz") == 0
+        note = f"note: The axes of {path} are not quite at right angles; the nearest ones that are were taken."
+        assert capsys.readouterr().err.splitlines() == [note]
 
     def test_jacobian_measures_inside_a_mask(self, pair, tmp_path, capsys):
         """A transform that doubles the left half: the determinant is 8 there, and 1 elsewhere."""
