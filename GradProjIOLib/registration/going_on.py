@@ -27,6 +27,7 @@ from GradProjIOLib.geometry.volume import Volume, straightened
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.labels import LabelPairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs
+from GradProjIOLib.registration.preprocessing import Guides
 from GradProjIOLib.registration.register import Run
 from GradProjIOLib.registration.report import CHANGES_VOLUMES
 from GradProjIOLib.registration.result import (
@@ -53,36 +54,15 @@ INPUTS = {
 """Roles of inputs in the report, in words."""
 
 
-def prepare(
-    result: Registration,
-    steps: int | None = None,
-    fixed_mask: Image | None = None,
-    moving_mask: Image | None = None,
-    landmarks: LandmarkPairs | None = None,
-    labels: LabelPairs | None = None,
-    **settings: Any,
-) -> Run:
+def prepare(result: Registration, steps: int | None, guides: Guides, **settings: Any) -> Run:
     """What ``Registration.go_on`` runs, which says what it takes."""
-    reached = result.reached
+    before = result.reached.guides
     planned, uses_network = _settings(result, steps, settings)
-    anew = (
-        fixed_mask is not None
-        or moving_mask is not None
-        or (landmarks is not None and not landmarks.same_as(reached.landmarks))
-        or (labels is not None and not labels.same_as(reached.labels))
-        or any(getattr(planned, name) != getattr(result.settings, name) for name in COUNTING_SETTINGS)
+    anew = guides.are_new(before) or any(
+        getattr(planned, name) != getattr(result.settings, name) for name in COUNTING_SETTINGS
     )
-    return Run(
-        result.fixed,
-        result.moving,
-        planned,
-        result.initial,
-        reached.fixed_mask if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
-        reached.moving_mask if moving_mask is None else as_volume(moving_mask, "the moving mask"),
-        reached.landmarks if landmarks is None else landmarks,
-        reached.labels if labels is None else labels,
-        Earlier(result, uses_network, anew),
-    )
+    earlier = Earlier(result, uses_network, anew)
+    return Run(result.fixed, result.moving, planned, result.initial, guides.after(before), earlier)
 
 
 def _settings(result: Registration, steps: int | None, changes: dict[str, Any]) -> tuple[Settings, bool]:
@@ -227,10 +207,9 @@ def load_result(
         report,
         Reached(
             optimizer=_read_state(folder / OPTIMIZER_STATE),
-            fixed_mask=images["fixed_mask"],
-            moving_mask=images["moving_mask"],
-            landmarks=LandmarkPairs.from_report(report),
-            labels=_labels(report, images),
+            guides=Guides(
+                images["fixed_mask"], images["moving_mask"], LandmarkPairs.from_report(report), _labels(report, images)
+            ),
         ),
     )
 

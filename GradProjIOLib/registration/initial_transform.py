@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.landmarks import LandmarkPairs
+from GradProjIOLib.registration.preprocessing import Guides
 from GradProjIOLib.settings import LANDMARK_ALIGNMENTS, Settings
 from GradProjIOLib.spatial import alignment
 from GradProjIOLib.spatial.deformation import Deformation
@@ -22,8 +20,7 @@ def initial_of(
     moving: Volume,
     settings: Settings,
     given: Deformation | np.ndarray | None,
-    landmarks: LandmarkPairs | None,
-    masks: Mapping[str, Volume | None],
+    guides: Guides,
     warnings: list[str],
 ) -> tuple[Deformation | np.ndarray, float]:
     """The initial transform, and which part of the fixed image's view it puts into the moving image's."""
@@ -32,13 +29,14 @@ def initial_of(
     elif given is not None:
         initial = np.asarray(given, dtype=np.float64)
     elif settings.align in LANDMARK_ALIGNMENTS:
-        if landmarks is None:
+        if guides.landmarks is None:
             raise InputError(
                 f"The alignment {settings.align} needs landmarks in both images; give them, or choose another one."
             )
-        initial = alignment.align_landmarks(landmarks.fixed, landmarks.moving, settings.align)
+        initial = alignment.align_landmarks(guides.landmarks.fixed, guides.landmarks.moving, settings.align)
     else:
-        initial = alignment.align(fixed, moving, settings.align, settings.seed, **masks)
+        masks = guides.fixed_mask, guides.moving_mask
+        initial = alignment.align(fixed, moving, settings.align, settings.seed, *masks)
     shared = alignment.overlap(fixed, moving, initial)
     if shared < LEAST_OVERLAP:
         raise InputError(

@@ -1,9 +1,9 @@
-"""Both images on the lattice of an optimization, with intensities in [0, 1], and their masks."""
+"""What an optimization sees: both images on its lattice, with intensities in [0, 1], and what guides it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from GradProjIOLib.engine.objective import Objective
 from GradProjIOLib.errors import InputError
+from GradProjIOLib.geometry.conversion import Image, as_volume
+from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.labels import LabelPairs
-from GradProjIOLib.registration.landmarks import LandmarkPairs
+from GradProjIOLib.registration.labels import LabelPairs, label_pairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
@@ -33,6 +35,48 @@ FEWEST_FACE_VOXELS = 0.01
 """Where a larger part of a view's faces shows more than background, the view cuts through something."""
 FACE_BACKGROUND = 0.05
 """Normalized intensities up to that are background."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guides:
+    """What guides a registration besides the images: where they count, and what should meet; None where not given."""
+
+    fixed_mask: Volume | None = None
+    moving_mask: Volume | None = None
+    landmarks: LandmarkPairs | None = None
+    labels: LabelPairs | None = None
+
+    @classmethod
+    def of(
+        cls,
+        fixed_mask: Image | None = None,
+        moving_mask: Image | None = None,
+        fixed_points: Points | None = None,
+        moving_points: Points | None = None,
+        fixed_labels: Labels | Image | None = None,
+        moving_labels: Labels | Image | None = None,
+        guiding_labels: Wanted | None = None,
+    ) -> Guides:
+        """From what ``register`` takes. Raises InputError."""
+        return cls(
+            None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
+            None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
+            landmark_pairs(fixed_points, moving_points),
+            label_pairs(fixed_labels, moving_labels, guiding_labels),
+        )
+
+    def after(self, earlier: Guides) -> Guides:
+        """The earlier ones, and these in their place where they are given."""
+        return replace(earlier, **{name: given for name, given in vars(self).items() if given is not None})
+
+    def are_new(self, earlier: Guides) -> bool:
+        """Whether something is given that is not among the earlier ones. Every mask counts as new."""
+        return (
+            self.fixed_mask is not None
+            or self.moving_mask is not None
+            or (self.landmarks is not None and not self.landmarks.same_as(earlier.landmarks))
+            or (self.labels is not None and not self.labels.same_as(earlier.labels))
+        )
 
 
 def modality_of(volume: Volume) -> str:
@@ -110,21 +154,13 @@ class ImagePair:
     """
 
     def __init__(
-        self,
-        fixed: Volume,
-        moving: Volume,
-        initial: Deformation | np.ndarray,
-        settings: Settings,
-        fixed_mask: Volume | None = None,
-        moving_mask: Volume | None = None,
-        landmarks: LandmarkPairs | None = None,
-        labels: LabelPairs | None = None,
+        self, fixed: Volume, moving: Volume, initial: Deformation | np.ndarray, settings: Settings, guides: Guides
     ):
-        self.landmarks = None if landmarks is None else landmarks.placed(initial, fixed)
-        self.labels = None if labels is None else labels.placed(initial, fixed)
+        self.landmarks = None if guides.landmarks is None else guides.landmarks.placed(initial, fixed)
+        self.labels = None if guides.labels is None else guides.labels.placed(initial, fixed)
         self.initial, self.settings = initial, settings
         self.drawn: dict[tuple[int, ...], dict[str, Tensor | None]] = {}
-        self.fixed_mask, self.moving_mask = _zeros_and_ones(fixed_mask), _zeros_and_ones(moving_mask)
+        self.fixed_mask, self.moving_mask = map(_zeros_and_ones, (guides.fixed_mask, guides.moving_mask))
         self.fixed = _normalized(fixed, settings.fixed_modality, self.fixed_mask)
         self.moving = _normalized(moving, settings.moving_modality, self.moving_mask)
         # Ones where the moving image's view is.

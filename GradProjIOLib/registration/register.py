@@ -31,10 +31,9 @@ from GradProjIOLib.registration.automatic import with_modalities, with_model
 from GradProjIOLib.registration.fields import Fields
 from GradProjIOLib.registration.initial_transform import initial_of
 from GradProjIOLib.registration.inverse import inverse_of
-from GradProjIOLib.registration.labels import LabelPairs, label_pairs
-from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
+from GradProjIOLib.registration.landmarks import Points
 from GradProjIOLib.registration.network import NetworkStage, network_steps
-from GradProjIOLib.registration.preprocessing import ImagePair
+from GradProjIOLib.registration.preprocessing import Guides, ImagePair
 from GradProjIOLib.registration.progress import Progress, RemainingTime
 from GradProjIOLib.registration.refinement import (
     Levels,
@@ -120,10 +119,7 @@ def register(
         straightened(as_volume(moving, "the moving image")),
         settings,
         initial_transform,
-        None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
-        None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
-        landmark_pairs(fixed_points, moving_points),
-        label_pairs(fixed_labels, moving_labels, guiding_labels),
+        Guides.of(fixed_mask, moving_mask, fixed_points, moving_points, fixed_labels, moving_labels, guiding_labels),
     ).result(on_step, on_start, progress)
 
 
@@ -139,10 +135,7 @@ class Run:
         moving: Volume,
         settings: Settings,
         initial_transform: Deformation | np.ndarray | None,
-        fixed_mask: Volume | None,
-        moving_mask: Volume | None,
-        landmarks: LandmarkPairs | None,
-        labels: LabelPairs | None,
+        guides: Guides,
         earlier: Earlier | None = None,
     ):
         self.started = time.perf_counter()
@@ -150,13 +143,10 @@ class Run:
         check_image(moving)
         if not is_rectangular(fixed.affine):
             raise InputError(f"{fixed.name} has skewed axes, which result files cannot have; resample it first.")
-        self.fixed, self.moving = fixed, moving
-        self.masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
+        self.fixed, self.moving, self.guides = fixed, moving, guides
         self.warnings = image_warnings(fixed, moving)
         settings = with_modalities(settings, fixed, moving, self.warnings)
-        self.initial, self.overlap = initial_of(
-            fixed, moving, settings, initial_transform, landmarks, self.masks, self.warnings
-        )
+        self.initial, self.overlap = initial_of(fixed, moving, settings, initial_transform, guides, self.warnings)
         self.device = find_device(settings.device)
         self.settings = with_model(settings, self.warnings)
         # What is found must not depend on the order in which the voxels are stored.
@@ -170,9 +160,8 @@ class Run:
         if self.settings.model != "none" and (earlier is None or earlier.uses_network):
             self.network = NetworkStage(self.settings, self.ordered, self.device, self.warnings)
             self.settings = self.network.settings
-        self.landmarks, self.labels = landmarks, labels
-        guides = landmarks, labels
-        self.images = ImagePair(self.ordered, moving, self.initial, settings, fixed_mask, moving_mask, *guides)
+        self.taken_before = 0 if earlier is None or self.network is None else earlier.network_steps
+        self.images = ImagePair(self.ordered, moving, self.initial, settings, guides)
         self.steps: list[Step] = []
         self.stopped = "finished"
         self.optimizer_state: dict[str, Any] | None = None
@@ -187,16 +176,20 @@ class Run:
         return lattices, levels if reached is None else from_level(levels, self.reorder(reached))
 
     @property
-    def steps_of_levels(self) -> list[int]:
-        """How many steps are taken on each of the refinement's lattices."""
-        return [self.levels.get(lattice, 0) for lattice in self.lattices]
+    def costs(self) -> list[float]:
+        """What each step costs, as a multiple of a step of the refinement on one sample.
+
+        The steps on the network's parameters are first, with those that were ``taken_before``.
+        """
+        costs = [] if self.network is None else [self.network.cost] * network_steps(self.settings)
+        for lattice, steps in self.levels.items():
+            costs += [math.prod(lattice)] * steps
+        return costs
 
     @property
     def total(self) -> int:
         """How many steps are taken in all."""
-        on_network = 0 if self.network is None else network_steps(self.settings)
-        before = self.earlier.network_steps if self.earlier is not None and on_network else 0
-        return on_network - before + sum(self.steps_of_levels)
+        return len(self.costs) - self.taken_before
 
     def reorder(self, lattice: Sequence[int]) -> tuple[int, int, int]:
         """A lattice (K, J, I) along the axes of the fixed image, in the order in which it is registered."""
@@ -210,10 +203,7 @@ class Run:
 
     def result(self, on_step: OnStep | None, on_start: OnStart | None, progress: bool) -> Registration:
         """Optimize, and say what was found."""
-        costs = [] if self.network is None else [self.network.cost] * network_steps(self.settings)
-        for lattice, steps in self.levels.items():
-            costs += [math.prod(lattice)] * steps
-        self.remaining, self.on_step, self.on_start = RemainingTime(costs), on_step, on_start
+        self.remaining, self.on_step, self.on_start = RemainingTime(self.costs), on_step, on_start
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         self.bar = Progress(total=self.total, unit="step", disable=not progress, leave=False, bar_format=layout)
         with self.bar, convolutions(self.settings.precision):
@@ -224,7 +214,7 @@ class Run:
         if not np.array_equal(forward.matrix, np.eye(4)):
             forward = forward.fading()
         inverse, error = inverse_of(forward, self.fixed, self.moving)
-        reached = Reached(fields, self.optimizer_state, **self.masks, landmarks=self.landmarks, labels=self.labels)
+        reached = Reached(fields, self.optimizer_state, self.guides)
         found = Registration(
             self.settings, self.fixed, self.moving, self.initial, forward, inverse, report={}, reached=reached
         )

@@ -47,12 +47,14 @@ def report_of(run: Run, found: Registration, inverse_error: dict[str, float | No
             f"choose {other}a larger regularity weight, or an alignment."
         )
     loaded = None if run.network is None else run.network.loaded
-    inputs = {"fixed": run.fixed, "moving": run.moving} | run.masks
-    if run.labels is not None:
-        inputs["fixed_labels"], inputs["moving_labels"] = run.labels.sources
+    guides = run.guides
+    masks = {"fixed_mask": guides.fixed_mask, "moving_mask": guides.moving_mask}
+    inputs = {"fixed": run.fixed, "moving": run.moving} | masks
+    if guides.labels is not None:
+        inputs["fixed_labels"], inputs["moving_labels"] = guides.labels.sources
     points = {}
-    if run.landmarks is not None:
-        points["fixed_points"], points["moving_points"] = map(describe_points, run.landmarks.sources)
+    if guides.landmarks is not None:
+        points["fixed_points"], points["moving_points"] = map(describe_points, guides.landmarks.sources)
     return {
         "version": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,8 +82,8 @@ def report_of(run: Run, found: Registration, inverse_error: dict[str, float | No
         "levels": [list(run.as_stored(lattice)) for lattice in run.lattices],
         "steps": [asdict(step) | {"conflicts": list(step.conflicts)} for step in run.steps],
         "continued_after": [],
-        "landmarks": None if run.landmarks is None else run.landmarks.report(run.initial, forward),
-        "labels": None if run.labels is None else run.labels.report(run.initial, forward),
+        "landmarks": None if guides.landmarks is None else guides.landmarks.report(run.initial, forward),
+        "labels": None if guides.labels is None else guides.labels.report(run.initial, forward),
         "stopped": run.stopped,
         **run.losses,
         "jacobian": figures,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from GradProjIOLib.geometry.image_files import write_volume
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.registration.fields import Fields
-from GradProjIOLib.registration.labels import LabelPairs, label_pairs
-from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
+from GradProjIOLib.registration.landmarks import Points
+from GradProjIOLib.registration.preprocessing import Guides
 from GradProjIOLib.registration.report import describe_image
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial import jacobian
@@ -63,16 +63,12 @@ class Reached:
     """What a registration goes on from, besides what its ``Registration`` has.
 
     fields: None where they have to be made from the deformations. optimizer: the state of the ``InstanceOptimizer``
-    where the last steps were taken on a network's parameters. fixed_mask, moving_mask, landmarks, labels: what was
-    registered with.
+    where the last steps were taken on a network's parameters. guides: what was registered with.
     """
 
     fields: Fields | None = None
     optimizer: dict[str, Any] | None = None
-    fixed_mask: Volume | None = None
-    moving_mask: Volume | None = None
-    landmarks: LandmarkPairs | None = None
-    labels: LabelPairs | None = None
+    guides: Guides = field(default_factory=Guides)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,10 +123,10 @@ class Registration:
         """
         from GradProjIOLib.registration.going_on import prepare
 
-        landmarks = landmark_pairs(fixed_points, moving_points)
-        labels = label_pairs(fixed_labels, moving_labels, guiding_labels)
-        run = prepare(self, steps, fixed_mask, moving_mask, landmarks, labels, **settings)
-        return run.result(on_step, None, progress)
+        guides = Guides.of(
+            fixed_mask, moving_mask, fixed_points, moving_points, fixed_labels, moving_labels, guiding_labels
+        )
+        return prepare(self, steps, guides, **settings).result(on_step, None, progress)
 
     def warped(self, interpolation: str = "linear") -> Volume:
         """The moving image on the fixed image's lattice."""

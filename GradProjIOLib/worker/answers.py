@@ -105,8 +105,8 @@ class _Registration:
     def _go_on(self, inputs: Mapping[str, Any]) -> Registration:
         """The registration that goes on with the request's earlier result."""
         run = run_that_goes_on(self.request, self.connection.kept, inputs)
-        before = run.earlier.network_steps if run.network is not None else 0
-        self._send(protocol.STARTED, total=run.total, levels=run.steps_of_levels, before=before)
+        levels = [run.levels.get(lattice, 0) for lattice in run.lattices]
+        self._send(protocol.STARTED, total=run.total, levels=levels, before=run.taken_before)
         return run.result(self._on_step, self.so_far.start, progress=False)
 
     def _send(self, event: str, **content: Any) -> None:

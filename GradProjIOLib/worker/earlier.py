@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from GradProjIOLib.geometry.files import json_text
 from GradProjIOLib.registration.going_on import prepare
-from GradProjIOLib.registration.labels import label_pairs
-from GradProjIOLib.registration.landmarks import LandmarkPairs, landmark_pairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs
+from GradProjIOLib.registration.preprocessing import Guides
 from GradProjIOLib.registration.register import Run
 from GradProjIOLib.registration.result import Reached, Registration
 from GradProjIOLib.settings import Settings
@@ -41,23 +42,24 @@ def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mappin
     report, steps, changes = dict(earlier["report"]), earlier["steps"], dict(request.settings)
     optimizer = kept[1] if kept is not None and kept[0] == json_text(report, sort_keys=True) else None
     forward, inverse = (Deformation(*protocol.read(earlier[role])) for role in ("transform", "inverse"))
-    landmarks = landmark_pairs(inputs.get("fixed_points"), inputs.get("moving_points"))
-    labels = label_pairs(inputs.get("fixed_labels"), inputs.get("moving_labels"), inputs["guiding_labels"])
+    given = {name: one for name, one in inputs.items() if name not in ("fixed", "moving", "initial_transform")}
+    guides = Guides.of(**given)
     settings = Settings.from_mapping(report["settings"])
-    reached = Reached(
-        optimizer=optimizer,
-        fixed_mask=inputs.get("fixed_mask"),
-        moving_mask=inputs.get("moving_mask"),
+    before = replace(
+        guides,
         landmarks=LandmarkPairs.from_report(report),
-        labels=labels if report.get("labels") else None,
+        labels=guides.labels if report.get("labels") else None,
     )
     initial = inputs.get("initial_transform")
     if initial is None:
         initial = np.array(report["initial_transform"])
+    reached = Reached(optimizer=optimizer, guides=before)
     result = Registration(settings, inputs["fixed"], inputs["moving"], initial, forward, inverse, report, reached)
+    # The masks are those from before.
+    guides = replace(guides, fixed_mask=None, moving_mask=None)
     forgotten = optimizer is None and [step["stage"] for step in report["steps"][-1:]] == ["network"]
     if not forgotten:
-        return prepare(result, steps, landmarks=landmarks, labels=labels, **changes)
-    run = prepare(result, landmarks=landmarks, labels=labels, refine_steps=steps, **changes)
+        return prepare(result, steps, guides, **changes)
+    run = prepare(result, None, guides, refine_steps=steps, **changes)
     run.warnings.append(FORGOTTEN)
     return run

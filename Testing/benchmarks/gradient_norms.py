@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from real_pairs import RealPair, pairs_of
 
-from GradProjIOLib.registration.preprocessing import ImagePair, modality_of
+from GradProjIOLib.registration.preprocessing import Guides, ImagePair, modality_of
 from GradProjIOLib.registration.refinement import Refinement, plan_levels
 from GradProjIOLib.settings import SIMILARITIES, Settings
 from GradProjIOLib.spatial.maps import voxels_per_unit
@@ -42,7 +42,8 @@ def main() -> None:
                 fixed_modality=modality_of(fixed),
                 moving_modality=modality_of(moving),
             )
-            refinement = Refinement(ImagePair(fixed, moving, np.eye(4), settings), settings, torch.device("cpu"))
+            images = ImagePair(fixed, moving, np.eye(4), settings, Guides())
+            refinement = Refinement(images, settings, torch.device("cpu"))
             norms = []
             for lattice in plan_levels(fixed, settings):
                 objective = refinement.objective(lattice, None)

@@ -19,6 +19,7 @@ from GradProjIOLib.geometry.image_files import read_labels, write_volume
 from GradProjIOLib.geometry.lattice import apply_matrix
 from GradProjIOLib.registration.going_on import Earlier, prepare
 from GradProjIOLib.registration.landmarks import LandmarkPairs
+from GradProjIOLib.registration.preprocessing import Guides
 from GradProjIOLib.registration.refinement import from_level
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.registration.report import CHANGES_VOLUMES
@@ -186,7 +187,7 @@ class TestRefinement:
         result = register(files / "fixed.nii.gz", tmp_path / "moving.nii.gz", initial_transform=initial, **REFINED)
         result.write(tmp_path / "result")
         assert (tmp_path / "result" / "initial_transform.h5").exists() == bent
-        run = prepare(gp.load_result(tmp_path / "result"), 1)
+        run = prepare(gp.load_result(tmp_path / "result"), 1, Guides())
         found = run.earlier.fields(run).samples
         expected = result.reached.fields.samples
         middle = (..., *(slice(2, -2),) * 3)
@@ -211,7 +212,7 @@ class TestRefinement:
 
     def test_a_coarse_level_adds_its_change_to_the_fine_fields(self, heads, refined):
         points, partners = landmarks(heads)
-        run = prepare(refined, 4, None, None, LandmarkPairs.of(points, partners))
+        run = prepare(refined, 4, Guides(landmarks=LandmarkPairs.of(points, partners)))
         found = run.result(lambda step: step.index < 3, None, False)
         # Stopped in the coarsest level.
         assert {step["level"] for step in found.report["steps"][36:]} == {0}
@@ -338,7 +339,7 @@ class TestCommand:
         assert np.array_equal(warped, found.forward.warp(heads.moving_labels, heads.fixed, "nearest").array)
         assert not np.array_equal(warped, before)
         # They guide nothing.
-        assert found.reached.labels is None
+        assert found.reached.guides.labels is None
         labels.unlink()
         assert main(again) == 0
         assert "labels.nii.gz is gone or has changed" in capsys.readouterr().err

@@ -77,8 +77,8 @@ def test_they_also_guide_from_where_a_registration_is(uniform, tmp_path):
     assert [step["labels"] is None for step in guided.report["steps"]] == [True] * 6 + [False] * 24
     guided.write(tmp_path / "result")
     loaded = load_result(tmp_path / "result")
-    assert loaded.reached.labels.same_as(guided.reached.labels)
-    assert not LabelPairs.of(*labels.values()).same_as(guided.reached.labels)
+    assert loaded.reached.guides.labels.same_as(guided.reached.guides.labels)
+    assert not LabelPairs.of(*labels.values()).same_as(guided.reached.guides.labels)
     further = loaded.go_on(1)
     assert len(further.report["steps"]) == 31
     assert further.report["labels"][0]["weight"] == 2

@@ -10,7 +10,7 @@ import torch
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.geometry.lattice import apply_matrix, lattice_points
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.preprocessing import ImagePair, cuts_through, fill_in, modality_of, normalize
+from GradProjIOLib.registration.preprocessing import Guides, ImagePair, cuts_through, fill_in, modality_of, normalize
 from GradProjIOLib.registration.register import register
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.synthetic.phantom import make_pair
@@ -128,7 +128,7 @@ class TestFillIn:
 
 class TestViews:
     def pair(self, phantom, moving, **masks):
-        return ImagePair(phantom.fixed, moving, np.eye(4), Settings(), **masks)
+        return ImagePair(phantom.fixed, moving, np.eye(4), Settings(), Guides(**masks))
 
     def test_a_head_in_air_has_no_unknown_surroundings(self, phantom):
         """The moving image's view is smaller, but ends in air on all sides."""
@@ -137,7 +137,7 @@ class TestViews:
         inner = skull_stripped.moving.array[2:-2, 2:-2, 2:-2]
         affine = skull_stripped.moving.affine.copy()
         affine[:3, 3] = apply_matrix(affine, np.full(3, 2.0))
-        drawn = ImagePair(skull_stripped.fixed, Volume(inner, affine), np.eye(4), Settings()).on_lattice((24, 28, 24))
+        drawn = self.pair(skull_stripped, Volume(inner, affine)).on_lattice((24, 28, 24))
         assert drawn["moving_mask"] is None
 
     def test_what_a_cut_view_does_not_show_is_unknown(self, phantom):
