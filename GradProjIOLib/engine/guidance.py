@@ -57,10 +57,10 @@ class LandmarkDistance:
 class Structure:
     """One image's side of a structure: points in and on it, and a map of it around them.
 
-    points: [n, 3] in the frame of ``spatial.maps``. values: [2, n], the map there: how much of each point lies inside,
-    0 to 1, and its signed distance from the surface in mm, negative inside. surface: [n], whether a point is on it.
-    volumes: [n], what each point stands for. image: the map [1, 2, D, H, W]. to_image: [3, 4], from the frame of the
-    points to that of the map.
+    points: [n, 3] in any frame; a loss wants that of ``spatial.maps``. values: [2, n], the map there: how much of each
+    point lies inside, 0 to 1, and its signed distance from the surface in mm, negative inside. surface: [n], whether a
+    point is on it. volumes: [n], what each point stands for. image: the map [1, 2, D, H, W]. to_image: [4, 4], from the
+    frame of the points to that of the map. near: volume in mm³ of what lies within RADIUS around the structure.
     """
 
     points: Tensor
@@ -69,10 +69,11 @@ class Structure:
     volumes: Tensor
     image: Tensor
     to_image: Tensor
+    near: float
 
     def at(self, points: Tensor) -> Tensor:
         """The map [2, n] at points [n, 3]."""
-        inside = points @ self.to_image[:, :3].T + self.to_image[:, 3]
+        inside = points @ self.to_image[:3, :3].T + self.to_image[:3, 3]
         return sample(self.image, inside.view(1, -1, 1, 1, 3)).view(2, -1)
 
     def loss(self, found: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class LabelOverlap:
     weights: of each structure.
     """
 
-    def __init__(self, structures: Sequence[tuple[Structure, Structure]], weights: Sequence[float]):
+    def __init__(self, structures: Sequence[Sequence[Structure]], weights: Sequence[float]):
         self.structures = structures
         self.weight = sum(weights)
         self.shares = [weight / self.weight for weight in weights]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from GradProjIOLib.engine.guidance import RADIUS, LabelOverlap, Structure
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.conversion import Image
 from GradProjIOLib.geometry.labels import LabelPair, Labels, Wanted, as_labels, match_labels
-from GradProjIOLib.geometry.lattice import apply_matrix
+from GradProjIOLib.geometry.lattice import affine_of, apply_matrix
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
@@ -28,22 +28,6 @@ MOST_POINTS = 20_000
 """So many points at most stand for a structure's surface, and as many for what is inside."""
 WEIGHT = 0.1
 """How much a structure weighs against the images within RADIUS around it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """One image's side of a structure, in RAS mm: what ``Structure`` has, for any lattice.
-
-    image: [2, k, j, i] with its affine. points: [n, 3]. near: volume in mm³ of what lies within RADIUS around it.
-    """
-
-    image: np.ndarray
-    affine: np.ndarray
-    points: np.ndarray
-    values: np.ndarray
-    surface: np.ndarray
-    volumes: np.ndarray
-    near: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,19 +61,14 @@ class LabelPairs:
         """
         transforms = as_deformation(np.eye(4)), as_deformation(initial)
         boxes = ndimage.find_objects(self.fixed.array), ndimage.find_objects(self.moving.array)
-        sides = []
-        for number, pair in enumerate(self.pairs):
-            both = []
-            for labels, transform, found in zip((self.fixed, self.moving), transforms, boxes, strict=True):
-                side = _side(labels, number + 1, found[number], transform, fixed)
-                if side is None:
-                    raise InputError(
-                        f"The label {pair.name} of {labels.name} lies outside {fixed.name}; leave it out, or align "
-                        "the images first."
-                    )
-                both.append(side)
-            sides.append((both[0], both[1]))
-        return PlacedLabels(sides, [pair.weight for pair in self.pairs])
+        structures = [
+            [
+                _structure(labels, number, found[number - 1], pair.name, transform, fixed)
+                for labels, found, transform in zip((self.fixed, self.moving), boxes, transforms, strict=True)
+            ]
+            for number, pair in enumerate(self.pairs, start=1)
+        ]
+        return PlacedLabels(structures, [pair.weight for pair in self.pairs])
 
     def same_as(self, other: LabelPairs | None) -> bool:
         """Whether they are the same structures with the same weights."""
@@ -121,9 +100,9 @@ class LabelPairs:
 
 @dataclass(frozen=True, eq=False)
 class PlacedLabels:
-    """Structures beside each other over the fixed image: both sides of each, and how much each counts."""
+    """Structures beside each other over the fixed image, in RAS mm: both sides of each, and how much each counts."""
 
-    sides: list[tuple[Side, Side]]
+    structures: list[list[Structure]]
     weights: list[float]
 
     def on_lattice(self, lattice: tuple[int, int, int], affine: np.ndarray, device: torch.device) -> LabelOverlap:
@@ -131,13 +110,10 @@ class PlacedLabels:
         view = abs(np.linalg.det(affine[:3, :3])) * math.prod(lattice)
         weights = [
             WEIGHT * weight * min(1.0, (first.near + second.near) / 2 / view)
-            for weight, (first, second) in zip(self.weights, self.sides, strict=True)
+            for weight, (first, second) in zip(self.weights, self.structures, strict=True)
         ]
-        structures = [
-            (_structure(first, lattice, affine, device), _structure(second, lattice, affine, device))
-            for first, second in self.sides
-        ]
-        return LabelOverlap(structures, weights)
+        to_unit = np.linalg.inv(affine @ _from_unit(lattice))
+        return LabelOverlap([[_in_frame(side, to_unit, device) for side in both] for both in self.structures], weights)
 
 
 def label_pairs(
@@ -158,18 +134,23 @@ def _numbered(labels: Volume, values: Sequence[int]) -> Volume:
     return Volume(array, labels.affine, labels.name)
 
 
-def _side(
-    labels: Volume, number: int, box: tuple[slice, slice, slice], transform: Deformation, image: Volume
-) -> Side | None:
-    """A structure as ``transform`` (fixed → these labels) puts it beside the image; None where it is out of view."""
+def _structure(
+    labels: Volume, number: int, box: tuple[slice, slice, slice], name: str, transform: Deformation, image: Volume
+) -> Structure:
+    """A structure as ``transform`` (fixed → these labels) puts it beside the image; its frame is RAS mm.
+
+    Raises InputError where it is out of view.
+    """
+    out_of_view = InputError(
+        f"The label {name} of {labels.name} lies outside {image.name}; leave it out, or align the images first."
+    )
     part = tuple(slice(max(one.start - 1, 0), one.stop + 1) for one in box)
-    shift = np.eye(4)
-    shift[:3, 3] = [one.start for one in reversed(part)]
+    shift = affine_of(np.eye(3), [one.start for one in reversed(part)])
     mask = Volume((labels.array[part] == number).astype(np.float32), labels.affine @ shift)
     lattice, affine, spacing = _lattice_around(mask, transform, image)
     inside = transform.warp(mask, (lattice, affine), "linear", background=0.0).array
     if not inside.any():
-        return None
+        raise out_of_view
     # A structure thinner than the samples reaches no half anywhere.
     distance = _signed_distance(inside >= min(0.5, inside.max() / 2), spacing)
     to_image = np.linalg.inv(image.affine) @ affine
@@ -177,17 +158,17 @@ def _side(
     on, on_volume = _chosen(surface, to_image, image)
     within, within_volume = _chosen((inside > 0) & ~surface, to_image, image)
     if not len(on):
-        return None
+        raise out_of_view
     index = np.concatenate([on, within])
-    map_around = np.stack([inside, distance])
+    map_around = torch.from_numpy(np.stack([inside, distance]))
     i, j, k = index.T
-    return Side(
-        map_around,
-        affine,
-        apply_matrix(affine, index),
+    return Structure(
+        torch.from_numpy(apply_matrix(affine, index)),
         map_around[:, k, j, i],
-        np.arange(len(index)) < len(on),
-        np.repeat([on_volume, within_volume], [len(on), len(within)]),
+        torch.arange(len(index)) < len(on),
+        torch.tensor(np.repeat([on_volume, within_volume], [len(on), len(within)]), dtype=torch.float32),
+        map_around[None],
+        torch.from_numpy(np.linalg.inv(affine @ _from_unit(lattice))),
         float((distance < RADIUS).sum() * spacing**3),
     )
 
@@ -205,9 +186,7 @@ def _lattice_around(
     extent = (last - first) * image.spacing
     spacing = max(float(mask.spacing.min()), (extent.prod() / MOST_SAMPLES) ** (1 / 3))
     i, j, k = (np.ceil(extent / spacing) + 1).astype(int).tolist()
-    to_index = np.diag([*(spacing / image.spacing), 1])
-    to_index[:3, 3] = first
-    return (k, j, i), image.affine @ to_index, spacing
+    return (k, j, i), image.affine @ affine_of(np.diag(spacing / image.spacing), first), spacing
 
 
 def _chosen(where: np.ndarray, to_image: np.ndarray, image: Volume) -> tuple[np.ndarray, float]:
@@ -225,22 +204,21 @@ def _signed_distance(inside: np.ndarray, spacing: float) -> np.ndarray:
     return (np.where(inside, 0.5 - inward, outward - 0.5) * spacing).clip(-REACH, REACH).astype(np.float32)
 
 
-def _structure(side: Side, lattice: tuple[int, int, int], affine: np.ndarray, device: torch.device) -> Structure:
+def _in_frame(structure: Structure, to_frame: np.ndarray, device: torch.device) -> Structure:
+    """A structure whose frame is RAS mm in another one, to which ``to_frame`` (4x4) leads, in single precision."""
     tensor = partial(torch.tensor, dtype=torch.float32, device=device)
-    half = (np.array(lattice[::-1]) - 1) / 2
-    half_of_image = (np.array(side.image.shape[:0:-1]) - 1) / 2
-    to_unit = np.linalg.inv(affine @ _from_unit(half))
-    to_image = np.linalg.inv(side.affine @ _from_unit(half_of_image)) @ np.linalg.inv(to_unit)
-    return Structure(
-        tensor(apply_matrix(to_unit, side.points)),
-        tensor(side.values),
-        torch.tensor(side.surface, device=device),
-        tensor(side.volumes),
-        torch.from_numpy(side.image)[None].to(device),
-        tensor(to_image[:3]),
+    return replace(
+        structure,
+        points=tensor(apply_matrix(to_frame, structure.points.numpy())),
+        values=structure.values.to(device),
+        surface=structure.surface.to(device),
+        volumes=structure.volumes.to(device),
+        image=structure.image.to(device),
+        to_image=tensor(structure.to_image.numpy() @ np.linalg.inv(to_frame)),
     )
 
 
-def _from_unit(half: np.ndarray) -> np.ndarray:
-    """From the frame of ``spatial.maps`` to the index (i, j, k) of a lattice: 4x4."""
-    return np.vstack([np.column_stack([np.diag(half), half]), [0, 0, 0, 1]])
+def _from_unit(lattice: tuple[int, int, int]) -> np.ndarray:
+    """From the frame of ``spatial.maps`` to the index (i, j, k) of a lattice (K, J, I): 4x4."""
+    half = (np.array(lattice[::-1]) - 1) / 2
+    return affine_of(np.diag(half), half)

@@ -1,6 +1,7 @@
 """Labels that guide a registration."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,15 +125,11 @@ def test_the_gradient_is_that_of_finite_differences(uniform):
     objective = pairs.placed(np.eye(4), uniform[0]).on_lattice(
         lattice, lattice_affine(AFFINE, SHAPE, lattice), torch.device("cpu")
     )
+    numbers = ("points", "values", "volumes", "image", "to_image")
     double = [
-        tuple(
-            type(side)(**{
-                name: value if value.dtype == torch.bool else value.double() for name, value in vars(side).items()
-            })
-            for side in pair
-        )
+        [replace(side, **{name: getattr(side, name).double() for name in numbers}) for side in pair]
         for pair in objective.structures
-    ]  # fmt: skip
+    ]
     objective = LabelOverlap(double, [objective.weight])
     generator = torch.Generator().manual_seed(0)
     field = (0.1 * torch.randn(2, 3, *lattice, generator=generator, dtype=torch.float64)).requires_grad_()
