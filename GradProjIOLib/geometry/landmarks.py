@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
 import sys
@@ -70,10 +69,11 @@ def read_point_lists(
         raise InputError(f"{path} is no landmark file; use one of {', '.join(SUFFIXES)}.")
     lists, to_mm = [], []
     try:
-        found, text_with = read(path)
-        for names, positions, own_frame, tolerances in found:
+        found, places, current_text = read(path)
+        for names, rows, own_frame, tolerances in found:
             to_mm.append(frame_matrix(own_frame or frame, affine, path))
-            points = apply_matrix(to_mm[-1], np.array(positions, dtype=np.float64).reshape(len(names), 3))
+            positions = np.array([[row[place] for place in places] for row in rows], dtype=np.float64)
+            points = apply_matrix(to_mm[-1], positions.reshape(len(names), 3))
             lists.append(Landmarks(names, points, str(path), tolerances))
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         if isinstance(error, InputError):
@@ -81,9 +81,11 @@ def read_point_lists(
         raise InputError(f"{path} cannot be read as landmarks ({error}); export it again.") from error
 
     def text(points: Sequence[np.ndarray]) -> str:
-        return text_with(
-            [apply_matrix(np.linalg.inv(one), new).tolist() for one, new in zip(to_mm, points, strict=True)]
-        )
+        for (_, rows, *_), matrix, new in zip(found, to_mm, points, strict=True):
+            for row, position in zip(rows, apply_matrix(np.linalg.inv(matrix), new).tolist(), strict=True):
+                for place, value in zip(places, position, strict=True):
+                    row[place] = value
+        return current_text()
 
     return lists, text
 
@@ -137,16 +139,14 @@ def frame_matrix(frame: str | None, affine: np.ndarray | None, path: str | os.Pa
     return to_mm
 
 
-# What a reader finds: of each list the names, positions, frame and tolerances (None where the file does not say), and
-# a function that gives the file's text with other positions.
-_Positions = list[list[float]]
-_Lists = list[tuple[list[str], _Positions, str | None, np.ndarray | None]]
-_Found = tuple[_Lists, Callable[[Sequence[_Positions]], str]]
+# What a reader finds: of each list the names, rows, frame and tolerances (None where the file does not say); the places
+# of the coordinates in each row; and a function that gives the file's text with what the rows then hold.
+_Lists = list[tuple[list[str], list[list[Any]], str | None, np.ndarray | None]]
+_Found = tuple[_Lists, Sequence[int], Callable[[], str]]
 
 
 def _read_markups(path: Path) -> _Found:
     content = json.loads(path.read_text(encoding="utf-8"))
-    placed: list[dict[str, Any]] = []
     lists: _Lists = []
     for markup in content["markups"]:
         # Either "mm" or a coded entry such as ["UCUM", "mm", "millimeter"].
@@ -160,15 +160,8 @@ def _read_markups(path: Path) -> _Found:
         ]
         names = [str(point.get("label", "")) for point in points]
         frame = _slicer_frame(markup.get("coordinateSystem", "LPS"))
-        lists.append((names, [point["position"][:3] for point in points], frame, None))
-        placed += points
-
-    def text(positions: Sequence[_Positions]) -> str:
-        for point, position in zip(placed, itertools.chain(*positions), strict=True):
-            point["position"] = position
-        return json.dumps(content, indent=4) + "\n"
-
-    return lists, text
+        lists.append((names, [point["position"] for point in points], frame, None))
+    return lists, range(3), lambda: json.dumps(content, indent=4) + "\n"
 
 
 def _read_fiducials(path: Path) -> _Found:
@@ -184,13 +177,13 @@ def _read_fiducials(path: Path) -> _Found:
             if len(row) <= 14 or row[14] == FIDUCIAL_DEFINED:
                 rows[number] = row
 
-    def text(positions: Sequence[_Positions]) -> str:
-        for (number, row), position in zip(rows.items(), positions[0], strict=True):
-            lines[number] = _csv_text([[row[0], *position, *row[4:]]]).removesuffix("\n")
+    def text() -> str:
+        for number, row in rows.items():
+            lines[number] = _csv_text([row]).removesuffix("\n")
         return "\n".join(lines) + "\n"
 
     names = [row[11] if len(row) > 11 else row[0] for row in rows.values()]
-    return [(names, [[float(cell) for cell in row[1:4]] for row in rows.values()], frame, None)], text
+    return [(names, list(rows.values()), frame, None)], range(1, 4), text
 
 
 def _slicer_frame(value: str | int) -> str:
@@ -208,22 +201,16 @@ def _read_table(path: Path) -> _Found:
     axes = "xyz" if "x" in header else "ijk"
     if not set(axes) <= set(header):
         raise InputError(f"{path} has the columns {', '.join(header)}; name three of them x, y, z or i, j, k.")
-    columns = [header.index(axis) for axis in axes]
 
     def column(*names: str) -> list[str | None]:
         """The cells of the first column with one of these names; None where there is none."""
         place = next((header.index(name) for name in names if name in header), sys.maxsize)
         return [row[place].strip() if len(row) > place else None for row in rows]
 
-    def text(positions: Sequence[_Positions]) -> str:
-        for row, position in zip(rows, positions[0], strict=True):
-            for place, value in zip(columns, position, strict=True):
-                row[place] = repr(value)
-        return _csv_text([*titles, *rows])
-
     names = [str(number) if name is None else name for number, name in enumerate(column("name", "label"), start=1)]
     tolerances = np.array([float(cell or "nan") for cell in column("tolerance", "tolerance_mm")])
-    return [(names, [[float(row[place]) for place in columns] for row in rows], None, tolerances)], text
+    places = [header.index(axis) for axis in axes]
+    return [(names, rows, None, tolerances)], places, lambda: _csv_text([*titles, *rows])
 
 
 def _is_number(cell: str) -> bool:
