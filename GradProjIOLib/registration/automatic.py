@@ -13,10 +13,8 @@ from GradProjIOLib.settings import Settings
 
 def with_model(settings: Settings, warnings: list[str]) -> Settings:
     """The settings with a model instead of "auto"."""
-    if settings.model != "auto":
-        return settings
     name = registry.chosen_model(settings)
-    if name in registry.SUBSTITUTE_NOTES:
+    if settings.model == "auto" and name in registry.SUBSTITUTE_NOTES:
         warnings.append(registry.SUBSTITUTE_NOTES[name])
     return replace(settings, model=name)
 

@@ -116,15 +116,6 @@ class PlacedLabels:
         return LabelOverlap([[_in_frame(side, to_unit, device) for side in both] for both in self.structures], weights)
 
 
-def label_pairs(
-    fixed: Labels | Image | None, moving: Labels | Image | None, wanted: Wanted | None
-) -> LabelPairs | None:
-    """The structures of two label maps that guide a registration. Raises InputError where one map is missing."""
-    if (fixed is None) != (moving is None) or (fixed is None and wanted is not None):
-        raise InputError("Labels guide a registration only in pairs; give those of both images, or none.")
-    return None if fixed is None or moving is None else LabelPairs.of(fixed, moving, wanted)
-
-
 def _numbered(labels: Volume, values: Sequence[int]) -> Volume:
     """The label map with each of the values as its place among them, counted from 1, and everything else 0."""
     order = np.argsort(values)

@@ -15,7 +15,7 @@ import torch
 from GradProjIOLib.engine.guidance import RADIUS, LandmarkDistance
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks, read_landmarks, tolerances_of
-from GradProjIOLib.geometry.lattice import apply_matrix
+from GradProjIOLib.geometry.lattice import apply_matrix, in_view
 from GradProjIOLib.geometry.volume import Volume
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
@@ -74,8 +74,7 @@ class LandmarkPairs:
         """
         moving = as_deformation(initial).source_points(self.moving)
         for name, pair in zip(self.names, np.stack([self.fixed, moving], axis=1), strict=True):
-            index = apply_matrix(np.linalg.inv(fixed.affine), pair)
-            if (index < -0.5).any() or (index > np.array(fixed.shape[::-1]) - 0.5).any():
+            if not in_view(apply_matrix(np.linalg.inv(fixed.affine), pair), fixed.shape).all():
                 raise InputError(
                     f"The landmark {name} lies outside {fixed.name}, or its partner does under the initial transform; "
                     "correct it, or align the images first."
@@ -116,13 +115,6 @@ class LandmarkPairs:
                 strict=True,
             )
         ]
-
-
-def landmark_pairs(fixed: Points | None, moving: Points | None) -> LandmarkPairs | None:
-    """The pairs of landmarks that guide a registration. Raises InputError where those of one image are missing."""
-    if (fixed is None) != (moving is None):
-        raise InputError("Landmarks guide a registration only in pairs; give those of both images, or none.")
-    return None if fixed is None or moving is None else LandmarkPairs.of(fixed, moving)
 
 
 def _as_landmarks(points: Points, role: str) -> Landmarks:

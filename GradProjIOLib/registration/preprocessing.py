@@ -17,8 +17,8 @@ from GradProjIOLib.geometry.conversion import Image, as_volume
 from GradProjIOLib.geometry.labels import Labels, Wanted
 from GradProjIOLib.geometry.lattice import lattice_affine
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.labels import LabelPairs, label_pairs
-from GradProjIOLib.registration.landmarks import LandmarkPairs, Points, landmark_pairs
+from GradProjIOLib.registration.labels import LabelPairs
+from GradProjIOLib.registration.landmarks import LandmarkPairs, Points
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation, as_deformation
 
@@ -57,12 +57,18 @@ class Guides:
         moving_labels: Labels | Image | None = None,
         guiding_labels: Wanted | None = None,
     ) -> Guides:
-        """From what ``register`` takes. Raises InputError."""
+        """From what ``register`` takes. Raises InputError, also where landmarks or labels of one image are missing."""
+        if (fixed_points is None) != (moving_points is None):
+            raise InputError("Landmarks guide a registration only in pairs; give those of both images, or none.")
+        if (fixed_labels is None) != (moving_labels is None) or (fixed_labels is None and guiding_labels is not None):
+            raise InputError("Labels guide a registration only in pairs; give those of both images, or none.")
         return cls(
             None if fixed_mask is None else as_volume(fixed_mask, "the fixed mask"),
             None if moving_mask is None else as_volume(moving_mask, "the moving mask"),
-            landmark_pairs(fixed_points, moving_points),
-            label_pairs(fixed_labels, moving_labels, guiding_labels),
+            None if fixed_points is None or moving_points is None else LandmarkPairs.of(fixed_points, moving_points),
+            None
+            if fixed_labels is None or moving_labels is None
+            else LabelPairs.of(fixed_labels, moving_labels, guiding_labels),
         )
 
     def after(self, earlier: Guides) -> Guides:

@@ -189,8 +189,7 @@ def _starts(fixed: Volume, moving: Volume) -> list[np.ndarray]:
     for degrees in itertools.product(SEARCH_DEGREES, repeat=3):
         rotation = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
         candidates = [affine_of(rotation, center + shift - rotation @ center) for shift in shifts]
-        scores = [_fit(fixed, moving, points, matrix) for matrix in candidates]
-        scored.append((max(scores), candidates[int(np.argmax(scores))]))
+        scored.append(max(((_fit(fixed, moving, points, one), one) for one in candidates), key=itemgetter(0)))
     return [matrix for _, matrix in sorted(scored, key=itemgetter(0), reverse=True)[:STARTS]]
 
 
