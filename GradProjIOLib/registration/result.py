@@ -145,8 +145,8 @@ class Registration:
         return describe_jacobian(self.forward, self.fixed, maps=self._maps)
 
     @cached_property
-    def _maps(self) -> Maps:
-        """The Jacobian determinant and the folding, which take seconds; and where they are defined."""
+    def _maps(self) -> tuple[np.ndarray, Folding]:
+        """The Jacobian determinant and the folding, which take seconds."""
         return _jacobian_maps(self.forward, self.fixed, None)
 
     def moved_before(self) -> Volume:
@@ -247,12 +247,11 @@ def steps_in_words(report: Mapping[str, Any]) -> str:
     return f"{' + '.join(counts)} steps" if counts else "no steps"
 
 
-Maps = tuple[np.ndarray, Folding, np.ndarray | None]
-"""See ``_jacobian_maps``."""
-
-
 def describe_jacobian(
-    forward: Deformation, fixed: Volume, region: np.ndarray | None = None, maps: Maps | None = None
+    forward: Deformation,
+    fixed: Volume,
+    region: np.ndarray | None = None,
+    maps: tuple[np.ndarray, Folding] | None = None,
 ) -> dict[str, float]:
     """Figures of the Jacobian determinant and of folding at the fixed image's voxels, or those of a region.
 
@@ -262,11 +261,11 @@ def describe_jacobian(
     """
     from scipy import ndimage
 
-    determinant, folding, where = maps or _jacobian_maps(forward, fixed, region)
+    determinant, folding = maps or _jacobian_maps(forward, fixed, region)
     linear = jacobian.linear_determinant(forward)
-    without = jacobian.summary(determinant / linear, where)
+    without = jacobian.summary(determinant / linear, folding.region)
     return (
-        jacobian.summary(determinant, where)
+        jacobian.summary(determinant, folding.region)
         | {"affine_determinant": float(linear)}
         | {f"without_affine_{key}": without[key] for key in ("min", "max", "percentile_1", "percentile_99", "mean_log")}
         | {
@@ -279,11 +278,10 @@ def describe_jacobian(
     )
 
 
-def _jacobian_maps(forward: Deformation, fixed: Volume, region: np.ndarray | None) -> Maps:
-    """The determinant, the folding, and the region without what is undefined; None where that is everywhere."""
+def _jacobian_maps(forward: Deformation, fixed: Volume, region: np.ndarray | None) -> tuple[np.ndarray, Folding]:
+    """The determinant at the fixed image's voxels, and the folding there or in a region."""
     sampled = forward.sample(fixed.shape, fixed.affine)
-    where = jacobian.defined_region(sampled, region)
-    return jacobian.determinant_map(sampled), jacobian.folding(sampled, region), where
+    return jacobian.determinant_map(sampled), jacobian.folding(sampled, region)
 
 
 def _move_folder(source: Path, target: Path) -> None:

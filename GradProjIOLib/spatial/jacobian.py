@@ -31,7 +31,7 @@ class Folding:
 
     `ndv_voxels` is the non-diffeomorphic volume in voxels and `ndv_percent` the same as a share of the
     `voxels` that were looked at; `mask` [k, j, i] marks the `folded_voxels` voxels among them whose
-    determinant is not positive.
+    determinant is not positive. `region` [k, j, i] says which were looked at; it is None where all were.
     """
 
     ndv_percent: float
@@ -39,6 +39,7 @@ class Folding:
     folded_voxels: int
     mask: np.ndarray
     voxels: int
+    region: np.ndarray | None
 
     @property
     def folded_percent(self) -> float:
@@ -77,30 +78,20 @@ def folding(deformation: Deformation, region: np.ndarray | None = None) -> Foldi
     are half the one-sided ones of `determinant_map`. The linear part does not change where the
     deformation folds; it only scales the folded volume.
     """
+    if deformation.undefined is not None:
+        region = ~deformation.undefined if region is None else region & ~deformation.undefined
+        if not region.any():
+            raise InputError("The transform is undefined (NaN or too large) wherever it should be measured.")
     displacement = voxel_displacement(deformation)
     volume = non_diffeomorphic_volume(displacement).numpy() * abs(linear_determinant(deformation))
     determinant = _over_blocks(_central_determinant, _padded(displacement)).numpy()
     correct_beside(determinant, displacement.movedim(0, -1).numpy(), deformation.undefined)
     mask = determinant <= 0
-    region = defined_region(deformation, region)
     if region is not None:
         volume = volume[region]
         mask &= region
     total = float(volume.sum(dtype=np.float64))
-    return Folding(100 * total / volume.size, total, int(mask.sum()), mask, volume.size)
-
-
-def defined_region(sampled: Deformation, region: np.ndarray | None = None) -> np.ndarray | None:
-    """Where a deformation is defined on its lattice, inside a region if one is given; None where that is everywhere.
-
-    Raises InputError where it is nowhere.
-    """
-    if sampled.undefined is None:
-        return region
-    region = ~sampled.undefined if region is None else region & ~sampled.undefined
-    if not region.any():
-        raise InputError("The transform is undefined (NaN or too large) wherever it should be measured.")
-    return region
+    return Folding(100 * total / volume.size, total, int(mask.sum()), mask, volume.size, region)
 
 
 def non_diffeomorphic_volume(displacement: torch.Tensor) -> torch.Tensor:
