@@ -26,7 +26,10 @@ from GradProjIOLib.spatial.deformation import Deformation
 
 @dataclass(frozen=True)
 class Trajectories(Job):
-    """Runs the methods of a comparison. ``on_progress`` is called with a line of text after most measurements."""
+    """Runs the methods of a comparison.
+
+    ``on_progress`` is called with a line of text after each measurement but the one without steps.
+    """
 
     comparison: Comparison
     on_progress: Callable[[str], None] = print

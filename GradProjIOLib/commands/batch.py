@@ -20,7 +20,6 @@ from GradProjIOLib.commands.options import add_output_option, add_setting_option
 from GradProjIOLib.geometry.pairs import ROLES, Pair, read_pairs
 from GradProjIOLib.models import registry
 
-INTERRUPTED = 130
 ROLES_USED = tuple(role for role in ROLES if role != "fixed_labels")
 
 
@@ -75,17 +74,16 @@ def run_batch(
     folder: Path,
     arguments: argparse.Namespace,
     job: Job | None = None,
+    compute: batch.Compute = processes.compute,
 ) -> list[Outcome]:
-    """Do a job for all pairs where --workers or --scheduler say, and print what becomes of each.
+    """Do a job for all pairs, without one register them, and print what becomes of each.
 
-    Where they say nothing, a job is done in this process, and without one pairs are registered in other processes.
-    Ends the command where the user has interrupted it.
+    compute: where, unless --workers or --scheduler say it. Raises KeyboardInterrupt with what to tell the user.
     """
-    compute: batch.Compute = partial(processes.compute, workers=arguments.workers)
-    if arguments.scheduler:
+    if arguments.workers is not None:
+        compute = partial(processes.compute, workers=arguments.workers)
+    elif arguments.scheduler:
         compute = partial(cluster.compute, scheduler=arguments.scheduler)
-    elif job is not None and arguments.workers is None:
-        compute = batch.here
     total, counts = len(pairs) + len(unusable), Counter[str]()
 
     def show(outcome: Outcome) -> None:
@@ -101,12 +99,10 @@ def run_batch(
     try:
         return batch.run(pairs, folder, compute, on_outcome=show, failed=unusable, job=job)
     except KeyboardInterrupt:
-        print(
-            f"gradprojio: interrupted with {counts[DONE] + counts[KEPT]} pairs done; nothing half is left in {folder}, "
-            "and the same command goes on with the rest",
-            file=sys.stderr,
-        )
-        raise SystemExit(INTERRUPTED) from None
+        raise KeyboardInterrupt(
+            f" with {counts[DONE] + counts[KEPT]} pairs done; nothing half is left in {folder}, and the same command "
+            "goes on with the rest"
+        ) from None
 
 
 def exit_status(outcomes: Sequence[Outcome]) -> int:

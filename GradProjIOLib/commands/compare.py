@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from GradProjIOLib.batch.run import here
 from GradProjIOLib.batch.tasks import FAILED, OPEN
 from GradProjIOLib.batch.trajectory import Trajectories
 from GradProjIOLib.commands.batch import add_compute_options, exit_status, run_batch
@@ -56,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 one failed otherwise, 130 interrupted."""
+    """Run `gradprojio compare`: 0 done, 2 a pair must be corrected, 1 one failed otherwise."""
     comparison = Comparison(parse_settings(arguments.methods), arguments.every, arguments.structures)
     pairs, unusable = read_pairs(arguments.pairs, given_settings(arguments), required=REQUIRED, without=COMPARED)
     if comparison.on_network:
         pairs = [replace(pair, settings=_with_network(pair.settings)) for pair in pairs]
     job = Trajectories(comparison, _print_nothing if arguments.quiet else print_progress)
-    outcomes = run_batch(pairs, unusable, arguments.output, arguments, job)
+    outcomes = run_batch(pairs, unusable, arguments.output, arguments, job, here)
     if any(outcome.state not in (FAILED, OPEN) for outcome in outcomes):
         print((arguments.output / TABLE).read_text(encoding="utf-8"), end="")
         print(f"results in {arguments.output}, curves in {arguments.output / CURVES}")

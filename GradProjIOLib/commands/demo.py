@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="voxels across the head, 16 or more; fewer are faster and coarser",
     )
-    parser.set_defaults(model="compact", preset="quick")
+    parser.set_defaults(model="compact")
     add_setting_options(parser, only=("steps", "refine_steps", "seed", "device"), preset="quick")
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from GradProjIOLib.batch.lumir_fields import LumirFields
+from GradProjIOLib.batch.run import here
 from GradProjIOLib.batch.tasks import FAILED, OPEN
 from GradProjIOLib.commands.batch import add_compute_options, exit_status, run_batch
 from GradProjIOLib.commands.compare import print_progress
@@ -47,7 +48,7 @@ def zip_file(text: str) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `gradprojio lumir`: 0 done, 2 something must be corrected, 1 a pair failed otherwise, 130 interrupted."""
+    """Run `gradprojio lumir`: 0 done, 2 something must be corrected, 1 a pair failed otherwise."""
     if arguments.lumir_verb == "register":
         submission = arguments.output
         if status := register_pairs(arguments):
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def register_pairs(arguments: argparse.Namespace) -> int:
     """Register every pair whose field is not there yet, then pack them all; returns the exit status."""
     pairs, folder = lumir.validation_pairs(arguments.data, settings_from(arguments)), arguments.output.with_suffix("")
-    outcomes = run_batch(pairs, {}, folder, arguments, LumirFields())
+    outcomes = run_batch(pairs, {}, folder, arguments, LumirFields(), here)
     if status := exit_status(outcomes):
         missing = sum(outcome.state in (FAILED, OPEN) for outcome in outcomes)
         print_progress(f"gradprojio: {arguments.output} was not written: pairs without a field: {missing}")

@@ -36,10 +36,12 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with the arguments, or those of the process; returns the exit status."""
+    """Run the command with the arguments, or those of the process; returns the exit status.
+
+    From then on SIGTERM raises KeyboardInterrupt in this process, as Ctrl-C does, so that temporary files are removed.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _say_everything()
-    # A request to end raises KeyboardInterrupt as Ctrl-C does, so that temporary files are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options = _parser(arguments).parse_args(arguments)
@@ -50,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"gradprojio: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("gradprojio: interrupted; no result is half written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"gradprojio: interrupted{str(interrupt) or '; no result is half written'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Python would report it once more at exit.

@@ -23,14 +23,14 @@ def add_setting_options(
 ) -> None:
     """Add an option for each setting in ``only``, and ``--preset``.
 
-    preset: the one that holds where none is typed, for the help.
+    preset: the one that holds where none is typed.
 
     An option that is not typed leaves nothing in the parsed arguments, so that a preset can have its own value.
     """
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        default=argparse.SUPPRESS,
+        default=argparse.SUPPRESS if preset == "standard" else preset,
         help="values for the settings below that are not given; paper is the published method without refinement "
         f"(default: {preset})",
     )

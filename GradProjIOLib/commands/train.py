@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--similarity", choices=tuple(SIMILARITIES), default=Plan.similarity, help="image similarity")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="label maps to validate with, named as the images")
     parser.add_argument("--modality", choices=MODALITIES, default="mri", help="of the images")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for images ready to use (DIR/cache)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -91,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("A training is one process; start it without torchrun.")
     if arguments.sigma <= 0 or arguments.learning_rate <= 0:
         raise InputError("--sigma and --learning-rate must be more than 0.")
     if arguments.regularity_weight < 0 or arguments.label_weight < 0:
@@ -110,14 +112,14 @@ def _pairs(
         lattice = tuple(arguments.lattice or model.lattice_for(SYNTHETIC_VOXELS, (2.0, 2.0, 2.0)))
         held_out = SyntheticPairs(lattice, SYNTHETIC_VALIDATION_PAIRS, arguments.seed, VALIDATION)
         new = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
-        return lattice, new, [held_out[number] for number in range(len(held_out))]
+        return lattice, new, list(held_out)
     files = find_images(arguments.data, arguments.labels, arguments.seed)
     if arguments.lattice:
         lattice = tuple(arguments.lattice)
     else:
         first = read_volume(files.training[0].image)
         lattice = model.lattice_for(first.shape, first.spacing.tolist())
-    reader = Reader(lattice, arguments.cache or arguments.output / "cache", arguments.modality)
+    reader = Reader(lattice, arguments.modality)
     source = VolumePairs(files.training, reader, arguments.augment_from, arguments.seed)
     return lattice, source, ValidationPairs(files.validation, reader)
 
@@ -135,8 +137,7 @@ def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:
                 bar.update()
         except KeyboardInterrupt:
             bar.close()
-            print(f"gradprojio: interrupted; {_what_is_left(trainer)}", file=sys.stderr)
-            return 130
+            raise KeyboardInterrupt(f"; {_what_is_left(trainer)}") from None
     if not arguments.quiet:
         print(f"weights in {arguments.output / WEIGHTS}, validation in {arguments.output / VALIDATION_LOG}")
     return 0

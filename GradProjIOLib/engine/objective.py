@@ -84,9 +84,10 @@ class Objective:
         return self.model(self.sources, self.targets)
 
     def losses(self, fields: Sequence[Tensor], jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Similarity (the sum of both directions) and regularity of ``fields()``: scalars, without weights.
+        """Similarity (the sum of both directions) and regularity of these fields: scalars, without weights.
 
-        jitter comes from ``self.regularity.jitter`` and keeps its points random.
+        fields: as ``fields()`` gives them. jitter: from ``self.regularity.jitter``; it moves the regularizer's points,
+        and None leaves them where they are.
         """
         return self.similarity_of(fields), self._regularity_of(fields, jitter)
 
@@ -96,9 +97,10 @@ class Objective:
         """All losses, and for each objective the gradient of its weighted loss with respect to the fields.
 
         The losses are those of ``losses``, folding, and those of landmarks and labels where there are any, by name.
+        jitter: as for ``losses``. corner: see ``folding_penalty``.
 
         One loss after the other, so that the intermediate results of two losses, and those of the model's backward
-        pass after them, are never there at the same time. corner: see ``folding_penalty``.
+        pass after them, are never there at the same time.
         """
         ends = [field.detach().requires_grad_() for field in fields]
         similarity = self.similarity_of(ends)

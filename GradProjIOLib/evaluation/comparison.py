@@ -47,7 +47,7 @@ class Setting:
 
     @property
     def run(self) -> str:
-        """The name of the run that gives its result; that of "direct" may be any without refinement."""
+        """The name of the run that gives its result; that of "direct" is ``Comparison.first``."""
         return str(self) if self.refine_steps else self.method
 
     @classmethod

@@ -82,7 +82,7 @@ def readable_file(path: Path) -> Iterator[tuple[Path, nibabel.Nifti1Header | Non
 
 @contextmanager
 def _copy(path: Path) -> Iterator[Path]:
-    """A temporary copy of a NIfTI file, unpacked. Raises InputError."""
+    """A temporary copy of a NIfTI file, unpacked. Raises InputError for a broken file and where there is no space."""
     with tempfile.TemporaryDirectory(prefix="gradprojio-") as folder:
         copy = Path(folder) / "image.nii"
         try:
@@ -92,8 +92,8 @@ def _copy(path: Path) -> Iterator[Path]:
             raise incomplete(path) from error
         except OSError as error:
             raise InputError(
-                f"{path} cannot be unpacked in {folder} ({error.strerror}); free some space, or set TMPDIR to "
-                "another folder."
+                f"{path} cannot be {'unpacked' if is_packed(path) else 'copied'} in {folder} ({error.strerror}); free "
+                "some space, or set TMPDIR to another folder."
             ) from error
         yield copy
 

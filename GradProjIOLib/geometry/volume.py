@@ -1,7 +1,7 @@
 """Three-dimensional images in physical space: the array, its affine, its validation.
 
-Inside the package every coordinate is RAS mm. ITK's files and objects use LPS mm; the sign changes here, in
-`sitk_image` and `from_sitk`, and nowhere else.
+Inside the package every coordinate is RAS mm. ITK's files and objects use LPS mm; the sign changes here for the places
+of images, in `sitk_image` and `from_sitk`, and in `transform_files` for displacements and matrices.
 """
 
 from __future__ import annotations
@@ -179,9 +179,10 @@ def from_sitk(image: SimpleITK.Image, name: str = "volume") -> Volume:
 
 
 def sitk_image(array: np.ndarray, affine: np.ndarray) -> SimpleITK.Image:
-    """The SimpleITK image of an `array` [k, j, i], or of vectors [k, j, i, 3], which stay as they are.
+    """The SimpleITK image of an `array` [k, j, i], or of vectors [k, j, i, 3].
 
-    `affine` (4x4) from the index to RAS mm places it in space.
+    `affine` (4x4) from the index to RAS mm places it in space. Vectors are taken as they are: LPS, where ITK is to read
+    them as displacements.
     """
     import SimpleITK as sitk
 

@@ -53,7 +53,7 @@ class NetworkStage:
     def run(self, images: ImagePair, optimize: Callable[..., Fields]) -> Fields:
         """The fields after the optimization, in the first memory mode that fits.
 
-        optimize: ``Run.optimize`` for this stage; it is called in every mode that is tried.
+        optimize: as for ``Refinement.run``; it is called in every mode that is tried.
         """
         network, lattice = self.loaded.network, self.lattice
         too_little = partial(too_little_memory, self.settings.model, network, lattice, self.modes[-1])

@@ -139,10 +139,10 @@ class Refinement:
     they are resampled to the level's lattice.
     """
 
-    def __init__(self, images: ImagePair, settings: Settings, device: torch.device, keeps_detail: bool = False):
-        self.images, self.settings, self.device = images, settings, device
+    def __init__(self, images: ImagePair, device: torch.device, keeps_detail: bool = False):
+        self.images, self.settings, self.device = images, images.settings, device
         self.keeps_detail = keeps_detail
-        self.tuning = TUNINGS[settings.similarity]
+        self.tuning = TUNINGS[self.settings.similarity]
 
     def objective(self, lattice: tuple[int, int, int], start: Fields | None) -> Objective:
         """The losses on a lattice of fields that begin as ``start`` (None: zero)."""
@@ -208,7 +208,11 @@ class Refinement:
         return Fields.over(self.images.fixed, both.view(2, 3, 1, 1, 1).expand(2, 3, *lattice))
 
     def run(self, lattice: tuple[int, int, int], start: Fields | None, optimize: Callable[..., Fields]) -> Fields:
-        """The fields after the steps on one lattice; optimize: ``Run.optimize`` for this one."""
+        """The fields after the steps on one lattice.
+
+        optimize: takes the objective, a function for the fields reached so far, and options of ``InstanceOptimizer``;
+        returns the fields at the end.
+        """
         objective = self.objective(lattice, start)
 
         def reached() -> Fields:

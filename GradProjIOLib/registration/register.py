@@ -161,8 +161,10 @@ class Run:
             self.network = NetworkStage(self.settings, self.ordered, self.device, self.warnings)
             self.settings = self.network.settings
         self.taken_before = 0 if earlier is None or self.network is None else earlier.network_steps
-        self.images = ImagePair(self.ordered, moving, self.initial, settings, guides)
+        self.images = ImagePair(self.ordered, moving, self.initial, self.settings, guides)
         self.steps: list[Step] = []
+        # What the refinement began with, and the losses: see the report.
+        self.start, self.losses = "zero", dict[str, float]()
         self.stopped = "finished"
         self.optimizer_state: dict[str, Any] | None = None
 
@@ -266,16 +268,20 @@ class Run:
         return None if self.earlier is None else self.earlier.fields(self)
 
     def _refined(self, fields: Fields | None) -> Fields:
-        """The refined fields, on the processor. Notes what the refinement began with, and the losses around it."""
-        before = None if self.earlier is None else self.earlier.start
-        refinement = Refinement(self.images, self.settings, self.device, keeps_detail=before is not None)
+        """The refined fields, on the processor.
+
+        Notes what the refinement began with, the similarity loss without any deformation, and the losses at the end.
+        """
+        began_with = None if self.earlier is None else self.earlier.start
+        refinement = Refinement(self.images, self.device, keeps_detail=began_with is not None)
         if self.levels:
             finest = list(self.levels)[-1]
         else:
             finest = self.settings.lattice or lattice_for(self.ordered, USUAL_SPACINGS * min(self.fixed.spacing))
-        still = refinement.similarity(finest, None)
-        self.start = before or ("zero" if fields is None else "network")
-        if before is None and self.levels and fields is not None and refinement.similarity(finest, fields) > still:
+        undeformed = refinement.similarity(finest, None)
+        self.start = began_with or ("zero" if fields is None else "network")
+        given = fields if self.levels and began_with is None else None
+        if given is not None and refinement.similarity(finest, given) > undeformed:
             fields = None
             self.warnings.append(
                 "The network's deformation matches the images worse than none, so the refinement began without it."
@@ -294,7 +300,7 @@ class Run:
         with torch.no_grad():
             similarity, regularity = objective.losses(objective.fields())
         self.losses = {
-            "similarity_before": still,
+            "similarity_before": undeformed,
             "similarity": similarity.item(),
             "regularity": regularity.item(),
         }

@@ -257,7 +257,7 @@ def describe_jacobian(
 
     `affine_determinant` is that of the linear part; the figures that begin with without_affine leave it out. Where the
     deformation is undefined nothing is measured; `undefined_voxels` says at how many voxels. Raises InputError where
-    none is left. maps: what ``_jacobian_maps`` gives, where it is there already.
+    none is left. maps: the determinant and the folding of the same deformation and region, if they are known already.
     """
     from scipy import ndimage
 

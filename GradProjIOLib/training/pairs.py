@@ -6,6 +6,7 @@ network whether or not it is interrupted, and with any number of loading process
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,9 @@ class SyntheticPairs(Dataset[TrainingPair]):
 
     def __len__(self) -> int:
         return self.per_epoch
+
+    def __iter__(self) -> Iterator[TrainingPair]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, number: int) -> TrainingPair:
         return synthetic_pair(derived_seed(self.seed, self.purpose, number), self.lattice)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from torch.utils.data import Dataset
 
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation import lumir
-from GradProjIOLib.geometry.files import atomic_path
 from GradProjIOLib.geometry.image_files import IMAGE_SUFFIXES, read_labels, read_volume
 from GradProjIOLib.geometry.volume import check_image
 from GradProjIOLib.models.registry import Lattice
@@ -94,50 +92,24 @@ def _check_count(images: Sequence[Path], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads images stretched to a lattice (D, H, W), and keeps them in a folder so that they are read faster later."""
+    """Reads images stretched to a lattice (D, H, W). Raises InputError as ``read_volume`` does."""
 
     lattice: Lattice
-    cache: Path
     modality: str = "mri"
 
-    def image(self, path: Path) -> Tensor:
-        """Intensities in [0, 1], float32 [1, D, H, W], with a precision of 16 bits."""
-        return self._prepared(path, "image")["array"].float()
+    def image(self, path: Path) -> tuple[Tensor, Tensor]:
+        """Intensities in [0, 1], float32 [1, D, H, W], and the millimeters between samples along (x, y, z)."""
+        volume = read_volume(path)
+        check_image(volume)
+        spacing = volume.spacing * volume.shape[::-1] / self.lattice[::-1]
+        return self._stretched(normalize(volume, self.modality), "trilinear"), torch.from_numpy(spacing).float()
 
     def labels(self, path: Path) -> Tensor:
         """Labels, int32 [1, D, H, W]."""
-        return self._prepared(path, "labels")["array"]
+        return self._stretched(read_labels(path).array.astype(np.float32), "nearest-exact").to(torch.int32)
 
-    def spacing(self, path: Path) -> Tensor:
-        """Millimeters between the samples along (x, y, z)."""
-        return self._prepared(path, "image")["spacing"]
-
-    def _prepared(self, path: Path, kind: str) -> dict[str, Tensor]:
-        """What the cache has for this state of the image; it is made where the cache has nothing."""
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); check the list of images.") from error
-        identity = [str(path.resolve()), status.st_mtime_ns, status.st_size, self.lattice, self.modality, kind]
-        file = self.cache / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.pt"
-        if not file.exists():
-            self.cache.mkdir(parents=True, exist_ok=True)
-            prepared = self._prepare(path, kind)
-            with atomic_path(file) as temporary:
-                torch.save(prepared, temporary)
-        return torch.load(file, weights_only=True, mmap=True)
-
-    def _prepare(self, path: Path, kind: str) -> dict[str, Tensor]:
-        if kind == "image":
-            volume = read_volume(path)
-            check_image(volume)
-            array, mode, dtype = normalize(volume, self.modality), "trilinear", torch.float16
-        else:
-            volume = read_labels(path)
-            array, mode, dtype = volume.array.astype(np.float32), "nearest-exact", torch.int32
-        stretched = F.interpolate(torch.from_numpy(array)[None, None], self.lattice, mode=mode)[0].to(dtype)
-        spacing = volume.spacing * volume.shape[::-1] / self.lattice[::-1]
-        return {"array": stretched, "spacing": torch.from_numpy(spacing).float()}
+    def _stretched(self, array: np.ndarray, mode: str) -> Tensor:
+        return F.interpolate(torch.from_numpy(array)[None, None], self.lattice, mode=mode)[0]
 
 
 @dataclass(frozen=True)
@@ -159,12 +131,11 @@ class VolumePairs(Dataset[TrainingPair]):
         epoch, position = divmod(number, len(self.files))
         order = torch.randperm(len(self.files), generator=generator(self.seed, ORDER, epoch)).tolist()
         chosen = [self.files[order[position]], self.files[order[(position + 1) % len(order)]]]
-        images = [self.reader.image(file.image) for file in chosen]
-        if epoch >= self.augmented_from:
-            noise = generator(self.seed, AUGMENTATION, number)
-            spacings = [self.reader.spacing(file.image) for file in chosen]
-            images = [random_change(noise)(image, spacing) for image, spacing in zip(images, spacings, strict=True)]
-        return TrainingPair(*images)
+        read = [self.reader.image(file.image) for file in chosen]
+        if epoch < self.augmented_from:
+            return TrainingPair(*(image for image, _ in read))
+        noise = generator(self.seed, AUGMENTATION, number)
+        return TrainingPair(*(random_change(noise)(image, spacing) for image, spacing in read))
 
 
 @dataclass(frozen=True)
@@ -176,6 +147,6 @@ class ValidationPairs:
 
     def __iter__(self) -> Iterator[TrainingPair]:
         for files in self.files:
-            images = [self.reader.image(file.image) for file in files]
+            images = [self.reader.image(file.image)[0] for file in files]
             labels = [self.reader.labels(file.labels) for file in files if file.labels is not None]
             yield TrainingPair(*images, *(labels if len(labels) == 2 else ()))

@@ -177,8 +177,10 @@ def _release(process: subprocess.Popen[bytes], errors: BinaryIO) -> None:
         with contextlib.suppress(OSError):
             pipe.close()
     try:
-        process.wait(EXIT_SECONDS)
-    except subprocess.TimeoutExpired:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(EXIT_SECONDS)
+    finally:
+        # Also where the wait was interrupted. It does nothing to a process that is gone.
         process.kill()
         process.wait()
 

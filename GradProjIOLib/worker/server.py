@@ -28,7 +28,7 @@ class Connection:
     """Reads the application's requests in a thread of its own, and sends it events.
 
     `canceled` has the numbers of the requests that the application has canceled. `folder` is that of the request under
-    way, which is removed when the application ends. `kept` is what is kept of the latest result.
+    way, which is removed when the application ends. `kept`: see `earlier.Kept`.
     """
 
     def __init__(self) -> None:

@@ -22,9 +22,10 @@ MOST_OF_THE_TIME = 0.02
 
 
 class SoFar:
-    """Sends the deformation that is reached every few seconds, as a file in `folder`; never where they are None.
+    """Sends the deformation that is reached every few seconds, as a file in `folder`.
 
-    send: takes the record of the displacement field as `transform`. It is called again only when the file is gone.
+    seconds: between two of them; None for none at all. send: takes the record of the displacement field as `transform`;
+    it is called again only when the file is gone.
     """
 
     def __init__(self, seconds: float | None, folder: Path, send: Callable[..., None]) -> None:

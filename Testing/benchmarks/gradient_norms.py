@@ -43,7 +43,7 @@ def main() -> None:
                 moving_modality=modality_of(moving),
             )
             images = ImagePair(fixed, moving, np.eye(4), settings, Guides())
-            refinement = Refinement(images, settings, torch.device("cpu"))
+            refinement = Refinement(images, torch.device("cpu"))
             norms = []
             for lattice in plan_levels(fixed, settings):
                 objective = refinement.objective(lattice, None)
