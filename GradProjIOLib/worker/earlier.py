@@ -10,9 +10,11 @@ import numpy as np
 
 from GradProjIOLib.geometry.files import json_text
 from GradProjIOLib.registration.going_on import prepare
+from GradProjIOLib.registration.labels import LabelPairs
 from GradProjIOLib.registration.landmarks import LandmarkPairs
 from GradProjIOLib.registration.preprocessing import Guides
 from GradProjIOLib.registration.register import Run
+from GradProjIOLib.registration.report import describe_image
 from GradProjIOLib.registration.result import Reached, Registration
 from GradProjIOLib.settings import Settings
 from GradProjIOLib.spatial.deformation import Deformation
@@ -34,7 +36,7 @@ def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mappin
     """The run for a request with an `earlier` result; of the same images, initial transform and masks.
 
     inputs: those of the request, as `register` takes them. Without an initial transform it is the matrix in the report.
-    The landmarks of the report hold where there are none; labels are taken for those of the report where it has some.
+    The landmarks of the report hold where there are none; the labels of the report are always sent again.
     Where the network's optimizer is not kept any more, it is a refinement, and its warnings say so. Raises InputError.
     """
     earlier = request.earlier
@@ -45,11 +47,8 @@ def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mappin
     given = {name: one for name, one in inputs.items() if name not in ("fixed", "moving", "initial_transform")}
     guides = Guides.of(**given)
     settings = Settings.from_mapping(report["settings"])
-    before = replace(
-        guides,
-        landmarks=LandmarkPairs.from_report(report),
-        labels=guides.labels if report.get("labels") else None,
-    )
+    labels = guides.labels if guides.labels is not None and _are_in(report, guides.labels) else None
+    before = replace(guides, landmarks=LandmarkPairs.from_report(report), labels=labels)
     initial = inputs.get("initial_transform")
     if initial is None:
         initial = np.array(report["initial_transform"])
@@ -63,3 +62,11 @@ def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mappin
     run = prepare(result, None, guides, refine_steps=steps, **changes)
     run.warnings.append(FORGOTTEN)
     return run
+
+
+def _are_in(report: Mapping[str, Any], labels: LabelPairs) -> bool:
+    """Whether labels are those that guided the registration of a report."""
+    reported = [(one["name"], one["value"], one["weight"]) for one in report.get("labels") or ()]
+    checksums = [report["inputs"].get(role, {}).get("sha256") for role in ("fixed_labels", "moving_labels")]
+    same = reported == [(pair.name, pair.fixed, pair.weight) for pair in labels.pairs]
+    return same and checksums == [describe_image(volume)["sha256"] for volume in labels.sources]

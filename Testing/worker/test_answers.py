@@ -4,6 +4,7 @@ import gc
 import json
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,30 +88,37 @@ def test_folds_between_voxels_are_those_that_only_the_volume_shows(amplitude):
     assert not near.any()
 
 
+def label_records(pair, name, value, folder):
+    """Those of one structure in both label maps."""
+    sides = {"fixed_labels": pair.fixed_labels, "moving_labels": pair.moving_labels}
+    return {
+        role: protocol.write_labels(Labels(one, {value: name}), folder, f"{role} {name}") for role, one in sides.items()
+    }
+
+
 def guided():
-    """A request with landmarks and labels, and the event that ends it; its folder is still there."""
+    """A pair, a request with landmarks and labels, and the event that ends it; its folder is still there."""
     pair = make_pair(3, (28, 32, 26), 6.0)
     value = int(np.unique(pair.fixed_labels.array)[1])
     folder = protocol.new_folder()
     sides = ("fixed", "moving")
-    labels = (Labels(one, {value: "cortex"}) for one in (pair.fixed_labels, pair.moving_labels))
     points = np.argwhere(pair.fixed_labels.array == value)[::500, ::-1] @ pair.fixed.affine[:3, :3].T
     points += pair.fixed.affine[:3, 3]
     inputs = {side: protocol.write_volume(getattr(pair, side), folder, side) for side in sides}
-    for side, positions, one in zip(sides, (points, pair.deformation.map_points(points)), labels, strict=True):
+    inputs |= label_records(pair, "cortex", value, folder)
+    for side, positions in zip(sides, (points, pair.deformation.map_points(points)), strict=True):
         names = [str(number) for number in range(len(points))]
         inputs[f"{side}_points"] = protocol.write_points(Landmarks(names, positions, f"{side} list"))
-        inputs[f"{side}_labels"] = protocol.write_labels(one, folder, f"{side}_labels")
     settings = {"model": "none", "refine_steps": 4, "samples": 5000, "device": "cpu"}
     request = RegisterRequest(str(folder), inputs, settings)
     connection = Recorder()
     answers.answer(protocol.to_message(request) | {"id": 1}, connection)
     assert connection.events[-1]["event"] == "done", connection.events[-1]
-    return request, connection.events
+    return pair, request, connection.events
 
 
 def test_landmarks_and_labels_of_a_request_guide():
-    request, events = guided()
+    _, request, events = guided()
     protocol.remove_folder(request.folder)
     done = events[-1]
     assert [one["name"] for one in done["report"]["labels"]] == ["cortex"]
@@ -121,7 +129,7 @@ def test_landmarks_and_labels_of_a_request_guide():
 
 
 def test_a_guided_result_goes_on_with_the_same_guides_or_with_others():
-    request, events = guided()
+    pair, request, events = guided()
     done = events[-1]
     records = {role: done["result"][role] for role in (protocol.TRANSFORM, protocol.INVERSE)}
     earlier = {"steps": 2, "report": json.loads(json.dumps(done["report"])), **records}
@@ -131,15 +139,17 @@ def test_a_guided_result_goes_on_with_the_same_guides_or_with_others():
         side: {name: value[:2] if name != "source" else value for name, value in record.items()}
         for side, record in points.items()
     }
+    value = int(np.unique(pair.fixed_labels.array)[2])
+    structure = label_records(pair, "white matter", value, Path(request.folder))
     levels = len(done["report"]["levels"])
-    for new, expected in (({}, [0] * (levels - 1) + [2]), (fewer, [2] * levels)):
+    for new, expected in (({}, [0] * (levels - 1) + [2]), (fewer, [2] * levels), (structure, [2] * levels)):
         connection = Recorder()
         again = replace(request, inputs=others | new, settings={}, earlier=earlier)
         answers.answer(protocol.to_message(again) | {"id": 2}, connection)
         started, *_, ended = connection.events
         assert ended["event"] == "done", ended
         assert (started["total"], started["levels"]) == (sum(expected), expected)
-        assert [one["name"] for one in ended["report"]["labels"]] == ["cortex"]
+        assert [one["name"] for one in ended["report"]["labels"]] == ["white matter" if new is structure else "cortex"]
         assert [ended["report"]["inputs"][name]["name"] for name in points] == ["fixed list", "moving list"]
         assert len(ended["report"]["landmarks"]) == (2 if new is fewer else len(points["fixed_points"]["names"]))
     protocol.remove_folder(request.folder)
