@@ -10,7 +10,7 @@ from pathlib import Path
 
 from GradProjIOLib.commands.options import add_output_option, number, whole_number
 from GradProjIOLib.engine.devices import find_device
-from GradProjIOLib.engine.memory import needed_memory, recycled_memory
+from GradProjIOLib.engine.memory import recycled_memory
 from GradProjIOLib.errors import InputError
 from GradProjIOLib.geometry.image_files import read_volume
 from GradProjIOLib.models import registry
@@ -81,12 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
     network = registry.build(model)
     if not arguments.from_scratch:
         registry.start_from(network, whole, registry.weights_path(arguments.model, arguments.weights))
-    lattice, training, validating = _pairs(arguments, model)
+    training, validating = _pairs(arguments, model)
     trainer = Trainer(
         network, model, plan, training, validating, arguments.output,
         device=device, loaders=arguments.loaders, checkpoint_every=arguments.checkpoint_every,
     )  # fmt: skip
-    with recycled_memory(device, needed_memory(network, lattice, "full", device)):
+    with recycled_memory(device):
         return _train(trainer, arguments)
 
 
@@ -106,13 +106,13 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _pairs(
     arguments: argparse.Namespace, model: registry.Model
-) -> tuple[registry.Lattice, SyntheticPairs | VolumePairs, ValidationPairs | list[TrainingPair]]:
-    """The lattice, the pairs on it to learn from, and those to validate with."""
+) -> tuple[SyntheticPairs | VolumePairs, ValidationPairs | list[TrainingPair]]:
+    """The pairs to learn from, and those to validate with."""
     if arguments.synthetic:
         lattice = tuple(arguments.lattice or model.lattice_for(SYNTHETIC_VOXELS, (2.0, 2.0, 2.0)))
         held_out = SyntheticPairs(lattice, SYNTHETIC_VALIDATION_PAIRS, arguments.seed, VALIDATION)
         new = SyntheticPairs(lattice, arguments.synthetic, arguments.seed)
-        return lattice, new, list(held_out)
+        return new, list(held_out)
     files = find_images(arguments.data, arguments.labels, arguments.seed)
     if arguments.lattice:
         lattice = tuple(arguments.lattice)
@@ -121,7 +121,7 @@ def _pairs(
         lattice = model.lattice_for(first.shape, first.spacing.tolist())
     reader = Reader(lattice, arguments.modality)
     source = VolumePairs(files.training, reader, arguments.augment_from, arguments.seed)
-    return lattice, source, ValidationPairs(files.validation, reader)
+    return source, ValidationPairs(files.validation, reader)
 
 
 def _train(trainer: Trainer, arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 import os
 import platform
 import sys
@@ -104,13 +103,13 @@ def too_little_memory(
 
 
 @contextmanager
-def recycled_memory(device: torch.device, size: int) -> Iterator[None]:
-    """While inside, memory that a computation on the CPU frees stays with the process, in huge pages.
+def recycled_memory(device: torch.device) -> Iterator[None]:
+    """While inside, memory that a computation on the CPU frees stays with the process.
 
     The large tensors of an optimization step are otherwise given back to the system and fetched again, page by page,
-    in every step. size: bytes for which to ask for huge pages. Works on Linux with glibc, in the main thread. The
-    setting is that of the whole process: it lasts until the last thread has left. Afterwards the process keeps fixed
-    thresholds, the highest that glibc chooses by itself. See mallopt(3).
+    in every step. Works on Linux with glibc, in the main thread. The setting is that of the whole process: it lasts
+    until the last thread has left. Afterwards the process keeps fixed thresholds, the highest that glibc chooses by
+    itself. See mallopt(3).
     """
     global _users
     libc = _glibc() if device.type == "cpu" else None
@@ -122,7 +121,6 @@ def recycled_memory(device: torch.device, size: int) -> Iterator[None]:
         if _users == 1:
             libc.mallopt(_M_MMAP_MAX, 0)
             libc.mallopt(_M_TRIM_THRESHOLD, -1)
-    _ask_for_huge_pages(libc, size)
     try:
         yield
     finally:
@@ -141,20 +139,8 @@ _users = 0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
-def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
-    # The block comes from the heap and goes back to it at once: it is asked for only to name its addresses.
-    if block := libc.malloc(ctypes.c_size_t(size)):
-        first = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
-        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(block + size - first), mmap.MADV_HUGEPAGE)
-        libc.free(ctypes.c_void_p(block))
-
-
 def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return None
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype = ctypes.c_void_p
-    return libc
+    return ctypes.CDLL(None) if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

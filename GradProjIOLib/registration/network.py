@@ -12,7 +12,6 @@ import torch
 from GradProjIOLib.engine.memory import (
     is_out_of_memory,
     modes_to_try,
-    needed_memory,
     recycled_memory,
     too_little_memory,
 )
@@ -65,7 +64,7 @@ class NetworkStage:
             self.mode = mode
             network.checkpointed = mode == "lean"
             try:
-                with recycled_memory(self.device, needed_memory(network, lattice, mode, self.device)):
+                with recycled_memory(self.device):
                     return self._optimize(images, optimize)
             except Exception as error:
                 if not is_out_of_memory(error):

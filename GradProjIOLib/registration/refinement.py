@@ -224,7 +224,7 @@ class Refinement:
             return Fields(start.samples + change.to(start.samples.device), start.affine)
 
         knots = next(objective.model.parameters())[0, 0].numel()
-        with recycled_memory(self.device, BYTES_PER_SAMPLE * math.prod(lattice)):
+        with recycled_memory(self.device):
             return optimize(
                 objective,
                 reached,

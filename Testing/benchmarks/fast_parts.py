@@ -52,12 +52,6 @@ class PlainWithFaces:
         return x, *(x.select(*face) for face in fast_unet.FACES)
 
 
-class PlainPadded:
-    @staticmethod
-    def apply(x: Tensor) -> Tensor:
-        return F.pad(x, [1] * 6, mode="replicate")
-
-
 def two_layers(
     activated: Tensor, residual: Tensor, scale: Tensor, offset: Tensor, up: Tensor, head: Tensor, size: Sequence[int]
 ) -> Tensor:
@@ -77,7 +71,7 @@ WITHOUT: dict[str, list[tuple[Any, str, Any]]] = {
     "nothing": [],
     "the fast network": [(FastUNet, "forward", UNet.forward)],
     "the last two layers as one": [(fast_unet, "double_and_convolve", two_layers)],
-    "their gradients by hand": [(fast_unet, "_WithFaces", PlainWithFaces), (fast_unet, "_Padded", PlainPadded)],
+    "their gradients by hand": [(fast_unet, "_WithFaces", PlainWithFaces)],
     "gradients of activations by hand": [
         (fast_unet, "_ActivatedAndHalved", PlainActivatedAndHalved),
         (fast_unet, "_ActivatedBeside", PlainActivatedBeside),
@@ -114,7 +108,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     processor: dict[str, list[float]] = {name: [] for name in parts}
     peaks: dict[str, int] = {}
-    with memory.recycled_memory(device, memory.needed_memory(network, lattice, options.memory, device)):
+    with memory.recycled_memory(device):
         next(steps)
         for repeat in range(options.repeats + 1):
             for name, replacements in parts.items():

@@ -44,7 +44,7 @@ def main() -> None:
     with (
         counted or nullcontext(),
         convolutions("tf32"),
-        memory.recycled_memory(device, memory.needed_memory(network, lattice, options.memory, device)),
+        memory.recycled_memory(device),
         InstanceOptimizer(objective, learning_rate=2e-5, steps=options.steps) as optimizer,
     ):
         seconds = [step.seconds for step in optimizer]

@@ -211,7 +211,7 @@ def main() -> None:
     lattice = tuple(options.lattice * 3 if len(options.lattice) == 1 else options.lattice)
     device = devices.find_device(options.device)
     usual = nullcontext
-    recycled = partial(memory.recycled_memory, device, 8 * 2**30)
+    recycled = partial(memory.recycled_memory, device)
     contestants = {}
     if options.peer:
         sys.path[:0] = [options.peer]

@@ -47,7 +47,7 @@ def refine(
     knots = next(model.parameters())[0, 0].numel()
     with (
         convolutions(precision),
-        memory.recycled_memory(device, 700 * lattice[0] * lattice[1] * lattice[2]),
+        memory.recycled_memory(device),
         InstanceOptimizer(
             objective,
             learning_rate=LEARNING_RATE,

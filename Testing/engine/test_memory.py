@@ -98,9 +98,9 @@ def resident_after_use():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 before = resident_after_use()
-with recycled_memory(torch.device("cpu"), 2**29):
+with recycled_memory(torch.device("cpu")):
     inside = resident_after_use()
-    with recycled_memory(torch.device("cpu"), 2**29):
+    with recycled_memory(torch.device("cpu")):
         pass
     still_inside = resident_after_use()
 print(inside - before, still_inside - before, resident_after_use() - before)
@@ -123,10 +123,10 @@ def test_the_last_thread_to_leave_gives_the_memory_back(monkeypatch):
 
     monkeypatch.setattr(memory, "_glibc", Recorder)
     first, second = ExitStack(), ExitStack()
-    first.enter_context(memory.recycled_memory(CPU, 2**20))
+    first.enter_context(memory.recycled_memory(CPU))
     entered = calls.count("mallopt")
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(second.enter_context, memory.recycled_memory(CPU, 2**20)).result()
+        thread.submit(second.enter_context, memory.recycled_memory(CPU)).result()
         first.close()
         assert calls.count("mallopt") == entered
         assert "malloc_trim" not in calls
