@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import platform
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import psutil
 import torch
 from torch import nn
 
@@ -38,19 +38,9 @@ def peak_memory(device: torch.device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Free memory of the device in bytes; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+def available_memory(device: torch.device) -> int:
+    """Free memory of the device in bytes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def needed_memory(network: nn.Module, lattice: Sequence[int], mode: str, device: torch.device) -> int:
@@ -75,13 +65,12 @@ def modes_to_try(
     """
     modes = ("full", "lean") if memory == "auto" else (memory,)
     free = available_memory(device)
-    fitting = tuple(mode for mode in modes if free is None or needed_memory(network, lattice, mode, device) <= free)
+    fitting = tuple(mode for mode in modes if needed_memory(network, lattice, mode, device) <= free)
     if not fitting:
         raise too_little_memory(model, network, lattice, modes[-1], device)
     if device.type != "cpu":
         computer = torch.device("cpu")
-        free = available_memory(computer)
-        if free is not None and BYTES_PER_SAMPLE_BESIDE_A_CARD * math.prod(lattice) > free:
+        if BYTES_PER_SAMPLE_BESIDE_A_CARD * math.prod(lattice) > available_memory(computer):
             raise too_little_memory(model, network, lattice, modes[-1], computer)
     return fitting
 
@@ -91,14 +80,13 @@ def too_little_memory(
 ) -> InputError:
     """What to tell a user whose registration does not fit into the memory of a device."""
     needed, free = needed_memory(network, lattice, mode, device), available_memory(device)
-    there = "" if free is None else f" and {free / 2**30:.1f} GB are free"
     size = " x ".join(map(str, lattice))
     advice = "a smaller lattice or another device"
     if model != "compact":
         advice = f"the model compact, {advice}"
     return InputError(
         f"There is not enough memory on {device}: the model {model} needs about {needed / 2**30:.1f} GB on a lattice "
-        f"of {size}{there}; choose {advice}."
+        f"of {size} and {free / 2**30:.1f} GB are free; choose {advice}."
     )
 
 

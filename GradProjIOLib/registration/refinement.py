@@ -125,7 +125,7 @@ def check_memory(levels: Levels, device: torch.device) -> None:
     """Raise InputError where the largest lattice does not fit into the device's memory."""
     free = available_memory(device)
     needed = BYTES_PER_SAMPLE * max(map(math.prod, levels), default=0)
-    if free is not None and needed > free:
+    if needed > free:
         raise InputError(
             f"There is not enough memory on {device}: the refinement needs about {needed / 2**30:.1f} GB at its finest "
             f"resolution and {free / 2**30:.1f} GB are free; choose a coarser resolution or another device."

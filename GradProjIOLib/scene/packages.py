@@ -25,6 +25,7 @@ MEGABYTES = {
     "pooch>=1.8": "1 MB",
     "nibabel>=5.2": "4 MB",
     "platformdirs>=4": "1 MB",
+    "psutil>=5.9": "1 MB",
     "surface-distance==0.1": "1 MB",
     "tqdm>=4.60": "1 MB",
     "loky>=3.4": "1 MB",

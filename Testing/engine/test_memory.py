@@ -47,8 +47,6 @@ class TestWhatFits:
         assert self.modes("auto") == ("lean",)
         with pytest.raises(InputError, match="not enough memory"):
             self.modes("full")
-        with_free_memory(monkeypatch, cpu=None)
-        assert self.modes("auto") == ("full", "lean")
 
     def test_the_message_says_what_is_needed_what_is_there_and_what_to_do(self, monkeypatch):
         with_free_memory(monkeypatch, cpu=2**28)
