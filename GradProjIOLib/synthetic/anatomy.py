@@ -135,18 +135,13 @@ class _Canvas:
 
     def ellipsoid(self, label: int, center: tuple[float, ...], radii: tuple[float, ...]) -> None:
         """Paint an axis-aligned ellipsoid."""
-        low, high = ([c + sign * r for c, r in zip(center, radii, strict=True)] for sign in (-1, 1))
-        part = self.crop(low, high)
-        x, y, z = part.points
-        part.stroke(label, _ellipsoid(x, y, z, center, radii))
+        x, y, z = self.points
+        self.stroke(label, _ellipsoid(x, y, z, center, radii))
 
     def tube(self, label: int, path: list[tuple[float, float, float, float]]) -> None:
         """Paint a bent tube through (x, y, z, radius) knots."""
-        low = [min(knot[axis] - knot[3] for knot in path) for axis in range(3)]
-        high = [max(knot[axis] + knot[3] for knot in path) for axis in range(3)]
-        part = self.crop(low, high)
-        x, y, z = part.points
-        part.stroke(label, _tube(x, y, z, path))
+        x, y, z = self.points
+        self.stroke(label, _tube(x, y, z, path))
 
 
 def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, center: tuple, radii: tuple) -> Tensor:
@@ -257,10 +252,8 @@ def _paint_outside(canvas: _Canvas, cavity: Tensor, anatomy: Anatomy) -> None:
         canvas.ellipsoid(0, (28.0 * side, 58.0, -56.0), (11.0, 15.0, 12.0))
     canvas.ellipsoid(0, (0.0, 54.0, -52.0), (6.0, 28.0, 18.0))
     canvas.tube(0, [(0.0, 22.0, -66.0, 6.0), (0.0, 6.0, -90.0, 6.0), (0.0, 6.0, -140.0, 7.0)])
-    jaw = canvas.crop((-50, 20, -128), (50, 84, -56))
-    x, y, z = jaw.points
     arch = _ellipsoid(x, y, z, (0.0, 34.0, -92.0), (44.0, 44.0, 30.0)).abs() - 4
-    jaw.stroke(23, torch.maximum(torch.maximum(arch, 6 - x.abs()), 22 - y))
+    canvas.stroke(23, torch.maximum(torch.maximum(arch, 6 - x.abs()), 22 - y))
     canvas.tube(23, [(0.0, -24.0, -76.0, 11.5), (0.0, -26.0, -140.0, 12.5)])
     canvas.tube(24, [(0.0, -24.0, -76.0, 9.0), (0.0, -26.0, -140.0, 10.0)])
     canvas.tube(22, [(0.0, -40.0, -66.0, 11.0), (0.0, -45.0, -140.0, 9.0)])
