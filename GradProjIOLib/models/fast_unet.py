@@ -11,7 +11,8 @@ tensor between the two layers, by far the largest of the network, is never made,
 At the border of the lattice the last convolution sees zeros outside. The joined convolution sees there what the first
 layer would give beyond the lattice. This excess is computed for the six faces and taken off.
 
-Tensors have the channels last in memory.
+Of each activation the result is kept for the gradient rather than the input, gradients of joined tensors are added up
+in place, and tensors have the channels last in memory.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from torch.autograd.function import once_differentiable
 
 from GradProjIOLib.models.unet import UNet, add_to_last_channels, crop, double_resolution, halve_resolution
 
+SLOPE = 0.01
+"""Of the leaky rectifier for negative values. This is torch's default."""
 FACES = tuple((dimension, edge) for dimension in (2, 3, 4) for edge in (0, -1))
 """Dimension and index of the outermost samples of a tensor [N, C, D, H, W]."""
 
@@ -37,9 +40,9 @@ class FastUNet(UNet):
         """Images [N, C, D, H, W] → [N, 3, D', H', W']."""
         x, skips, finest = images, [], images
         for level, down in enumerate(self.down, start=1):
-            activated = F.leaky_relu(x)
+            activated, halved = _ActivatedAndHalved.apply(x)
             skips.append(activated)
-            x = add_to_last_channels(down(laid_out(activated, down)), halve_resolution(x))
+            x = add_to_last_channels(down(laid_out(activated, down)), halved)
             if level == len(self.down) - len(self.up):
                 finest = x
         activated = F.leaky_relu(x)
@@ -47,8 +50,7 @@ class FastUNet(UNet):
         for level in reversed(range(1, len(self.up))):
             skip = skips.pop()
             x = crop(self._doubled(level, x, laid_out(activated, self.up[level])), skip.shape[2:])
-            activated = torch.cat([F.leaky_relu(x), skip], dim=1)
-            x = x[:, : self.up[level - 1].out_channels]
+            activated, x = _ActivatedBeside.apply(x, skip, self.up[level - 1].out_channels)
         return self._last_layers(x, laid_out(activated, self.up[0]), finest)
 
     def _doubled(self, level: int, x: Tensor, activated: Tensor) -> Tensor:
@@ -94,6 +96,51 @@ def laid_out(x: Tensor, convolution: nn.Conv3d | nn.ConvTranspose3d) -> Tensor:
         # Where an axis has one sample, torch takes a tensor for both layouts. Flattening it settles the strides.
         return x.flatten().view(x.shape)
     return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+class _ActivatedAndHalved(torch.autograd.Function):
+    """``F.leaky_relu(x)`` and ``halve_resolution(x)``, of which nothing but the former is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        activated = F.leaky_relu(x)
+        ctx.save_for_backward(activated)
+        return activated, halve_resolution(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_activated: Tensor, of_halved: Tensor) -> Tensor:
+        (activated,) = ctx.saved_tensors
+        of_x = torch.ops.aten.leaky_relu_backward(of_activated, activated, SLOPE, self_is_result=True)
+        # Torch uses only the shape of the images that were halved.
+        kernel = [min(2, size) for size in activated.shape[2:]]
+        return of_x.add_(torch.ops.aten.avg_pool3d_backward(of_halved, activated, kernel, [2], [0], True, True, None))
+
+
+class _ActivatedBeside(torch.autograd.Function):
+    """``torch.cat([F.leaky_relu(x), skip], dim=1)``, and the first channels of x as they are.
+
+    Of the former nothing but the result is kept, and its gradient becomes that of x without a copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        ctx.channels = x.shape[1]
+        both = torch.cat([F.leaky_relu(x), skip], dim=1)
+        ctx.save_for_backward(both)
+        return both, x[:, :first]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_both: Tensor, of_first: Tensor) -> tuple[Tensor, Tensor, None]:
+        (both,) = ctx.saved_tensors
+        # In place: this gradient comes from the one convolution that read the result, and nothing else uses it.
+        of_x, of_skip = of_both.tensor_split([ctx.channels], dim=1)
+        activated = both[:, : ctx.channels]
+        torch.ops.aten.leaky_relu_backward(of_x, activated, SLOPE, self_is_result=True, grad_input=of_x)
+        of_x[:, : of_first.shape[1]].add_(of_first)
+        # A copy, because the whole would otherwise stay in memory as long as this part of it.
+        return of_x, of_skip.clone(), None
 
 
 def double_and_convolve(

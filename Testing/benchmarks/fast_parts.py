@@ -30,8 +30,20 @@ from GradProjIOLib.engine.optimization import InstanceOptimizer
 from GradProjIOLib.models import fast_unet, registry
 from GradProjIOLib.models.displacements import Displacements
 from GradProjIOLib.models.fast_unet import FastUNet
-from GradProjIOLib.models.unet import UNet, crop, double_resolution
+from GradProjIOLib.models.unet import UNet, crop, double_resolution, halve_resolution
 from GradProjIOLib.spatial import maps
+
+
+class PlainActivatedAndHalved:
+    @staticmethod
+    def apply(x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.leaky_relu(x), halve_resolution(x)
+
+
+class PlainActivatedBeside:
+    @staticmethod
+    def apply(x: Tensor, skip: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        return torch.cat([F.leaky_relu(x), skip], dim=1), x[:, :first]
 
 
 class PlainWithFaces:
@@ -60,6 +72,10 @@ WITHOUT: dict[str, list[tuple[Any, str, Any]]] = {
     "the fast network": [(FastUNet, "forward", UNet.forward)],
     "the last two layers as one": [(fast_unet, "double_and_convolve", two_layers)],
     "their gradients by hand": [(fast_unet, "_WithFaces", PlainWithFaces)],
+    "gradients of activations by hand": [
+        (fast_unet, "_ActivatedAndHalved", PlainActivatedAndHalved),
+        (fast_unet, "_ActivatedBeside", PlainActivatedBeside),
+    ],
     "normalization in the weights": [(FastUNet, "_doubled", normalized_after)],
     "layouts": [(fast_unet, "laid_out", lambda x, convolution: x)],
     "an entry per thread": [(regularity, "_mapped", four_entries)],
