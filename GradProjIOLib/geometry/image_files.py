@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 WRITTEN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 FREESURFER_SUFFIXES = (".mgz", ".mgh")
 HEADER_BYTES = 1 << 16
-REPAIRED = "GradProjIO_repaired"
 IMAGE_SUFFIXES = (*WRITTEN_SUFFIXES, *FREESURFER_SUFFIXES)
 
 
@@ -47,22 +46,19 @@ def read_volume(path: str | os.PathLike) -> Volume:
     not scalar and 3-D (a 4-D file with one frame is accepted).
     """
     path = Path(path)
-    if path.name.lower().endswith(FREESURFER_SUFFIXES):
-        check_readable(path)
-        return straightened(_read_freesurfer(path)).read_from(path)
-    return _volumes(read_sitk(path, partial(_check_kind, path)), path)[0].read_from(path)
+    volumes, _ = _read(path)
+    return volumes[0].read_from(path)
 
 
 def read_sitk(
-    path: Path,
-    accept: Callable[[SimpleITK.ImageFileReader], None],
-    on_not_finite: Callable[[np.ndarray, str], None] = refuse_not_finite,
-) -> SimpleITK.Image:
-    """The image in the NIfTI, NRRD or MetaImage file `path` as SimpleITK reads it.
+    path: Path, accept: Callable[[SimpleITK.ImageFileReader], None]
+) -> tuple[SimpleITK.Image, np.ndarray | None, bool]:
+    """The image in the NIfTI, NRRD or MetaImage file `path` as SimpleITK reads it, and what SimpleITK does not say.
 
-    `accept` gets the reader when it knows the header but no voxel yet, and may raise InputError. Of NIfTI files ITK
-    reads NaN and infinity as zeros: `on_not_finite` gets where they are, flat in the file's order, and the file's name;
-    unless it is given, they are refused. Raises InputError for a file that is missing, unreadable or truncated.
+    That is where a NIfTI file has NaN and infinity, which ITK reads as zeros (flat in the file's order; None for whole
+    numbers and other formats), and whether the axes were straightened. `accept` gets the reader when it knows the
+    header but no voxel yet, and may raise InputError. Raises InputError for a file that is missing, unreadable or
+    truncated.
     """
     import SimpleITK as sitk
 
@@ -74,12 +70,10 @@ def read_sitk(
         try:
             reader.ReadImageInformation()
             accept(reader)
-            _check_values(readable, header, path_text(path), on_not_finite)
+            not_finite = _not_finite(readable, header)
             image = reader.Execute()
             check_place(image, header, path)
-            if repaired:
-                image.SetMetaData(REPAIRED, "yes")
-            return image
+            return image, not_finite, repaired
         except RuntimeError as error:
             if "orthonormal" in str(error) or "Bad direction" in str(error):
                 raise badly_placed(str(path)) from error
@@ -93,11 +87,7 @@ def read_frames(path: str | os.PathLike) -> tuple[list[Volume], float | None]:
 
     Raises InputError as `read_volume` does.
     """
-    path = Path(path)
-    if path.name.lower().endswith(FREESURFER_SUFFIXES):
-        return [read_volume(path)], None
-    image = read_sitk(path, partial(_check_kind, path, frames=True))
-    return _volumes(image, path), image.GetSpacing()[3] if image.GetDimension() == 4 else None
+    return _read(Path(path), frames=True)
 
 
 def write_frames(frames: Sequence[Volume], path: str | os.PathLike, step: float | None) -> None:
@@ -203,26 +193,29 @@ def _check_kind(path: Path, reader: SimpleITK.ImageFileReader, frames: bool = Fa
     check_kind(size, reader.GetNumberOfComponents(), pixel_type, path_text(path))
 
 
-def _volumes(image: SimpleITK.Image, path: Path) -> list[Volume]:
-    """The frames of an image that was read from a file, with what was repaired as their note."""
+def _read(path: Path, frames: bool = False) -> tuple[list[Volume], float | None]:
+    """The only image in a file and None; with `frames` also those of a 4-D file, and their distance (s)."""
+    if path.name.lower().endswith(FREESURFER_SUFFIXES):
+        check_readable(path)
+        return [straightened(_read_freesurfer(path))], None
+    image, not_finite, repaired = read_sitk(path, partial(_check_kind, path, frames=frames))
     name = path_text(path)
+    if not_finite is not None:
+        refuse_not_finite(not_finite, name)
     parts = [image] if image.GetDimension() == 3 else [image[..., number] for number in range(image.GetSize()[3])]
     volumes = [straightened(from_sitk(part, name)) for part in parts]
-    # SimpleITK gives the parts of an image none of its metadata.
-    if image.HasMetaDataKey(REPAIRED):
-        return [replace(volume, note=SKEW_NOTE.format(name=name)) for volume in volumes]
-    return volumes
+    if repaired:
+        volumes = [replace(volume, note=SKEW_NOTE.format(name=name)) for volume in volumes]
+    return volumes, image.GetSpacing()[3] if image.GetDimension() == 4 else None
 
 
-def _check_values(
-    path: Path, header: nibabel.Nifti1Header | None, name: str, on_not_finite: Callable[[np.ndarray, str], None]
-) -> None:
-    """Say where an unpacked NIfTI file has NaN or infinity, which ITK would read as zeros."""
+def _not_finite(path: Path, header: nibabel.Nifti1Header | None) -> np.ndarray | None:
+    """Where an unpacked NIfTI file of floating-point numbers has NaN or infinity, flat in its order; else None."""
     if header is None or header["datatype"] not in (16, 64):
-        return
+        return None
     count = math.prod(header.get_data_shape())
     values = np.fromfile(path, header.get_data_dtype(), count, offset=int(header["vox_offset"]))
-    on_not_finite(~np.isfinite(values), name)
+    return ~np.isfinite(values)
 
 
 def _read_freesurfer(path: Path) -> Volume:

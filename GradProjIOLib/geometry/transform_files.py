@@ -189,11 +189,10 @@ def _read_field_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"{path} is not a displacement image; choose a 3-D image with three components per voxel (mm)."
             )
 
-    found: list[np.ndarray] = []
-    image = read_sitk(path, accept, lambda bad, _: found.append(bad))
+    image, not_finite, _ = read_sitk(path, accept)
     displacement, affine = _from_sitk(image)
-    for bad in found:
-        displacement[bad.reshape(3, *displacement.shape[:3]).any(axis=0)] = np.nan
+    if not_finite is not None:
+        displacement[not_finite.reshape(3, *displacement.shape[:3]).any(axis=0)] = np.nan
     return displacement, affine
 
 
