@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import slicer
@@ -28,26 +29,21 @@ class LossPlot:
 
     The losses differ by orders of magnitude and Slicer's charts have one value axis, so it is logarithmic.
     A loss that is exactly 0 (the identity is perfectly regular) has no place on it and is left out there. A plot view
-    does not fit its axes to a table that grows, so their ranges are set here, for `total` steps from the beginning.
+    does not fit its axes to a table that grows, so their ranges are set here.
     """
 
-    def __init__(self, scene: slicer.vtkMRMLScene, name: str, total: int = 0) -> None:
-        self.total = total
-        # The losses of each step in the order of LOSSES; None where there is none.
-        self._rows: list[list[float | None]] = []
+    def __init__(self, scene: slicer.vtkMRMLScene, name: str) -> None:
         self._series: dict[str, slicer.vtkMRMLPlotSeriesNode] = {}
         self.table = add_node(scene, "vtkMRMLTableNode", f"{name} loss table")
         self.table.SetUseColumnTitleAsColumnHeader(True)
         self.chart = _add_chart(scene, f"{name} losses", name, STEP, "Loss")
-        self.add([])
 
-    def add(self, steps: Iterable[Mapping[str, float]]) -> None:
-        """Append `steps`, mappings with similarity and regularity as in report.json.
+    def show(self, steps: Sequence[Mapping[str, Any]], total: int) -> None:
+        """Show all `steps` done so far of `total`, mappings with similarity and regularity as in report.json.
 
         They are numbered over all stages and levels; their own index begins again at each of these.
         """
-        self._rows += [[step.get(key) for key in LOSSES] for step in steps]
-        losses = np.array(self._rows, dtype=float).reshape(-1, len(LOSSES))
+        losses = np.array([[step.get(key) for key in LOSSES] for step in steps], dtype=float).reshape(-1, len(LOSSES))
         losses[losses <= 0] = np.nan
         columns = {STEP: np.arange(len(losses), dtype=float)}
         for (key, (title, _)), column in zip(LOSSES.items(), losses.T, strict=True):
@@ -66,7 +62,7 @@ class LossPlot:
         shown = losses[np.isfinite(losses)]
         if shown.size:
             self.chart.SetXAxisRangeAuto(False)
-            self.chart.SetXAxisRange(0, max(self.total, len(losses), 2) - 1)
+            self.chart.SetXAxisRange(0, max(total, len(losses), 2) - 1)
             self.chart.SetYAxisRangeAuto(False)
             self.chart.SetYAxisRange(shown.min() / MARGIN, shown.max() * MARGIN)
 

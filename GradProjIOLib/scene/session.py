@@ -307,19 +307,17 @@ class SceneRegistration:
     def show_plot(self) -> slicer.vtkMRMLPlotChartNode | None:
         """The chart of the losses, which from now on follows the run; None before there is a first run."""
         if self.chart is None and self._title:
-            self._plot = LossPlot(self.scene, self._title, self.total)
-            self._plot.add(self.steps)
+            self._plot = LossPlot(self.scene, self._title)
+            self._plot.show(self.steps, self.total)
         return self.chart
 
     def _handle(self, kind: str, event: dict[str, Any]) -> None:
         if kind == protocol.STEP:
             self.steps.append(event)
             if self.chart is not None and self._plot.table.GetScene() is self.scene:
-                self._plot.add([event])
+                self._plot.show(self.steps, self.total)
         elif kind == protocol.STARTED and self.state is State.STARTING:
             self.total, self.levels, self.before = event["total"], event["levels"], event.get("before", 0)
-            if self._plot is not None:
-                self._plot.total = self.total
             self._become(State.RUNNING)
         elif kind == protocol.DOWNLOAD:
             received, total = event["received"] / 1e6, (event["total"] or 0) / 1e6

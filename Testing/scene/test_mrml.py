@@ -661,14 +661,16 @@ def loss(similarity, regularity):
 
 
 def test_the_loss_plot_grows_by_the_steps(scene):
-    plot = LossPlot(scene, "moving to fixed", total=50)
+    plot = LossPlot(scene, "moving to fixed")
+    plot.show([], total=50)
     series = [plot.chart.GetNthPlotSeriesNode(number) for number in range(2)]
-    plot.add([loss(0.9, 0.0)])
-    assert {each.GetLineStyle() for each in series} == {series[0].LineStyleNone}
-    plot.add([loss(0.8, 2e-3)])
-    assert {each.GetLineStyle() for each in series} == {series[0].LineStyleSolid}
     # The next level numbers its steps from zero again.
-    plot.add([loss(0.7, 2e-3)])
+    steps = [loss(0.9, 0.0), loss(0.8, 2e-3), loss(0.7, 2e-3)]
+    plot.show(steps[:1], total=50)
+    assert {each.GetLineStyle() for each in series} == {series[0].LineStyleNone}
+    plot.show(steps[:2], total=50)
+    assert {each.GetLineStyle() for each in series} == {series[0].LineStyleSolid}
+    plot.show(steps, total=50)
     table = plot.table.GetTable()
     assert [table.GetValueByName(row, "Step").ToDouble() for row in range(table.GetNumberOfRows())] == [0, 1, 2]
     assert table.GetValueByName(1, "Regularity loss").ToDouble() == pytest.approx(2e-3)
@@ -679,9 +681,10 @@ def test_the_loss_plot_grows_by_the_steps(scene):
 def test_the_axes_of_the_loss_plot_hold_all_steps(scene):
     """A plot view does not fit them to a table that grows."""
     plot = LossPlot(scene, "moving to fixed")
-    plot.total = 20
+    steps = []
     for similarity, regularity in ((0.9, 0.0), (0.8, 2e-3), (0.01, 0.5)):
-        plot.add([loss(similarity, regularity)])
+        steps.append(loss(similarity, regularity))
+        plot.show(steps, total=20)
         assert not plot.chart.GetXAxisRangeAuto()
         assert not plot.chart.GetYAxisRangeAuto()
         assert plot.chart.GetXAxisRange() == (0, 19)
