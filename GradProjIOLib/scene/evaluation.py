@@ -55,11 +55,8 @@ class EvaluationInputs:
         if transform is None:
             raise InputError("There is no result with a transform; register two images, or choose a result.")
         self._check_place(transform)
-        for fixed, moving, what in (
-            (self.fixed_labels, self.moving_labels, "labels"),
-            (self.fixed_points, self.moving_points, "landmarks"),
-        ):
-            check_both(fixed, moving, what)
+        check_both(self.fixed_labels, self.moving_labels, "labels")
+        check_both(self.fixed_points, self.moving_points, "landmarks")
         if self.fixed_labels is None and self.fixed_points is None:
             raise InputError("No labels or landmarks are chosen; choose some of both images.")
 
