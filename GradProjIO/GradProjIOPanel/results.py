@@ -26,20 +26,14 @@ class ResultsSection:
 
     def __init__(self, ui, scene):
         self.ui, self.scene = ui, scene
-        self.compare, self.folding = CompareView(scene), FoldingView(scene)
-        # What is shown. Showing it changes the scene, after which the panel asks to follow once more.
-        self._result = self._segmentation = None
-        self._statistics = self._histogram = None
         self._problem = ""
-        # The table and the row shown last; setting them again would reset the views.
-        self._table, self._selected = None, -1
         self._images = {MOVING: ui.beforeButton, WARPED: ui.afterButton, JACOBIAN: ui.mapButton}
         self._flicker = qt.QTimer()
         self._flicker.timeout.connect(self._onFlicker)
         for largest, label in zip(RANGES, ("±25 %", "½ … 2", "¼ … 4"), strict=True):
             ui.rangeComboBox.addItem(label, largest)
         self._connect()
-        self._fill()
+        self.forget()
 
     def _connect(self):
         ui = self.ui
@@ -65,9 +59,11 @@ class ResultsSection:
         self.folding.show(None)
 
     def forget(self):
-        """The scene is closed or replaced."""
+        """Show nothing, as at the beginning: the scene is closed or replaced."""
         self.compare, self.folding = CompareView(self.scene), FoldingView(self.scene)
-        self._result = self._segmentation = self._statistics = self._histogram = None
+        # What is shown. Showing it changes the scene, after which the panel asks to follow once more.
+        self._result = self._segmentation = None
+        self._statistics = self._histogram = None
         self._fill()
 
     def follow(self, result, segmentation):
@@ -172,6 +168,7 @@ class ResultsSection:
         titles = [_("Volume [mm³]"), _("Smallest |J|"), _("R, A, S [mm]"), _("Where")]
         self._items = fillTable(self.ui.foldTable, titles, rows)
         self.ui.foldTable.clearSelection()
+        # The table and the row shown last; setting them again would reset the views.
         self._table, self._selected = False, -1
         self.update()
 
