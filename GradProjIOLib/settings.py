@@ -7,7 +7,7 @@ This file imports nothing but the standard library, so that whoever only offers 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -25,29 +25,18 @@ MEMORY_MODES = ("auto", "full", "lean")
 SMALLEST_LATTICE = 16
 """Fewest samples of a network's lattice along each axis."""
 LARGEST_SEED = 2**32 - 1
+_NO_RULES = {"choices": (), "least": None, "above": None, "most": None, "metavar": None, "is_path": False}
+"""The rules of a setting, where it does not say others."""
 
 
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    kind: type | None = None,
-    choices: Sequence[str] = (),
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    metavar: str | tuple[str, ...] | None = None,
-    is_path: bool = False,
-) -> Any:
-    """A field of Settings.
+def _setting(default: Any, help: str, **rules: Any) -> Any:
+    """A field of Settings. The rules for its values are its metadata.
 
     kind: the type of the value; that of the default unless given. choices: the values that are allowed. least and most:
-    the range, both included; above: a bound that is excluded. metavar: what stands for the value on the command line.
-    is_path: whether the value is the path of a file.
+    the range, both included; above: a bound that is excluded. metavar: what stands for the value on the command line,
+    N for a whole number and X for another one unless given. is_path: whether the value is the path of a file.
     """
-    metadata = {"help": help, "kind": kind or type(default), "choices": tuple(choices), "least": least,
-                "above": above, "most": most, "metavar": metavar, "is_path": is_path}  # fmt: skip
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, "kind": type(default)} | _NO_RULES | rules)
 
 
 @dataclass(frozen=True)
@@ -71,18 +60,14 @@ class Settings:
         "optimization with projected gradients, with their weighted sum (vanilla), or none (direct)",
         choices=METHODS,
     )
-    steps: int = _setting(0, "optimization steps on the network's parameters", least=0, metavar="N")
+    steps: int = _setting(0, "optimization steps on the network's parameters", least=0)
     refine_steps: int = _setting(
-        60,
-        "optimization steps on the displacement fields at each resolution, after those of the network",
-        least=0,
-        metavar="N",
+        60, "optimization steps on the displacement fields at each resolution, after those of the network", least=0
     )
     samples: int = _setting(
         3_200_000,
         "about how many samples the finest displacement fields have (1.3 mm for a brain), one per voxel at most",
         least=1000,
-        metavar="N",
     )
     resolution: float | None = _setting(
         None, "spacing of the finest displacement fields in mm, instead of samples", kind=float, above=0, metavar="MM"
@@ -104,14 +89,12 @@ class Settings:
     landmark_tolerance: float = _setting(
         2.0, "distance in mm within which landmarks that guide the registration hardly pull", above=0, metavar="MM"
     )
-    regularity_weight: float = _setting(1.5, "weight of the regularity against the similarity", least=0, metavar="X")
-    learning_rate: float | None = _setting(
-        None, "learning rate instead of the model's own", kind=float, above=0, metavar="X"
-    )
+    regularity_weight: float = _setting(1.5, "weight of the regularity against the similarity", least=0)
+    learning_rate: float | None = _setting(None, "learning rate instead of the model's own", kind=float, above=0)
     projection: str = _setting(
         "both", "which of the two gradients is projected where they conflict", choices=PROJECTION_RULES
     )
-    seed: int = _setting(0, "seed of everything that is random", least=0, most=LARGEST_SEED, metavar="N")
+    seed: int = _setting(0, "seed of everything that is random", least=0, most=LARGEST_SEED)
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, cuda:1 … or mps", metavar="DEVICE")
     lattice: tuple[int, int, int] | None = _setting(
         None,

@@ -45,7 +45,7 @@ def add_setting_options(
             help=", ".join(filter(None, (rules["help"], allowed_range(one))))
             + ("" if one.default is None else f" (default: {getattr(usual, one.name)})"),
             choices=rules["choices"] or None,
-            metavar=rules["metavar"],
+            metavar=rules["metavar"] or {int: "N", float: "X"}.get(kind),
             type={int: whole_number, tuple: whole_number, float: number}.get(kind, str),
             nargs=3 if kind is tuple else None,
         )
