@@ -40,10 +40,9 @@ class Fields:
 
     def on_lattice(self, lattice: tuple[int, int, int]) -> Tensor:
         """The displacements in samples of another lattice (K, J, I) over the same image."""
-        shape = self.samples.shape[2:]
-        if shape == lattice:
+        if self.shape == lattice:
             return self.samples
-        finer = [new / old for new, old in zip(reversed(lattice), reversed(shape), strict=True)]
+        finer = [new / old for new, old in zip(reversed(lattice), reversed(self.shape), strict=True)]
         resized = F.interpolate(self.samples, size=lattice, mode="trilinear", align_corners=False)
         return resized * torch.tensor(finer, device=resized.device).view(3, 1, 1, 1)
 

@@ -60,11 +60,7 @@ def report_of(run: Run, found: Registration, inverse_error: dict[str, float | No
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [path_text(word) for word in sys.argv],
         "settings": json.loads(json.dumps(asdict(run.settings))),
-        "model": {
-            "name": run.settings.model,
-            "weights": loaded and loaded.weights,
-            "sha256": loaded and loaded.sha256,
-        },
+        "model": {"name": run.settings.model, "weights": loaded and loaded.weights, "sha256": loaded and loaded.sha256},
         "device": {"name": str(run.device), "description": describe_device(run.device)},
         "software": {
             "python": platform.python_version(),

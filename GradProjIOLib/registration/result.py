@@ -149,10 +149,6 @@ class Registration:
         """The Jacobian determinant and the folding, which take seconds."""
         return _jacobian_maps(self.forward, self.fixed, None)
 
-    def moved_before(self) -> Volume:
-        """The moving image on the fixed image's lattice as the initial transform alone places it."""
-        return as_deformation(self.initial).warp(self.moving, self.fixed)
-
     def plot(self) -> Figure:
         """The overview as a matplotlib figure: slices of the images, the Jacobian determinant, the losses.
 
@@ -165,7 +161,7 @@ class Registration:
 
         return draw_overview(
             self.fixed,
-            self.moved_before(),
+            as_deformation(self.initial).warp(self.moving, self.fixed),
             warped,
             self.determinant().array,
             self.folding_mask().array > 0,
@@ -228,9 +224,8 @@ class Registration:
         folded = self.report["jacobian"]["folded_percent"]
         return (
             f"{Path(self.moving.name).name} onto {Path(self.fixed.name).name} · "
-            f"{model_in_words(self.report)}, "
-            f"{self.settings.method}, {steps_in_words(self.report)} · {folded:.3g} % folded · "
-            f"{self.report['seconds']:.0f} s"
+            f"{model_in_words(self.report)}, {self.settings.method}, {steps_in_words(self.report)} · "
+            f"{folded:.3g} % folded · {self.report['seconds']:.0f} s"
         )
 
 
