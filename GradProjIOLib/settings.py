@@ -36,6 +36,7 @@ def _setting(default: Any, help: str, **rules: Any) -> Any:
     the range, both included; above: a bound that is excluded. metavar: what stands for the value on the command line,
     N for a whole number and X for another one unless given. is_path: whether the value is the path of a file.
     """
+    assert rules.keys() <= {"kind", *_NO_RULES}
     return field(default=default, metadata={"help": help, "kind": type(default)} | _NO_RULES | rules)
 
 

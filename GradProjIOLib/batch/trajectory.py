@@ -71,7 +71,7 @@ class Trajectories(Job):
             if 0 in wanted:
                 measured[0] = measure_after(0)
 
-        def step(step: Step) -> None:
+        def note(step: Step) -> None:
             taken = step.index + 1
             if taken in wanted:
                 row = measured[taken] = measure_after(taken)
@@ -84,7 +84,7 @@ class Trajectories(Job):
             return measure(running.forward(), inputs, self.comparison.structures, with_distances)
 
         settings = replace(task.pair.settings, **asdict(setting))
-        result = register(**images_of(inputs), settings=settings, on_start=start, on_step=step)
+        result = register(**images_of(inputs), settings=settings, on_start=start, on_step=note)
         steps = result.report["steps"]
         if setting.refine_steps:
             row = measured[len(steps)] = measure(result.forward, inputs, self.comparison.structures, True)

@@ -163,6 +163,8 @@ class Run:
         self.taken_before = 0 if earlier is None or self.network is None else earlier.network_steps
         self.images = ImagePair(self.ordered, moving, self.initial, self.settings, guides)
         self.steps: list[Step] = []
+        # What the refinement began with, and the losses: see the report.
+        self.start, self.losses = "zero", dict[str, float]()
         self.stopped = "finished"
         self.optimizer_state: dict[str, Any] | None = None
 
