@@ -26,7 +26,6 @@ class ResultsSection:
 
     def __init__(self, ui, scene):
         self.ui, self.scene = ui, scene
-        self._problem = ""
         self._images = {MOVING: ui.beforeButton, WARPED: ui.afterButton, JACOBIAN: ui.mapButton}
         self._flicker = qt.QTimer()
         self._flicker.timeout.connect(self._onFlicker)
@@ -64,6 +63,7 @@ class ResultsSection:
         # What is shown. Showing it changes the scene, after which the panel asks to follow once more.
         self._result = self._segmentation = None
         self._statistics = self._histogram = None
+        self._problem = ""
         self._fill()
 
     def follow(self, result, segmentation):

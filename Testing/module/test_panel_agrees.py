@@ -658,6 +658,9 @@ def test_determinants_of_segments_are_listed(scripted):
     assert "nothing drawn has no segments" in ui.foldingSummaryLabel.property("text")
     assert not ui.statisticsButton.isEnabled()
     ui.histogramButton.click()
+    slicer.mrmlScene.Clear(False)
+    scripted.onTimer()
+    assert "nothing drawn" not in ui.foldingSummaryLabel.property("text")
 
 
 def test_another_result_is_shown_while_a_segmentation_is_chosen_for_its_folds(scripted):
