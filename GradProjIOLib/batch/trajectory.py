@@ -80,8 +80,7 @@ class Trajectories(Job):
                 )
 
         def measure_after(steps: int) -> tables.Row:
-            with_distances = self.comparison.is_compared(name, steps)
-            return measure(running.forward(), inputs, self.comparison.structures, with_distances)
+            return measure(running.forward(), inputs, self.comparison.structures, wanted[steps])
 
         settings = replace(task.pair.settings, **asdict(setting))
         result = register(**images_of(inputs), settings=settings, on_start=start, on_step=note)

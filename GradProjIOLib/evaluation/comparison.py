@@ -129,41 +129,35 @@ class Comparison:
         """Whether anything of it needs a network."""
         return any(setting.steps or not setting.refine_steps for setting in self.settings)
 
-    def measured_steps(self, name: str) -> list[int]:
-        """After how many steps of a run to measure: those of its settings, and those between for the curves.
+    def measured_steps(self, name: str) -> dict[int, bool]:
+        """After how many steps of a run to measure, and whether with all metrics.
 
+        Those of its settings are measured with all metrics, which are in the table. Those between are for the curves.
         A run with refinement is measured at its end only.
         """
         run = self.runs[name]
         if run.refine_steps:
-            return []
-        asked = {setting.steps for setting in self.settings if setting.run == name}
-        start = {0} if name == self.first else set()
-        return sorted(start | asked | set(range(self.every, run.steps + 1, self.every)))
-
-    def is_compared(self, method: str, steps: int) -> bool:
-        """Whether `method` after so many steps is a setting, which has a row in the table with all metrics."""
-        return Setting(method if steps else DIRECT, steps) in self.settings
+            return {}
+        compared = {setting.steps for setting in self.settings if setting.run in (name, DIRECT)}
+        first = 0 if name == self.first else self.every
+        steps = (compared - {0}) | set(range(first, run.steps + 1, self.every))
+        return {taken: taken in compared for taken in sorted(steps)}
 
     def missing(self, folder: Path, case: str, fingerprint: dict[str, Any]) -> list[str]:
         """The runs of a pair that have no record yet, or one in which something is not measured that is wanted.
 
         Raises InputError where there are records of other files or settings than `fingerprint` says.
         """
-        missing = []
-        for name in self.runs:
-            path = record_path(folder, case, name)
-            if path.exists():
-                record = Record.read(path)
-                tables.check_fingerprint(record.fingerprint, fingerprint, path.parent)
-                if self._has_all(record, name):
-                    continue
-            missing.append(name)
-        return missing
+        return [name for name in self.runs if not self._is_whole(record_path(folder, case, name), name, fingerprint)]
 
-    def _has_all(self, record: Record, name: str) -> bool:
-        wanted = {steps: "hd95_mm" if self.is_compared(name, steps) else "dice" for steps in self.measured_steps(name)}
-        return all(column in record.measured.get(steps, {}) for steps, column in wanted.items())
+    def _is_whole(self, path: Path, name: str, fingerprint: dict[str, Any]) -> bool:
+        """Whether the record of a run is at `path`, with all that is wanted."""
+        if not path.exists():
+            return False
+        record = Record.read(path)
+        tables.check_fingerprint(record.fingerprint, fingerprint, path.parent)
+        columns = {steps: "hd95_mm" if full else "dice" for steps, full in self.measured_steps(name).items()}
+        return all(column in record.measured.get(steps, {}) for steps, column in columns.items())
 
     def records(self, folder: Path, case: str) -> Records:
         """The records of a pair that is done."""
