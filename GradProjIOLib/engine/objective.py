@@ -169,13 +169,10 @@ class Objective:
 
 def _stack_masks(targets: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None, similarity: str) -> Tensor:
     """What counts of the targets: [2, 1, D, H, W] of zeros and ones."""
-    masks = torch.ones_like(targets)
-    for entry, mask in zip(masks, (fixed_mask, moving_mask), strict=True):
-        if mask is not None:
-            entry.copy_(mask[0] > 0)
-    if similarity == "mind":
-        masks = masks * has_structure(targets)
-    return masks
+    everywhere = torch.ones_like(targets[:1])
+    given = (everywhere if mask is None else mask > 0 for mask in (fixed_mask, moving_mask))
+    masks = torch.cat([mask.to(targets.dtype) for mask in given])
+    return masks * has_structure(targets) if similarity == "mind" else masks
 
 
 def _hides_nothing(masks: Tensor) -> bool:
