@@ -167,9 +167,9 @@ class InstanceOptimizer:
 
     def _names(self, projected: Sequence[int]) -> str:
         """Which objectives were projected, in a word."""
-        if len(projected) < 2:
-            return self.objective.names[projected[0]] if projected else "none"
-        return "both" if len(self.objective.names) == 2 else ", ".join(self.objective.names[i] for i in projected)
+        if len(projected) == len(self.objective.names) == 2:
+            return "both"
+        return ", ".join(self.objective.names[i] for i in projected) or "none"
 
     def _projected_gradient(
         self, fields: list[Tensor], of_fields: list[list[Tensor]]
