@@ -165,12 +165,10 @@ def _guided(report: dict[str, Any], role: str, path: Path) -> bool:
 
 def _both(fixed: Path | None, moving: Path | None, what: str) -> tuple[Path, Path] | None:
     """Both files, or None where there are none. Raises InputError where there is only one."""
-    if fixed is not None and moving is not None:
-        return fixed, moving
-    if fixed is None and moving is None:
-        return None
-    missing = "fixed" if fixed is None else "moving"
-    raise InputError(f"Of the {what} only one side is given; give the {missing} {what}, too.")
+    if (fixed is None) != (moving is None):
+        missing = "fixed" if fixed is None else "moving"
+        raise InputError(f"Of the {what} only one side is given; give the {missing} {what}, too.")
+    return (fixed, moving) if fixed and moving else None
 
 
 def _moving_affine(result: Path) -> np.ndarray | None:

@@ -121,11 +121,9 @@ def label_overlap(
         raise InputError("The labels hold no structure: all their values are 0.")
     overlaps = []
     for structure, dice in zip(structures, dice_of(fixed, warped, structures), strict=True):
-        overlap = {"structure": structure, "dice": np.nan, "hd95_mm": np.nan}
-        if structure in in_fixed and structure in in_moving:
-            distance = hd95(fixed == structure, warped == structure, spacing)
-            overlap |= {"dice": dice, "hd95_mm": distance}
-        overlaps.append(overlap)
+        in_both = structure in in_fixed and structure in in_moving
+        distance = hd95(fixed == structure, warped == structure, spacing) if in_both else np.nan
+        overlaps.append({"structure": structure, "dice": dice if in_both else np.nan, "hd95_mm": distance})
     return overlaps
 
 
