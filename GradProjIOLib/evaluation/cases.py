@@ -46,9 +46,8 @@ class Case:
 
 def measure(case: Case, structures: Sequence[int] | None = None) -> tables.Row:
     """The row of `case` (see `tables`). Raises InputError where something cannot be read or does not fit."""
-    labels = None
-    if paths := _both(case.fixed_labels, case.moving_labels, "labels"):
-        labels = read_labels(paths[0]), read_labels(paths[1])
+    paths = _both(case.fixed_labels, case.moving_labels, "labels")
+    labels = (read_labels(paths[0]), read_labels(paths[1])) if paths else None
     deformation, reference = read_result(case.result, labels[0] if labels else None)
     points = None
     if paths := _both(case.fixed_points, case.moving_points, "points"):
