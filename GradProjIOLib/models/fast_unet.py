@@ -160,7 +160,7 @@ def double_and_convolve(
         for face, of_activated, of_residual in zip(FACES, activated_faces, residual_faces, strict=True)
     ]
     constant = (head * offset).sum(dim=(1, 2, 3, 4)).repeat(8)
-    coarse = F.conv3d(F.pad(residual, [1] * 6, mode="replicate"), _within_coarse(_interpolating(scaled_head)), constant)
+    coarse = F.conv3d(_Padded.apply(residual), _within_coarse(_interpolating(scaled_head)), constant)
     coarse.add_(F.conv3d(activated, _within_coarse(F.conv3d(up, head, padding=2)), padding=1))
     return _spread(coarse, size, excesses)
 
@@ -178,6 +178,24 @@ class _WithFaces(torch.autograd.Function):
         # In place: this gradient comes from the one convolution or padding that read x, and nothing else uses it.
         for face, of_face in zip(FACES, of_faces, strict=True):
             gradient.select(*face).add_(of_face)
+        return gradient
+
+
+class _Padded(torch.autograd.Function):
+    """``F.pad(x, [1] * 6, mode="replicate")``, which for its gradient would keep x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return F.pad(x, [1] * 6, mode="replicate")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # In place, as in _WithFaces.
+        for dimension in (2, 3, 4):
+            for outside, edge in ((0, 1), (-1, -2)):
+                gradient.select(dimension, edge).add_(gradient.select(dimension, outside))
+            gradient = gradient.narrow(dimension, 1, gradient.shape[dimension] - 2)
         return gradient
 
 

@@ -52,6 +52,12 @@ class PlainWithFaces:
         return x, *(x.select(*face) for face in fast_unet.FACES)
 
 
+class PlainPadded:
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        return F.pad(x, [1] * 6, mode="replicate")
+
+
 def two_layers(
     activated: Tensor, residual: Tensor, scale: Tensor, offset: Tensor, up: Tensor, head: Tensor, size: Sequence[int]
 ) -> Tensor:
@@ -71,7 +77,7 @@ WITHOUT: dict[str, list[tuple[Any, str, Any]]] = {
     "nothing": [],
     "the fast network": [(FastUNet, "forward", UNet.forward)],
     "the last two layers as one": [(fast_unet, "double_and_convolve", two_layers)],
-    "their gradients by hand": [(fast_unet, "_WithFaces", PlainWithFaces)],
+    "their gradients by hand": [(fast_unet, "_WithFaces", PlainWithFaces), (fast_unet, "_Padded", PlainPadded)],
     "gradients of activations by hand": [
         (fast_unet, "_ActivatedAndHalved", PlainActivatedAndHalved),
         (fast_unet, "_ActivatedBeside", PlainActivatedBeside),
