@@ -69,7 +69,7 @@ def _connect(scheduler: str) -> Client:
     try:
         from distributed import Client
     except ImportError as error:
-        raise InputError("Dask is not installed; install it with: pip install dask distributed") from error
+        raise InputError("Dask is not installed; install it with: pip install distributed") from error
     where = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
         return Client(**where, timeout=CONNECTION_SECONDS, set_as_default=False)

@@ -1,4 +1,4 @@
-"""What one registration reached, in the one line that everyone reads: terminal, panel and tables of a batch."""
+"""What one registration reached, in the line that the panel shows, and in words that the terminal shares."""
 
 from __future__ import annotations
 
