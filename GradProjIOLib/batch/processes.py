@@ -64,7 +64,8 @@ def compute(tasks: Iterable[Task], workers: int | None = None) -> Generator[Outc
     workers: how many processes share the graphics cards, or the processor cores; without it one per graphics card,
     else one. Closing the iterator ends the processes at once, and nothing half is left but hidden folders.
     """
-    usable, outcomes = with_devices(tasks)
+    usable, unusable = with_devices(tasks)
+    yield from unusable
     waiting = deque(usable)
     cards = graphics_cards()
     count = workers or cards or 1
@@ -72,6 +73,7 @@ def compute(tasks: Iterable[Task], workers: int | None = None) -> Generator[Outc
     processes = [_Process(threads, number % cards if cards else None) for number in range(count)]
     idle = deque(processes)
     working: dict[Future[Outcome], tuple[_Process, Task]] = {}
+    outcomes: list[Outcome] = []
     # Cases whose process has died once.
     lost: set[str] = set()
     try:

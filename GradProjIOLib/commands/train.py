@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise InputError("A training is one process; start it without torchrun.")
     if arguments.sigma <= 0 or arguments.learning_rate <= 0:
         raise InputError("--sigma and --learning-rate must be more than 0.")

@@ -140,7 +140,15 @@ class InstanceOptimizer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a ``state``; call it inside the context, which brings the network's parameters back."""
         torch._foreach_copy_(self.parameters, state["parameters"])
-        self.adam.load_state_dict(self.adam.state_dict() | {"state": dict(enumerate(state["adam"]))})
+        # Copies in the layout of the parameters: the steps to come change them in place.
+        moments = [
+            {
+                name: value.clone() if name == "step" else torch.empty_like(parameter).copy_(value)
+                for name, value in kept.items()
+            }
+            for parameter, kept in zip(self.parameters, state["adam"], strict=False)
+        ]
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": dict(enumerate(moments))})
         self.choice.set_state(state["choice"])
         self.noise.set_state(state["noise"])
         self.taken = state["taken"]

@@ -116,7 +116,7 @@ def summary_table(rows: Sequence[Row]) -> str:
     metrics = measured_metrics(rows)
     lines = []
     for group, found in summaries(rows, [metric.key for metric in metrics]).items():
-        count = max(summary.count for summary in found.values())
+        count = max((summary.count for summary in found.values()), default=0)
         lines.append([group, str(count), *(_mean_text(metric, found[metric.key]) for metric in metrics)])
     return text_table(["setting", "cases", *(metric.title for metric in metrics)], lines)
 

@@ -147,7 +147,8 @@ def find(name: str) -> Model:
 def build(model: Model) -> Cascade:
     """The network without weights, in evaluation mode: it starts as the identity.
 
-    Its random layers are the same every time, so that the same seed gives the same result.
+    Its random layers are the same every time, so that the same seed gives the same result. It draws from torch's own
+    generator, so nothing else may draw meanwhile.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -248,6 +248,9 @@ def _read_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if not isinstance(state["adam"], list):
+            raise ValueError("an earlier version wrote it")
+        return state
     except Exception as error:
         raise InputError(f"{path} cannot be read; remove it to go on by refinement, or register anew.") from error

@@ -33,10 +33,10 @@ network's optimizer, if any: continuing exactly needs it, and it is too large to
 
 
 def run_that_goes_on(request: RegisterRequest, kept: Kept | None, inputs: Mapping[str, Any]) -> Run:
-    """The run for a request with an `earlier` result; of the same images, initial transform and masks.
+    """The run for a request with an `earlier` result, which has the same images, initial transform and masks.
 
     inputs: those of the request, as `register` takes them. Without an initial transform it is the matrix in the report.
-    The landmarks of the report hold where there are none; the labels of the report are always sent again.
+    The landmarks of the report hold where there are none; the application sends the labels of the report again.
     Where the network's optimizer is not kept any more, it is a refinement, and its warnings say so. Raises InputError.
     """
     earlier = request.earlier

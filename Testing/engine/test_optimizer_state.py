@@ -54,6 +54,27 @@ def test_interrupted_steps_are_the_same(objective, method):
     assert all(map(torch.equal, before, objective.model.parameters()))
 
 
+def test_a_state_can_be_used_again_and_stays_as_it_is(objective):
+    with optimizer(objective) as first:
+        for step in first:
+            if step.index == 2:
+                break
+        state = first.state()
+    stored = io.BytesIO()
+    torch.save(state, stored)
+    found = []
+    for _ in range(2):
+        with optimizer(objective) as again:
+            again.restore(state)
+            found.append([summary(step) for step in again])
+    assert found[0] == found[1]
+    stored.seek(0)
+    kept = torch.load(stored, weights_only=True)
+    assert all(map(torch.equal, state["parameters"], kept["parameters"]))
+    for moments, expected in zip(state["adam"], kept["adam"], strict=True):
+        assert all(torch.equal(moments[name], expected[name]) for name in expected)
+
+
 def test_loop_that_is_entered_again(objective):
     with optimizer(objective) as whole:
         expected = [summary(step) for step in whole]

@@ -113,9 +113,12 @@ class TestNetwork:
             for folder in ("whole", "half")
         ]
         assert all(map(torch.equal, *states))
-        (files / "half" / "optimizer_state.pt").write_bytes(b"something else")
-        with pytest.raises(InputError, match=r"optimizer_state.pt cannot be read"):
-            gp.load_result(files / "half")
+        stored = files / "half" / "optimizer_state.pt"
+        earlier = torch.load(stored, weights_only=True) | {"adam": {"mean": [], "steps": []}}
+        for content in (b"something else", earlier):
+            stored.write_bytes(content) if isinstance(content, bytes) else torch.save(content, stored)
+            with pytest.raises(InputError, match=r"optimizer_state.pt cannot be read"):
+                gp.load_result(files / "half")
 
     def test_what_was_canceled_takes_the_steps_that_were_left_and_is_refined_as_planned(self, heads):
         settings = NETWORK | {"refine_steps": 2, "samples": 5000}
