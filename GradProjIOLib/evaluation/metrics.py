@@ -17,7 +17,7 @@ from GradProjIOLib.errors import InputError
 from GradProjIOLib.evaluation.statistics import summarize
 from GradProjIOLib.geometry.landmarks import Landmarks, match_landmarks
 from GradProjIOLib.geometry.volume import Volume
-from GradProjIOLib.registration.result import describe_jacobian
+from GradProjIOLib.spatial import jacobian
 from GradProjIOLib.spatial.deformation import Deformation
 
 IDENTITY = Deformation(np.zeros((2, 2, 2, 3)), np.eye(4))
@@ -77,6 +77,7 @@ def evaluate_folding(deformation: Deformation, reference: Volume, mask: Volume |
     there.
     """
     sampled = deformation.sample(reference.shape, reference.affine)
+    determinant = jacobian.determinant_map(sampled)
     regions: dict[str, np.ndarray | None] = {"": None}
     if mask is not None:
         regions["_in_mask"] = inside = IDENTITY.warp(mask, reference, "nearest").array != 0
@@ -84,10 +85,10 @@ def evaluate_folding(deformation: Deformation, reference: Volume, mask: Volume |
             raise InputError(f"{mask.name} marks no voxel of the fixed image; choose another mask.")
     columns: Columns = {}
     for ending, region in regions.items():
-        figures = describe_jacobian(sampled, reference, region)
-        columns[f"ndv_percent{ending}"] = figures["ndv_percent"]
-        columns[f"folded_voxels{ending}"] = figures["folded_voxels"]
-        columns[f"std_log_jacobian{ending}"] = figures["std_log"]
+        folding = jacobian.folding(sampled, region)
+        columns[f"ndv_percent{ending}"] = folding.ndv_percent
+        columns[f"folded_voxels{ending}"] = folding.folded_voxels
+        columns[f"std_log_jacobian{ending}"] = jacobian.summary(determinant, folding.region)["std_log"]
     return columns
 
 
